@@ -1,0 +1,57 @@
+//! Evidence (RFC 9334): what an agent sends to be appraised. Nobody vouches for any of it until it is verified:
+//! the quote is vouched for by the TPM's signature, the event log and the agent's measurements only by replay
+//! against the PCR values of a verified quote.
+
+use crate::encoding::base64_bytes;
+use serde::{Deserialize, Serialize};
+
+/// The PCR that the agent extends with its own measurements (its settings). No firmware, shim or systemd-stub uses it
+/// on this boot path.
+pub const AGENT_PCR: u8 = 14;
+
+/// The PCRs that an agent quotes: 0 to 14 of the SHA-256 bank.
+pub const QUOTED_PCRS: std::ops::RangeInclusive<u8> = 0..=14;
+
+/// One quote with what explains it.
+#[derive(Debug, Clone, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Evidence {
+    /// `TPMS_ATTEST` as the TPM marshalled it (TPM 2.0 Part 2, 10.12.12).
+    #[serde(with = "base64_bytes")]
+    #[schema(value_type = String)]
+    pub attest: Vec<u8>,
+    /// `TPMT_SIGNATURE` over `attest` (Part 2, 11.3.4).
+    #[serde(with = "base64_bytes")]
+    #[schema(value_type = String)]
+    pub signature: Vec<u8>,
+    /// The SHA-256 PCR values as the agent read them, in the order of [`QUOTED_PCRS`]; 32 octets each, hexadecimal.
+    pub pcrs: Vec<String>,
+    /// The firmware's event log, `binary_bios_measurements` as the kernel shows it (TCG PC Client PFP section 10).
+    #[serde(with = "base64_bytes")]
+    #[schema(value_type = String)]
+    pub event_log: Vec<u8>,
+    /// What the agent itself extended, in order.
+    pub agent_measurements: Vec<AgentMeasurement>,
+}
+
+/// One extension of a PCR by the agent. The digest that was extended is SHA-256 of `data`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct AgentMeasurement {
+    /// The PCR; always [`AGENT_PCR`] today.
+    pub pcr: u8,
+    /// What was measured.
+    pub kind: MeasurementKind,
+    /// The exact bytes that were hashed.
+    #[serde(with = "base64_bytes")]
+    #[schema(value_type = String)]
+    pub data: Vec<u8>,
+}
+
+/// What an [`AgentMeasurement`] is of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum MeasurementKind {
+    /// The [`crate::agent::AgentSettings`] document, byte for byte as netboot served it.
+    AgentSettings,
+}

@@ -1,0 +1,165 @@
+//! Imaging's API: golden images, disks, exports, gateways.
+
+use crate::agent::{SealedGrant, TenantAddress};
+use crate::id::{AdmissionId, DiskId, ImageId, LeaseId, NodeId, ProjectId};
+use crate::net::Iqn;
+use ipnet::Ipv4Net;
+use serde::{Deserialize, Serialize};
+use std::net::{Ipv4Addr, SocketAddrV4};
+
+/// A golden image: `GET /v1/images`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct Image {
+    /// Its name.
+    pub name: ImageId,
+    /// The project that owns it.
+    pub project: ProjectId,
+    /// Size of the disk that a node sees, in octets; a multiple of 512.
+    pub virtual_bytes: u64,
+    /// Octets that are not zero.
+    pub data_bytes: u64,
+    /// SHA-256 of the whole raw disk, hexadecimal.
+    pub sha256: String,
+    /// When it was imported: milliseconds since the Unix epoch.
+    pub created_at_ms: i64,
+}
+
+/// `POST /v1/images`: import from a file on the imaging host. Answers with an [`ImportStatus`] stream
+/// (`application/x-ndjson`), the last of which is `done` or `failed`.
+#[derive(Debug, Clone, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ImportRequest {
+    /// The new image's name.
+    pub name: ImageId,
+    /// The project that will own it.
+    pub project: ProjectId,
+    /// Path of a raw or qcow2 file, below one of the configured import folders.
+    pub source: String,
+    /// The file's format.
+    pub format: ImageFormat,
+}
+
+/// Format of an image file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum ImageFormat {
+    /// Plain octets.
+    Raw,
+    /// QEMU copy-on-write 2, without backing file or data file.
+    Qcow2,
+}
+
+/// How far an import has come.
+#[derive(Debug, Clone, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(tag = "import", rename_all = "kebab-case")]
+pub enum ImportStatus {
+    /// Under way.
+    Copying {
+        /// Octets of the virtual disk done.
+        done_bytes: u64,
+        /// All of them.
+        total_bytes: u64,
+    },
+    /// Complete and on record.
+    Done {
+        /// The image.
+        image: Image,
+    },
+    /// Nothing was left behind.
+    Failed {
+        /// Why.
+        detail: String,
+    },
+}
+
+/// `PUT /v1/disks/{lease}`: the disk that a lease's node will get. No data is copied and nothing is exported.
+#[derive(Debug, Clone, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct DiskRequest {
+    /// The lessee; must own the image.
+    pub project: ProjectId,
+    /// The node.
+    pub node: NodeId,
+    /// The golden image to clone.
+    pub image: ImageId,
+}
+
+/// A disk: `GET /v1/disks`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct Disk {
+    /// Its id.
+    pub id: DiskId,
+    /// The lease that it belongs to; deleted with it.
+    pub lease: LeaseId,
+    /// The lessee.
+    pub project: ProjectId,
+    /// The node that it is for.
+    pub node: NodeId,
+    /// Its golden image.
+    pub image: ImageId,
+    /// Octets written by the node so far.
+    pub written_bytes: u64,
+}
+
+/// `POST /v1/exports`: a signed attestation result asks for the export of its lease's disk. Idempotent by the
+/// result's id.
+#[derive(Debug, Clone, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ExportRequest {
+    /// The result, as [`crate::result`] describes it.
+    pub result: String,
+}
+
+/// The answer: where the node will live, and a grant that only its TPM can open.
+#[derive(Debug, Clone, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct ExportAnswer {
+    /// The admission that the export is born of.
+    pub admission: AdmissionId,
+    /// The node's place on the provisioning network.
+    pub address: TenantAddress,
+    /// For the node.
+    pub grant: SealedGrant,
+}
+
+/// An export on record: `GET /v1/exports`.
+#[derive(Debug, Clone, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct Export {
+    /// The admission that it is born of.
+    pub admission: AdmissionId,
+    /// The lease.
+    pub lease: LeaseId,
+    /// The node.
+    pub node: NodeId,
+    /// The disk.
+    pub disk: DiskId,
+    /// The target's name.
+    pub target: Iqn,
+    /// The one initiator that it accepts.
+    pub initiator: Iqn,
+    /// Until then: milliseconds since the Unix epoch.
+    pub expires_at_ms: i64,
+    /// Sessions logged in now.
+    pub sessions: u32,
+}
+
+/// A project's gateway on its provisioning network: `POST /v1/gateways`.
+#[derive(Debug, Clone, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Gateway {
+    /// The project it serves; one gateway a project.
+    pub project: ProjectId,
+    /// Path of the Unix socket on which `assay gateway serve` takes orders.
+    pub control_socket: String,
+    /// The iSCSI portal.
+    #[schema(value_type = String)]
+    pub portal: SocketAddrV4,
+    /// The relay to the verifier's agent API.
+    #[schema(value_type = String)]
+    pub relay: SocketAddrV4,
+    /// The addresses that nodes get: this subnet's hosts from `.50` on, without the gateway's own.
+    #[schema(value_type = String)]
+    pub subnet: Ipv4Net,
+    /// Default router for nodes, if the network has one.
+    #[schema(value_type = Option<String>)]
+    pub router: Option<Ipv4Addr>,
+}
