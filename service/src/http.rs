@@ -1,0 +1,203 @@
+//! HTTP listeners: TLS over TCP, TLS over a Unix socket (behind a gateway's relay), plain over a Unix socket (local
+//! control), plain over TCP (network boot only). This file owns the services' sockets.
+
+use crate::auth::Tokens;
+use crate::clock::Clock;
+use crate::tls::SiteIdentity;
+use axum::extract::DefaultBodyLimit;
+use axum::http::StatusCode;
+use axum::{Extension, Router};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto;
+use hyper_util::server::graceful::GracefulShutdown;
+use hyper_util::service::TowerToHyperService;
+use std::io;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, UnixListener};
+use tokio::sync::Semaphore;
+use tokio_rustls::TlsAcceptor;
+use tokio_util::sync::CancellationToken;
+use tower_http::timeout::TimeoutLayer;
+
+const MAX_BODY_BYTES: usize = 1 << 20;
+const MAX_CONNECTIONS: usize = 1024;
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+const HEADER_TIMEOUT: Duration = Duration::from_secs(15);
+/// Until a response begins; longer than any long poll.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(90);
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
+/// After `accept` failed (too many open files, say): long enough not to spin.
+const ACCEPT_BACKOFF: Duration = Duration::from_millis(50);
+
+/// What every service is given.
+#[derive(Clone)]
+pub struct ServiceContext {
+    /// The time.
+    pub clock: Arc<dyn Clock>,
+    /// Who may call.
+    pub tokens: Arc<Tokens>,
+    /// What to serve TLS with.
+    pub identity: Arc<SiteIdentity>,
+    /// Cancelled when the process shall end.
+    pub shutdown: CancellationToken,
+}
+
+/// Where to listen.
+#[derive(Debug)]
+pub enum Listener {
+    /// TLS 1.3 over TCP.
+    Tls(TcpListener),
+    /// TLS 1.3 over a Unix socket: the far end of a relay.
+    UnixTls(PathBuf),
+    /// Plain HTTP over a Unix socket that only this user can open.
+    Unix(PathBuf),
+    /// Plain HTTP over TCP: only for what firmware fetches.
+    Plain(TcpListener),
+}
+
+/// Why a listener cannot be had.
+#[derive(Debug, thiserror::Error)]
+#[error("listening on {address}")]
+pub struct HttpError {
+    address: String,
+    source: io::Error,
+}
+
+/// The other end of a TCP connection, for handlers that limit by address: an axum `Extension`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PeerAddress(pub SocketAddr);
+
+/// Binds TCP.
+///
+/// # Errors
+/// Names the address.
+pub async fn bind(address: SocketAddr) -> Result<TcpListener, HttpError> {
+    TcpListener::bind(address).await.map_err(|source| HttpError { address: address.to_string(), source })
+}
+
+/// Serves `router` until `context.shutdown`; then lets requests under way finish, for a few seconds.
+///
+/// # Errors
+/// A Unix socket cannot be bound.
+pub async fn serve(listener: Listener, router: Router, context: &ServiceContext) -> Result<(), HttpError> {
+    let router = router
+        .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))
+        .layer(TimeoutLayer::with_status_code(StatusCode::SERVICE_UNAVAILABLE, REQUEST_TIMEOUT))
+        .layer(Extension(Arc::clone(&context.tokens)));
+    let tls = TlsAcceptor::from(context.identity.server_config());
+    let server = Server {
+        router,
+        graceful: GracefulShutdown::new(),
+        slots: Arc::new(Semaphore::new(MAX_CONNECTIONS)),
+        shutdown: context.shutdown.clone(),
+    };
+    match listener {
+        Listener::Tls(tcp) => server.accept_tcp(tcp, Some(tls)).await,
+        Listener::Plain(tcp) => server.accept_tcp(tcp, None).await,
+        Listener::UnixTls(path) => server.accept_unix(bind_unix(&path)?, Some(tls)).await,
+        Listener::Unix(path) => server.accept_unix(bind_unix(&path)?, None).await,
+    }
+    Ok(())
+}
+
+struct Server {
+    router: Router,
+    graceful: GracefulShutdown,
+    slots: Arc<Semaphore>,
+    shutdown: CancellationToken,
+}
+
+impl Server {
+    async fn accept_tcp(self, listener: TcpListener, tls: Option<TlsAcceptor>) {
+        loop {
+            let accepted = tokio::select! {
+                () = self.shutdown.cancelled() => break,
+                accepted = listener.accept() => accepted,
+            };
+            match accepted {
+                Ok((stream, peer)) => {
+                    let _latency_only = stream.set_nodelay(true);
+                    self.spawn(stream, tls.clone(), self.router.clone().layer(Extension(PeerAddress(peer))));
+                }
+                Err(error) => back_off(&error).await,
+            }
+        }
+        self.drain().await;
+    }
+
+    async fn accept_unix(self, listener: UnixListener, tls: Option<TlsAcceptor>) {
+        loop {
+            let accepted = tokio::select! {
+                () = self.shutdown.cancelled() => break,
+                accepted = listener.accept() => accepted,
+            };
+            match accepted {
+                Ok((stream, _)) => self.spawn(stream, tls.clone(), self.router.clone()),
+                Err(error) => back_off(&error).await,
+            }
+        }
+        self.drain().await;
+    }
+
+    /// Serves one connection in a task of its own; over the limit the newest is dropped and the established stay.
+    fn spawn<S>(&self, stream: S, tls: Option<TlsAcceptor>, router: Router)
+    where
+        S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+    {
+        let Ok(slot) = Arc::clone(&self.slots).try_acquire_owned() else {
+            tracing::warn!(event = "http.connection_refused", limit = MAX_CONNECTIONS, "too many connections");
+            return;
+        };
+        let watcher = self.graceful.watcher();
+        tokio::spawn(async move {
+            let _slot = slot;
+            match tls {
+                None => serve_connection(stream, router, watcher).await,
+                Some(acceptor) => match tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await {
+                    Ok(Ok(stream)) => serve_connection(stream, router, watcher).await,
+                    Ok(Err(error)) => tracing::debug!(event = "tls.handshake_failed", %error, "TLS handshake failed"),
+                    Err(_elapsed) => tracing::debug!(event = "tls.handshake_slow", "TLS handshake took too long"),
+                },
+            }
+        });
+    }
+
+    async fn drain(self) {
+        if tokio::time::timeout(DRAIN_TIMEOUT, self.graceful.shutdown()).await.is_err() {
+            tracing::warn!(event = "http.drain_timeout", "requests were still under way at shutdown");
+        }
+    }
+}
+
+async fn serve_connection<S>(stream: S, router: Router, watcher: hyper_util::server::graceful::Watcher)
+where
+    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
+    let mut builder = auto::Builder::new(TokioExecutor::new()).http1_only();
+    builder.http1().timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT);
+    let connection = builder.serve_connection(TokioIo::new(stream), TowerToHyperService::new(router)).into_owned();
+    if let Err(error) = watcher.watch(connection).await {
+        tracing::debug!(event = "http.connection_failed", %error, "connection ended with an error");
+    }
+}
+
+fn bind_unix(path: &PathBuf) -> Result<UnixListener, HttpError> {
+    use std::os::unix::fs::PermissionsExt as _;
+    // A socket file that a killed predecessor left behind would make bind fail for ever.
+    let _was_there = std::fs::remove_file(path);
+    UnixListener::bind(path)
+        .and_then(|listener| {
+            std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
+            Ok(listener)
+        })
+        .map_err(|source| HttpError { address: path.display().to_string(), source })
+}
+
+async fn back_off(error: &io::Error) {
+    tracing::warn!(event = "http.accept_failed", %error, "cannot accept a connection");
+    tokio::time::sleep(ACCEPT_BACKOFF).await;
+}
