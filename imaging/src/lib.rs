@@ -1,0 +1,3 @@
+//! Imaging: golden image, clone, iSCSI export.
+
+pub mod store;

@@ -1,0 +1,35 @@
+//! The few system calls on files that the standard library does not have, and durable publication of a folder.
+
+use rustix::fs::FallocateFlags;
+use rustix::io::{Errno, ReadWriteFlags};
+use std::fs::File;
+use std::io::{self, IoSliceMut};
+use std::path::Path;
+
+/// Fills `buffer` from `offset` if the page cache holds all of it (`preadv2` with `RWF_NOWAIT`). `false` also where
+/// the file system cannot tell.
+pub(crate) fn read_if_cached(file: &File, offset: u64, buffer: &mut [u8]) -> io::Result<bool> {
+    let wanted = buffer.len();
+    match rustix::io::preadv2(file, &mut [IoSliceMut::new(buffer)], offset, ReadWriteFlags::NOWAIT) {
+        Ok(got) => Ok(got == wanted),
+        Err(Errno::AGAIN | Errno::OPNOTSUPP | Errno::INTR) => Ok(false),
+        Err(other) => Err(other.into()),
+    }
+}
+
+/// Frees the range's blocks; it reads as zero from then on.
+pub(crate) fn punch_hole(file: &File, offset: u64, length: u64) -> io::Result<()> {
+    rustix::fs::fallocate(file, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, offset, length)?;
+    Ok(())
+}
+
+/// Reserves the file's first `length` octets, so that writing them later cannot fail for want of space.
+pub(crate) fn reserve(file: &File, length: u64) -> io::Result<()> {
+    rustix::fs::fallocate(file, FallocateFlags::empty(), 0, length)?;
+    Ok(())
+}
+
+/// Makes the entries of a folder durable.
+pub(crate) fn sync_folder(path: &Path) -> io::Result<()> {
+    File::open(path)?.sync_all()
+}

@@ -1,0 +1,379 @@
+//! A disk: a copy-on-write clone of a golden image, made in constant time.
+//!
+//! ```text
+//! disks/<id>/data    the clone's own granules at their own offsets, the rest a hole
+//! disks/<id>/map     which granules are its own, as of the last flush
+//! disks/<id>/live    the same as of the last write, with the host's boot id
+//! ```
+//!
+//! **What survives.** A write goes to `data`, then its granules to `live`; both are in the page cache then, so the end of
+//! this process loses nothing. A flush syncs `data`, then writes and syncs `map`. After a power cut the order in which
+//! the page cache reached the disk is unknown, and `live` might claim granules that never arrived; so it is believed
+//! only under the boot id that it was written under, and otherwise `map` is: each granule then reads as it was
+//! written, or as the golden image has it, never as a hole.
+
+use super::StoreError;
+use super::allocation::{AllocationMap, GRANULE_BYTES, GRANULE_LEN, map_bytes, page_offset};
+use super::device::{BlockDevice, DeviceError, check_range};
+use super::file::{punch_hole, read_if_cached, reserve, sync_folder};
+use super::golden::GoldenImage;
+use std::fs::{File, OpenOptions, TryLockError};
+use std::io;
+use std::os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _};
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+
+const DATA: &str = "data";
+const MAP: &str = "map";
+const LIVE: &str = "live";
+/// The map's bits start here in both files; before them, the header.
+const HEADER_BYTES: u64 = 4096;
+const MAGIC: &[u8; 8] = b"ASSAYMAP";
+const LAYOUT: u32 = 1;
+
+/// One run of the host's kernel: what the page cache lives and dies with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HostBoot([u8; 16]);
+
+impl HostBoot {
+    /// Of the running kernel (`/proc/sys/kernel/random/boot_id`).
+    ///
+    /// # Errors
+    /// The kernel does not say.
+    pub fn current() -> Result<Self, StoreError> {
+        let path = Path::new("/proc/sys/kernel/random/boot_id");
+        let text = std::fs::read_to_string(path).map_err(|source| StoreError::io("reading", path, source))?;
+        let id = uuid::Uuid::parse_str(text.trim())
+            .map_err(|cause| StoreError::malformed(path, format!("is not a boot id: {cause}")))?;
+        Ok(Self(id.into_bytes()))
+    }
+
+    /// A made-up boot, to stand for a power cut in tests.
+    #[must_use]
+    pub const fn from_bytes(bytes: [u8; 16]) -> Self {
+        Self(bytes)
+    }
+}
+
+/// An open clone. Only one opener at a time has it, across processes.
+#[derive(Debug)]
+pub struct Overlay {
+    golden: Arc<GoldenImage>,
+    /// Locked (`flock`) as long as this is open.
+    data: File,
+    map_file: File,
+    live_file: File,
+    map: AllocationMap,
+    /// Held shared by whole-granule writes, alone by writes that must first copy what they do not cover.
+    copying: RwLock<()>,
+    /// Held while `live` and the map in memory change together.
+    recording: Mutex<()>,
+    flushing: Mutex<()>,
+    flush_failed: AtomicBool,
+}
+
+impl Overlay {
+    /// Makes an empty clone of a golden image of `byte_len` octets in `folder`, durably, whatever its size.
+    /// Folder must not exist, or be what an interrupted call left.
+    ///
+    /// # Errors
+    /// The file system refuses; nothing is left then.
+    pub fn create(folder: &Path, byte_len: u64) -> Result<(), StoreError> {
+        let staging = folder.with_extension("new");
+        let made = create_files(&staging, byte_len)
+            .and_then(|()| std::fs::rename(&staging, folder))
+            .and_then(|()| folder.parent().map_or(Ok(()), sync_folder));
+        if made.is_err() {
+            // Nothing is left of what failed; the first error is the one that counts.
+            let _ = std::fs::remove_dir_all(&staging);
+        }
+        made.map_err(|source| StoreError::io("making the clone", folder, source))
+    }
+
+    /// Opens the clone in `folder`.
+    ///
+    /// # Errors
+    /// Somebody else has it open, or its files do not belong together or to this golden image.
+    pub fn open(folder: &Path, golden: Arc<GoldenImage>, boot: HostBoot) -> Result<Self, StoreError> {
+        let open = |name: &str| {
+            let path = folder.join(name);
+            OpenOptions::new()
+                .read(true)
+                .write(true)
+                .open(&path)
+                .map_err(|source| StoreError::io("opening", &path, source))
+        };
+        let (data, map_file, live_file) = (open(DATA)?, open(MAP)?, open(LIVE)?);
+        match data.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => return Err(StoreError::InUse { path: folder.to_owned() }),
+            Err(TryLockError::Error(source)) => return Err(StoreError::io("locking the clone", folder, source)),
+        }
+        let byte_len = golden.byte_len();
+        let length = data.metadata().map_err(|source| StoreError::io("reading the size of", folder, source))?.len();
+        if length != byte_len {
+            let detail = format!("is a clone of {length} octets, its golden image has {byte_len}");
+            return Err(StoreError::malformed(folder, detail));
+        }
+        let map = load_map(folder, &map_file, &live_file, byte_len, boot)?;
+        Ok(Self {
+            golden,
+            data,
+            map_file,
+            live_file,
+            map,
+            copying: RwLock::new(()),
+            recording: Mutex::new(()),
+            flushing: Mutex::new(()),
+            flush_failed: AtomicBool::new(false),
+        })
+    }
+
+    /// Octets that the clone in `folder` takes on the host's disk, beside its maps.
+    ///
+    /// # Errors
+    /// There is no such clone.
+    pub fn allocated_bytes(folder: &Path) -> Result<u64, StoreError> {
+        let path = folder.join(DATA);
+        let metadata =
+            std::fs::metadata(&path).map_err(|source| StoreError::io("reading the size of", &path, source))?;
+        Ok(metadata.blocks() * 512)
+    }
+
+    /// Writes while nobody else copies: for ranges whose first and last granule need content from the golden image.
+    fn copy_and_write(&self, offset: u64, data: &[u8]) -> Result<(), DeviceError> {
+        let _alone = self.copying.write().unwrap_or_else(PoisonError::into_inner);
+        let end = offset + data.len() as u64;
+        let start = if self.map.is_own(offset) { offset } else { granule_start(offset) };
+        let stop = if self.map.is_own(end - 1) { end } else { self.granule_end(end) };
+        let (head, tail) = (length(offset - start), length(stop - end));
+        let mut merged = vec![0; head + data.len() + tail];
+        self.golden.read_at(start, &mut merged[..head])?;
+        merged[head..head + data.len()].copy_from_slice(data);
+        self.golden.read_at(end, &mut merged[head + data.len()..])?;
+        self.write_own(start, &merged)
+    }
+
+    /// Writes whole granules, or into granules that are the clone's own.
+    fn write_own(&self, offset: u64, data: &[u8]) -> Result<(), DeviceError> {
+        self.data
+            .write_all_at(data, offset)
+            .map_err(|source| DeviceError::from_io("writing to a clone", offset, source))?;
+        self.record(offset, data.len() as u64)
+    }
+
+    /// Takes the range over into the map: file first, so that no granule is owned that a restart would forget.
+    fn record(&self, offset: u64, length: u64) -> Result<(), DeviceError> {
+        let _one = lock(&self.recording);
+        let Some(change) = self.map.plan(&(offset..offset + length)) else { return Ok(()) };
+        let bytes: Vec<u8> = change.words.iter().flat_map(|word| word.to_le_bytes()).collect();
+        self.live_file
+            .write_all_at(&bytes, HEADER_BYTES + change.first_word as u64 * 8)
+            .map_err(|source| DeviceError::from_io("recording a write to a clone", offset, source))?;
+        self.map.apply(&change);
+        Ok(())
+    }
+
+    /// Whether a write of this range must first copy content that it does not cover.
+    fn needs_copy(&self, offset: u64, end: u64) -> bool {
+        let head = !offset.is_multiple_of(GRANULE_BYTES) && !self.map.is_own(offset);
+        head || (end != self.granule_end(end) && !self.map.is_own(end - 1))
+    }
+
+    /// Where the granule that holds the octet before `end` stops.
+    fn granule_end(&self, end: u64) -> u64 {
+        end.next_multiple_of(GRANULE_BYTES).min(self.map.byte_len())
+    }
+
+    fn check_writable(&self) -> Result<(), DeviceError> {
+        if self.flush_failed.load(Ordering::Acquire) { Err(DeviceError::FlushFailedBefore) } else { Ok(()) }
+    }
+
+    fn sync(&self, pages: &[(usize, Vec<u8>)]) -> Result<(), DeviceError> {
+        let failed = |source| DeviceError::from_io("flushing a clone", 0, source);
+        self.data.sync_data().map_err(failed)?;
+        if pages.is_empty() {
+            return Ok(());
+        }
+        for (page, bytes) in pages {
+            self.map_file.write_all_at(bytes, HEADER_BYTES + page_offset(*page)).map_err(failed)?;
+        }
+        self.map_file.sync_data().map_err(failed)
+    }
+}
+
+impl BlockDevice for Overlay {
+    fn byte_len(&self) -> u64 {
+        self.map.byte_len()
+    }
+
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<(), DeviceError> {
+        check_range(offset, buffer.len() as u64, self.byte_len())?;
+        let mut rest = buffer;
+        for run in self.map.runs(offset..offset + rest.len() as u64) {
+            let (part, after) = rest.split_at_mut(length(run.range.end - run.range.start));
+            let at = run.range.start;
+            if run.own {
+                let failed = |source| DeviceError::Io { doing: "reading a clone", offset: at, source };
+                self.data.read_exact_at(part, at).map_err(failed)?;
+            } else {
+                self.golden.read_at(at, part)?;
+            }
+            rest = after;
+        }
+        Ok(())
+    }
+
+    fn try_read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<bool, DeviceError> {
+        check_range(offset, buffer.len() as u64, self.byte_len())?;
+        let mut rest = buffer;
+        for run in self.map.runs(offset..offset + rest.len() as u64) {
+            let (part, after) = rest.split_at_mut(length(run.range.end - run.range.start));
+            let at = run.range.start;
+            let filled = if run.own {
+                let failed = |source| DeviceError::Io { doing: "reading a clone", offset: at, source };
+                read_if_cached(&self.data, at, part).map_err(failed)?
+            } else {
+                self.golden.try_read_at(at, part)?
+            };
+            if !filled {
+                return Ok(false);
+            }
+            rest = after;
+        }
+        Ok(true)
+    }
+
+    fn write_at(&self, offset: u64, data: &[u8]) -> Result<(), DeviceError> {
+        check_range(offset, data.len() as u64, self.byte_len())?;
+        self.check_writable()?;
+        if data.is_empty() {
+            return Ok(());
+        }
+        {
+            let _shared = self.copying.read().unwrap_or_else(PoisonError::into_inner);
+            if !self.needs_copy(offset, offset + data.len() as u64) {
+                return self.write_own(offset, data);
+            }
+        }
+        self.copy_and_write(offset, data)
+    }
+
+    fn unmap(&self, offset: u64, length: u64) -> Result<(), DeviceError> {
+        check_range(offset, length, self.byte_len())?;
+        self.check_writable()?;
+        let end = offset + length;
+        let aligned_start = offset.next_multiple_of(GRANULE_BYTES).min(end);
+        let aligned_end = if end == self.byte_len() { end } else { granule_start(end).max(aligned_start) };
+        let zeros = [0; GRANULE_LEN];
+        self.write_at(offset, &zeros[..self::length(aligned_start - offset)])?;
+        self.write_at(aligned_end, &zeros[..self::length(end - aligned_end)])?;
+        if aligned_start < aligned_end {
+            let _alone = self.copying.write().unwrap_or_else(PoisonError::into_inner);
+            punch_hole(&self.data, aligned_start, aligned_end - aligned_start)
+                .map_err(|source| DeviceError::from_io("unmapping part of a clone", aligned_start, source))?;
+            self.record(aligned_start, aligned_end - aligned_start)?;
+        }
+        Ok(())
+    }
+
+    fn flush(&self) -> Result<(), DeviceError> {
+        let _one = lock(&self.flushing);
+        self.check_writable()?;
+        // Taken before the data is synced: a granule that is written meanwhile waits for the next flush.
+        let pages = self.map.take_dirty_pages();
+        let synced = self.sync(&pages);
+        if synced.is_err() {
+            self.map.return_dirty_pages(&pages);
+            self.flush_failed.store(true, Ordering::Release);
+        }
+        synced
+    }
+}
+
+fn create_files(folder: &Path, byte_len: u64) -> io::Result<()> {
+    match std::fs::remove_dir_all(folder) {
+        Err(cause) if cause.kind() != io::ErrorKind::NotFound => return Err(cause),
+        Ok(()) | Err(_) => std::fs::create_dir(folder)?,
+    }
+    let create = |name| OpenOptions::new().write(true).create_new(true).mode(0o600).open(folder.join(name));
+    let data = create(DATA)?;
+    data.set_len(byte_len)?;
+    data.sync_all()?;
+    for name in [MAP, LIVE] {
+        let file = create(name)?;
+        // So that a full disk cannot keep a completed write from being recorded.
+        reserve(&file, HEADER_BYTES + map_bytes(byte_len))?;
+        file.write_all_at(&header(byte_len, HostBoot([0; 16])), 0)?;
+        file.sync_all()?;
+    }
+    sync_folder(folder)
+}
+
+/// The map as it must be believed now; `live` is made to agree with it, under this boot.
+fn load_map(
+    folder: &Path,
+    map_file: &File,
+    live_file: &File,
+    byte_len: u64,
+    boot: HostBoot,
+) -> Result<AllocationMap, StoreError> {
+    let failed = |source| StoreError::io("reading the allocation map of", folder, source);
+    let read = |file: &File| {
+        let mut bytes = vec![0; length(HEADER_BYTES + map_bytes(byte_len))];
+        file.read_exact_at(&mut bytes, 0).map(|()| bytes)
+    };
+    let durable = read(map_file).map_err(failed)?;
+    let (header_bytes, bits) = durable.split_at(length(HEADER_BYTES));
+    if parse_header(header_bytes).is_none_or(|(size, _)| size != byte_len) {
+        let detail = format!("has an allocation map that is not for {byte_len} octets");
+        return Err(StoreError::malformed(folder, detail));
+    }
+    let map = AllocationMap::new(byte_len);
+    map.merge(bits);
+    map.all_durable();
+    let live = read(live_file).map_err(failed)?;
+    let (header_bytes, bits) = live.split_at(length(HEADER_BYTES));
+    if parse_header(header_bytes) == Some((byte_len, boot)) {
+        map.merge(bits);
+        return Ok(map);
+    }
+    // Another boot's: start it anew from `map`. The header last, so that a half-written one is not believed.
+    live_file
+        .write_all_at(&header(byte_len, HostBoot([0; 16])), 0)
+        .and_then(|()| live_file.write_all_at(&map.to_bytes(), HEADER_BYTES))
+        .and_then(|()| live_file.write_all_at(&header(byte_len, boot), 0))
+        .map_err(|source| StoreError::io("renewing the allocation map of", folder, source))?;
+    Ok(map)
+}
+
+/// magic, layout, granule, size of the device, boot id; little endian.
+fn header(byte_len: u64, boot: HostBoot) -> Vec<u8> {
+    let mut header = Vec::with_capacity(44);
+    header.extend_from_slice(MAGIC);
+    header.extend_from_slice(&LAYOUT.to_le_bytes());
+    header.extend_from_slice(&GRANULE_BYTES.to_le_bytes());
+    header.extend_from_slice(&byte_len.to_le_bytes());
+    header.extend_from_slice(&boot.0);
+    header
+}
+
+fn parse_header(bytes: &[u8]) -> Option<(u64, HostBoot)> {
+    let byte_len = u64::from_le_bytes(bytes.get(20..28)?.try_into().ok()?);
+    let boot = HostBoot(bytes.get(28..44)?.try_into().ok()?);
+    (bytes.get(..44)? == header(byte_len, boot)).then_some((byte_len, boot))
+}
+
+fn granule_start(offset: u64) -> u64 {
+    offset / GRANULE_BYTES * GRANULE_BYTES
+}
+
+/// Lengths here are of buffers in memory, or were checked to fit one.
+fn length(octets: u64) -> usize {
+    usize::try_from(octets).unwrap_or(usize::MAX)
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
