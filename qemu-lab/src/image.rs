@@ -1,0 +1,161 @@
+//! The tenant's golden image: a small Debian 12 that boots from iSCSI and answers HTTP with its name. Built without root
+//! where user namespaces allow it and without loop devices everywhere; kept by a digest of its recipe.
+
+use crate::command::{command, run};
+use crate::error::{LabError, Result};
+use ring::digest::{Context, SHA256};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
+use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
+
+/// Builds the tenant image below `cache`, unless one of the same recipe is there. Answers the qcow2 file. `progress`
+/// gets a line whenever there is something to say.
+///
+/// # Errors
+/// A tool fails; its last words are in the error.
+pub async fn tenant(cache: &Path, progress: impl Fn(&str)) -> Result<PathBuf> {
+    fs::create_dir_all(cache).map_err(LabError::io(format!("making {}", cache.display())))?;
+    let image = cache.join(format!("tenant-{}.qcow2", recipe_digest()));
+    if image.exists() {
+        progress(&format!("tenant image: {} (made before)", image.display()));
+        return Ok(image);
+    }
+    let work = cache.join(format!("tenant-work-{}", std::process::id()));
+    fs::create_dir_all(&work).map_err(LabError::io(format!("making {}", work.display())))?;
+    let built = build(&work, &image, &progress).await;
+    // What is left of a failed build is of no use; of a good one, everything was renamed.
+    let _leftovers = fs::remove_dir_all(&work);
+    built.map(|()| image)
+}
+
+async fn build(work: &Path, image: &Path, progress: &impl Fn(&str)) -> Result<()> {
+    let disk = work.join("disk.raw");
+    for (name, text) in FILES {
+        let path = work.join(name);
+        fs::write(&path, text).map_err(LabError::io(format!("writing {}", path.display())))?;
+        set_mode(&path, 0o755)?;
+    }
+    let file = fs::File::create(&disk).map_err(LabError::io(format!("creating {}", disk.display())))?;
+    file.set_len(DISK_BYTES).map_err(LabError::io(format!("sizing {}", disk.display())))?;
+    // Without root, the file system is made by a user that the namespace maps elsewhere.
+    set_mode(&disk, 0o666)?;
+    partition(&disk).await?;
+    progress("tenant image: fetching and unpacking Debian 12 (about half a minute)");
+    bootstrap(work, &disk, progress).await?;
+    progress("tenant image: converting to qcow2");
+    let finished = work.join("disk.qcow2");
+    let mut convert = command("qemu-img");
+    convert.args(["convert", "-O", "qcow2"]).arg(&disk).arg(&finished);
+    run(convert, "converting the tenant image", CONVERT_LIMIT).await?;
+    fs::rename(&finished, image).map_err(LabError::io(format!("keeping {}", image.display())))?;
+    let megabytes = fs::metadata(image).map_or(0, |m| m.len() / 1_000_000);
+    progress(&format!("tenant image: {} ({megabytes} MB)", image.display()));
+    Ok(())
+}
+
+async fn partition(disk: &Path) -> Result<()> {
+    let doing = "partitioning the tenant image";
+    let mut sfdisk = command("/sbin/sfdisk");
+    sfdisk.arg("--quiet").arg(disk).stdin(Stdio::piped()).stdout(Stdio::null());
+    let mut child = sfdisk.spawn().map_err(LabError::io(doing))?;
+    let script = format!("label: gpt\nstart={PARTITION_OFFSET_SECTORS}, type=L, name=tenant\n");
+    if let Some(mut stdin) = child.stdin.take() {
+        stdin.write_all(script.as_bytes()).await.map_err(LabError::io(doing))?;
+    }
+    let status = child.wait().await.map_err(LabError::io(doing))?;
+    if status.success() { Ok(()) } else { Err(LabError::unexpected(doing, format!("sfdisk failed ({status})"))) }
+}
+
+async fn bootstrap(work: &Path, disk: &Path, progress: &impl Fn(&str)) -> Result<()> {
+    let doing = "building the tenant image";
+    let hook = |name: &str, when: &str| format!("--{when}-hook={}", work.join(name).display());
+    let mut mmdebstrap = command("mmdebstrap");
+    mmdebstrap.args(["--mode=auto", "--variant=minbase", "--format=null"]);
+    mmdebstrap.arg(format!("--include={}", PACKAGES.join(",")));
+    mmdebstrap.arg("--aptopt=Apt::Install-Recommends \"false\"");
+    for unwanted in ["man", "doc", "locale", "info"] {
+        mmdebstrap.arg(format!("--dpkgopt=path-exclude=/usr/share/{unwanted}/*"));
+    }
+    mmdebstrap.arg(hook("before-packages", "essential")).arg(hook("after-packages", "customize")).arg("bookworm");
+    mmdebstrap.env("TENANT_FILES", work).env("TENANT_DISK", disk);
+    mmdebstrap.env("TENANT_OFFSET", (PARTITION_OFFSET_SECTORS * 512).to_string());
+    mmdebstrap.env("TENANT_SIZE", format!("{}k", FILE_SYSTEM_BYTES / 1024));
+    // mkfs and friends are in /sbin, which an ordinary user's PATH lacks.
+    let path = std::env::var("PATH").unwrap_or_default();
+    mmdebstrap.env("PATH", format!("{path}:/usr/sbin:/sbin"));
+    mmdebstrap.stderr(Stdio::piped()).stdout(Stdio::null());
+    let mut child = mmdebstrap.spawn().map_err(LabError::io(format!("{doing}: starting mmdebstrap")))?;
+    let mut said = String::new();
+    if let Some(stderr) = child.stderr.take() {
+        let mut lines = BufReader::new(stderr).lines();
+        while let Ok(Some(line)) = lines.next_line().await {
+            if let Some(step) = line.strip_prefix("I: ").filter(|step| !step.starts_with("running --")) {
+                progress(&format!("tenant image: {step}"));
+            }
+            said.push_str(&line);
+            said.push('\n');
+        }
+    }
+    let status = child.wait().await.map_err(LabError::io(doing))?;
+    if status.success() {
+        return Ok(());
+    }
+    let (output, status) = (crate::command::tail(said.trim()), status.to_string());
+    Err(LabError::Tool { doing: doing.to_owned(), command: "mmdebstrap".to_owned(), status, output })
+}
+
+/// Digest of everything that decides what the image becomes, short enough for a file name.
+fn recipe_digest() -> String {
+    let mut context = Context::new(&SHA256);
+    for (name, text) in FILES {
+        context.update(name.as_bytes());
+        context.update(text.as_bytes());
+    }
+    context.update(PACKAGES.join(",").as_bytes());
+    context.update(&DISK_BYTES.to_be_bytes());
+    hex::encode(&context.finish().as_ref()[..6])
+}
+
+fn set_mode(path: &Path, mode: u32) -> Result<()> {
+    use std::os::unix::fs::PermissionsExt as _;
+    fs::set_permissions(path, fs::Permissions::from_mode(mode))
+        .map_err(LabError::io(format!("setting the mode of {}", path.display())))
+}
+
+const PACKAGES: [&str; 9] = [
+    "systemd-sysv",
+    "udev",
+    "kmod",
+    "linux-image-cloud-amd64",
+    "initramfs-tools",
+    "open-iscsi",
+    "iproute2",
+    "zstd",
+    "busybox-static",
+];
+const FILES: [(&str, &str); 4] = [
+    ("before-packages", include_str!("../tenant/before-packages")),
+    ("after-packages", include_str!("../tenant/after-packages")),
+    ("answer-page", include_str!("../tenant/answer-page")),
+    ("answer.service", include_str!("../tenant/answer.service")),
+];
+const DISK_BYTES: u64 = 768 << 20;
+const PARTITION_OFFSET_SECTORS: u64 = 2048;
+/// The partition without the backup of its table at the disk's end.
+const FILE_SYSTEM_BYTES: u64 = DISK_BYTES - (2 << 20);
+const CONVERT_LIMIT: Duration = Duration::from_secs(120);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_file_system_fits_between_the_partition_tables() {
+        let end = PARTITION_OFFSET_SECTORS * 512 + FILE_SYSTEM_BYTES;
+        assert!(end + 33 * 512 <= DISK_BYTES);
+        assert_eq!(FILE_SYSTEM_BYTES % 4096, 0);
+        assert_eq!(recipe_digest().len(), 12);
+    }
+}

@@ -1,0 +1,17 @@
+//! The lab: real firmware, a real switch, real (software) TPMs and the real services, on one machine, for `make lab` and
+//! for the end-to-end tests. Everything runs inside namespaces of the lab's own and dies with it.
+
+pub mod bmc;
+pub mod command;
+pub mod console;
+pub mod error;
+pub mod events;
+pub mod image;
+pub mod machine;
+pub mod netns;
+pub mod qmp;
+pub mod sandbox;
+pub mod site;
+pub mod steps;
+pub mod topology;
+pub mod tpm;

@@ -1,0 +1,186 @@
+//! `qemu-lab`: the lab's command line.
+
+use assay_qemu_lab::error::{LabError, Result};
+use assay_qemu_lab::events::{self, Event, EventLog};
+use assay_qemu_lab::image;
+use assay_qemu_lab::sandbox;
+use assay_qemu_lab::site::Site;
+use assay_qemu_lab::steps::{BootSteps, Progress};
+use assay_qemu_lab::topology::Topology;
+use clap::{Parser, Subcommand};
+use serde_json::json;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+/// Real firmware, a real switch, real TPMs and the real services, on one machine.
+#[derive(Debug, Parser)]
+#[command(name = "qemu-lab", version, about)]
+struct Arguments {
+    /// Where the lab keeps its files.
+    #[arg(long, default_value = "target/lab", global = true)]
+    folder: PathBuf,
+    /// Topology to build; the built-in one has two nodes and one project.
+    #[arg(long, global = true)]
+    topology: Option<PathBuf>,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Build the site and keep it up until Ctrl-C or `qemu-lab down`.
+    Up {
+        /// Only switch, TPMs, nodes and BMCs; no services.
+        #[arg(long)]
+        hardware_only: bool,
+    },
+    /// End the lab that `up` keeps up.
+    Down,
+    /// Follow a node's serial console.
+    Console {
+        /// The node.
+        node: String,
+    },
+    /// Tell a run again from its events, and where it broke.
+    Replay {
+        /// An `events.jsonl`.
+        file: PathBuf,
+    },
+    /// Build images.
+    Image {
+        #[command(subcommand)]
+        image: ImageCommand,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum ImageCommand {
+    /// The tenant's golden image: a small Debian 12.
+    Tenant {
+        /// Where images are kept by the digest of their recipe.
+        #[arg(long, default_value = "target/lab-cache")]
+        cache: PathBuf,
+    },
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let needs_namespaces = matches!(arguments.command, Command::Up { .. });
+    if needs_namespaces && !sandbox::is_inside() {
+        if let Err(error) = record_pid(&arguments.folder) {
+            return failed(&error);
+        }
+        return failed(&sandbox::enter());
+    }
+    let runtime = match tokio::runtime::Runtime::new() {
+        Ok(runtime) => runtime,
+        Err(source) => return failed(&LabError::Io { doing: "starting the runtime".to_owned(), source }),
+    };
+    match runtime.block_on(run(arguments)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => failed(&error),
+    }
+}
+
+async fn run(arguments: Arguments) -> Result<()> {
+    let folder = std::path::absolute(&arguments.folder).map_err(LabError::io("finding the lab's folder"))?;
+    match arguments.command {
+        Command::Up { hardware_only } => {
+            let topology = arguments.topology.as_deref().map_or_else(|| Ok(Topology::built_in()), Topology::read)?;
+            up(topology, &folder, hardware_only).await
+        }
+        Command::Down => down(&folder),
+        Command::Console { node } => follow_console(&folder, &node).await,
+        Command::Replay { file } => replay(&file),
+        Command::Image { image: ImageCommand::Tenant { cache } } => {
+            let image = image::tenant(&cache, |line| say(line)).await?;
+            say(&image.display().to_string());
+            Ok(())
+        }
+    }
+}
+
+async fn up(topology: Topology, folder: &Path, _hardware_only: bool) -> Result<()> {
+    sandbox::prepare().await?;
+    let events = EventLog::create(&folder.join("events.jsonl"))?;
+    let site = Site::build(topology, folder).await?;
+    for (name, node) in &site.nodes {
+        let login = folder.join("nodes").join(name).join("bmc.json");
+        let bmc = json!({ "url": node.bmc.url, "system": node.bmc.system_url(), "username": node.bmc.username,
+            "password": node.bmc.password, "ca_pem": node.bmc.ca_pem });
+        std::fs::write(&login, bmc.to_string()).map_err(LabError::io(format!("writing {}", login.display())))?;
+        events.lab("node.ready", &json!({ "node": name, "bmc": node.bmc.url }));
+        say(&format!("node {name}: off; BMC at {}", node.bmc.system_url()));
+    }
+    say("the site is up; Ctrl-C ends it");
+    events.lab("lab.up", &json!({}));
+    tokio::signal::ctrl_c().await.map_err(LabError::io("waiting for Ctrl-C"))
+}
+
+fn down(folder: &Path) -> Result<()> {
+    let path = folder.join(PID_FILE);
+    let doing = format!("ending the lab of {}", folder.display());
+    let text = std::fs::read_to_string(&path).map_err(LabError::io(format!("{doing}: reading {}", path.display())))?;
+    let pid: i32 = text.trim().parse().map_err(|_| LabError::unexpected(&*doing, "its pid file holds no number"))?;
+    // The number may have been given to another process since: only `unshare` running the lab is ours to end.
+    let command_line = std::fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    if command_line.contains("qemu-lab") {
+        let pid = nix::unistd::Pid::from_raw(pid);
+        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM)
+            .map_err(|errno| LabError::unexpected(&*doing, errno))?;
+    }
+    std::fs::remove_file(&path).map_err(LabError::io(format!("removing {}", path.display())))?;
+    say("the lab is down");
+    Ok(())
+}
+
+async fn follow_console(folder: &Path, node: &str) -> Result<()> {
+    let path = folder.join("nodes").join(node).join("console.log");
+    if !path.exists() {
+        return Err(LabError::unexpected(format!("following the console of {node}"), "it has said nothing yet"));
+    }
+    let mut tail = assay_qemu_lab::command::command("tail");
+    let status = tail.args(["-n", "+1", "-f"]).arg(&path).status().await;
+    status.map(drop).map_err(LabError::io(format!("following {}", path.display())))
+}
+
+fn replay(file: &Path) -> Result<()> {
+    let events = events::read(file)?;
+    for event in &events {
+        let at = event.text("timestamp").unwrap_or("-");
+        say(&format!("{at}  {:<24} {}", event.name(), event.node().unwrap_or("")));
+    }
+    let mut nodes: Vec<&str> = events.iter().filter_map(Event::node).collect();
+    nodes.sort_unstable();
+    nodes.dedup();
+    for node in nodes {
+        let steps = BootSteps::read(node, &events);
+        say(&steps.table().to_string());
+        say(&match steps.progress() {
+            Progress::Complete => format!("{node}: all nine steps, in order"),
+            Progress::Missing(step) => format!("{node}: stopped before step {} ({step})", step.number()),
+            Progress::OutOfOrder(step) => format!("{node}: step {} ({step}) came too early", step.number()),
+        });
+    }
+    Ok(())
+}
+
+/// Remembers the process that holds the namespaces: this one, once it has become `unshare`.
+fn record_pid(folder: &Path) -> Result<()> {
+    std::fs::create_dir_all(folder).map_err(LabError::io(format!("making {}", folder.display())))?;
+    let path = folder.join(PID_FILE);
+    std::fs::write(&path, std::process::id().to_string()).map_err(LabError::io(format!("writing {}", path.display())))
+}
+
+fn say(line: &str) {
+    // Nobody reads on: nothing to do about it.
+    let _closed = writeln!(std::io::stdout().lock(), "{line}");
+}
+
+fn failed(error: &LabError) -> ExitCode {
+    let _closed = writeln!(std::io::stderr().lock(), "qemu-lab: {}", error.chain());
+    ExitCode::FAILURE
+}
+
+const PID_FILE: &str = "lab.pid";
