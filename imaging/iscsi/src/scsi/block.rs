@@ -1,0 +1,411 @@
+//! Block commands (SBC-3 §5): bounds and flags are checked, then they become backend I/O.
+
+use super::sense::Refusal;
+use super::unit::Nexus;
+use super::{Cdb, Completion, Plan, Sense, cut, mode, opcodes, reservation};
+use crate::io::{Io, IoFault, IoResult};
+use crate::target::{LogicalUnitConfig, Target};
+use bytes::{Bytes, BytesMut};
+
+/// Most octets that one command transfers (block limits page).
+pub(crate) const MAX_TRANSFER_OCTETS: u32 = 4 * 1024 * 1024;
+/// Most blocks of one COMPARE AND WRITE.
+pub(super) const MAX_COMPARE_BLOCKS: u8 = 64;
+/// Most blocks of one UNMAP, over all its ranges.
+pub(super) const MAX_UNMAP_BLOCKS: u32 = 1 << 24;
+/// Most ranges of one UNMAP.
+pub(super) const MAX_UNMAP_RANGES: u32 = 256;
+/// Most blocks of one WRITE SAME.
+pub(super) const MAX_WRITE_SAME_BLOCKS: u64 = 1 << 20;
+
+/// What a data-out buffer is for.
+#[derive(Debug)]
+pub(crate) enum Purpose {
+    /// WRITE, WRITE AND VERIFY.
+    Write { lba: u64, fua: bool },
+    /// VERIFY with BYTCHK 1 (the whole range) or 3 (one block, compared with each).
+    Verify { lba: u64, blocks: u32 },
+    /// WRITE SAME.
+    WriteSame { lba: u64, blocks: u64, unmap: bool },
+    /// COMPARE AND WRITE.
+    CompareAndWrite { lba: u64 },
+    /// ORWRITE.
+    OrWrite { lba: u64, blocks: u32, fua: bool },
+    /// UNMAP.
+    Unmap,
+    /// MODE SELECT.
+    ModeSelect { short: bool },
+    /// PERSISTENT RESERVE OUT.
+    PersistentReserve { action: u8, scope_and_type: u8 },
+}
+
+/// Plans a block command.
+pub(super) fn plan(unit: &LogicalUnitConfig, write_protected: bool, cdb: &Cdb) -> Result<Plan, Refusal> {
+    match cdb.opcode() {
+        opcodes::READ_6 | opcodes::READ_10 | opcodes::READ_12 | opcodes::READ_16 => read(unit, cdb),
+        opcodes::VERIFY_10 | opcodes::VERIFY_12 | opcodes::VERIFY_16 => verify(unit, cdb),
+        opcodes::PREFETCH_10 | opcodes::PREFETCH_16 => {
+            let (lba, blocks) = extent(cdb);
+            in_range(unit, lba, u64::from(blocks)).map(|()| Plan::Good)
+        }
+        opcodes::SYNCHRONIZE_CACHE_10 | opcodes::SYNCHRONIZE_CACHE_16 => {
+            let (lba, blocks) = extent(cdb);
+            in_range(unit, lba, u64::from(blocks)).map(|()| Plan::Io(Io::Flush, Completion::Done))
+        }
+        opcodes::READ_CAPACITY_10 => Ok(read_capacity_10(unit)),
+        opcodes::SERVICE_ACTION_IN_16 => match cdb.service_action() {
+            opcodes::READ_CAPACITY_16 => Ok(read_capacity_16(unit, cdb)),
+            opcodes::GET_LBA_STATUS => lba_status(unit, cdb),
+            _ => Err(Sense::INVALID_FIELD_IN_CDB.into()),
+        },
+        opcodes::READ_DEFECT_DATA_10 => Ok(cut(vec![0, cdb.octet(2) & 0x1f, 0, 0], usize::from(cdb.half(7)))),
+        opcodes::READ_DEFECT_DATA_12 => Ok(cut(vec![0, cdb.octet(1) & 0x1f, 0, 0, 0, 0, 0, 0], cdb.word(6) as usize)),
+        opcodes::WRITE_6
+        | opcodes::WRITE_10
+        | opcodes::WRITE_12
+        | opcodes::WRITE_16
+        | opcodes::WRITE_VERIFY_10
+        | opcodes::WRITE_VERIFY_12
+        | opcodes::WRITE_VERIFY_16 => write(unit, cdb).and_then(|plan| writable(write_protected, plan)),
+        opcodes::OR_WRITE_16 => or_write(unit, cdb).and_then(|plan| writable(write_protected, plan)),
+        opcodes::COMPARE_AND_WRITE => compare_and_write(unit, cdb).and_then(|plan| writable(write_protected, plan)),
+        opcodes::WRITE_SAME_10 | opcodes::WRITE_SAME_16 => {
+            write_same(unit, cdb).and_then(|plan| writable(write_protected, plan))
+        }
+        opcodes::UNMAP => unmap(cdb).and_then(|plan| writable(write_protected, plan)),
+        _ => Err(Sense::INVALID_OPCODE.into()),
+    }
+}
+
+/// A data-out buffer is there: all of it, or as much as the initiator was willing to send.
+pub(crate) fn collected(target: &Target, nexus: Nexus, purpose: Purpose, data: Vec<Bytes>) -> Result<Plan, Refusal> {
+    let config = &target.config().logical_unit;
+    let octets: usize = data.iter().map(Bytes::len).sum();
+    let whole_blocks = |wanted: u64| {
+        if octets as u64 == wanted * u64::from(config.block_bytes) {
+            Ok(())
+        } else {
+            Err(Refusal::from(Sense::INVALID_FIELD_IN_UNIT))
+        }
+    };
+    match purpose {
+        Purpose::Write { lba, fua } => {
+            if !octets.is_multiple_of(config.block_bytes as usize) {
+                return Err(Sense::INVALID_FIELD_IN_UNIT.into());
+            }
+            // Nothing was sent for a command that wanted data: the residual tells the initiator.
+            if octets == 0 {
+                return Ok(Plan::Good);
+            }
+            Ok(Plan::Io(Io::Write { lba, data, fua }, Completion::Done))
+        }
+        Purpose::Verify { lba, blocks } => {
+            if octets != config.block_bytes as usize {
+                whole_blocks(u64::from(blocks))?;
+            }
+            Ok(Plan::Io(Io::Read { lba, blocks }, Completion::Verify { data, octets: blocks * config.block_bytes }))
+        }
+        Purpose::OrWrite { lba, blocks, fua } => {
+            whole_blocks(u64::from(blocks))?;
+            Ok(Plan::Io(
+                Io::Read { lba, blocks },
+                Completion::OrWrite { lba, data, fua, octets: blocks * config.block_bytes },
+            ))
+        }
+        Purpose::WriteSame { lba, blocks, unmap } => {
+            whole_blocks(1)?;
+            let pattern = gather(data);
+            let unmap = unmap && pattern.iter().all(|octet| *octet == 0);
+            Ok(Plan::Io(Io::WriteSame { lba, blocks, pattern, unmap }, Completion::Done))
+        }
+        Purpose::CompareAndWrite { lba } => {
+            let both = gather(data);
+            if both.is_empty() || !both.len().is_multiple_of(2 * config.block_bytes as usize) {
+                return Err(Sense::INVALID_FIELD_IN_UNIT.into());
+            }
+            let (expected, new) = (both.slice(..both.len() / 2), both.slice(both.len() / 2..));
+            Ok(Plan::Io(Io::CompareAndWrite { lba, expected, new }, Completion::Done))
+        }
+        Purpose::Unmap => unmap_ranges(config, &gather(data)),
+        Purpose::ModeSelect { short } => {
+            let mut unit = target.unit();
+            mode::apply(config, &mut unit, short, &gather(data))?;
+            // MODE PARAMETERS CHANGED.
+            unit.attend_all_but(Some(nexus), Sense::attention(0x2a01));
+            Ok(Plan::Good)
+        }
+        Purpose::PersistentReserve { action, scope_and_type } => {
+            let list = gather(data);
+            reservation::apply(&mut target.unit(), nexus, action, scope_and_type, &list).map(|()| Plan::Good)
+        }
+    }
+}
+
+/// What follows from a backend's answer: GOOD, data, or further I/O.
+pub(crate) fn completed(completion: Completion, result: IoResult) -> Result<Finished, Refusal> {
+    let result = match result {
+        IoResult::Failed(fault) => return Err(refusal(fault)),
+        IoResult::Miscompare { offset } => return Err(Sense::miscompare(offset).into()),
+        answer @ (IoResult::Done | IoResult::Data(_) | IoResult::Status { .. }) => answer,
+    };
+    match (completion, result) {
+        (Completion::Done, IoResult::Done) => Ok(Finished::Good),
+        (Completion::Read { octets }, IoResult::Data(data)) if data.len() == octets as usize => {
+            Ok(Finished::Data(data))
+        }
+        (Completion::Verify { data: expected, octets }, IoResult::Data(data)) if data.len() == octets as usize => {
+            match first_difference(&expected, &data) {
+                None => Ok(Finished::Good),
+                Some(offset) => Err(Sense::miscompare(offset).into()),
+            }
+        }
+        (Completion::OrWrite { lba, data: mask, fua, octets }, IoResult::Data(data))
+            if data.len() == octets as usize =>
+        {
+            let merged: BytesMut = data.iter().zip(mask.iter().flatten()).map(|(old, new)| old | new).collect();
+            Ok(Finished::Io(Io::Write { lba, data: vec![merged.freeze()], fua }, Completion::Done))
+        }
+        (Completion::LbaStatus { lba, allocation }, IoResult::Status { mapped, blocks }) => {
+            let blocks = u32::try_from(blocks).unwrap_or(u32::MAX);
+            let mut data = vec![0, 0, 0, 20, 0, 0, 0, 0];
+            data.extend_from_slice(&lba.to_be_bytes());
+            data.extend_from_slice(&blocks.to_be_bytes());
+            data.extend_from_slice(&[u8::from(!mapped), 0, 0, 0]);
+            data.truncate(allocation as usize);
+            Ok(Finished::Data(data.into()))
+        }
+        // The backend broke its contract; the initiator learns that something is wrong with the unit.
+        (
+            Completion::Done
+            | Completion::Read { .. }
+            | Completion::Verify { .. }
+            | Completion::OrWrite { .. }
+            | Completion::LbaStatus { .. },
+            _,
+        ) => Err(Sense::HARDWARE.into()),
+    }
+}
+
+/// How a backend's answer ends a command, or goes on.
+#[derive(Debug)]
+pub(crate) enum Finished {
+    Good,
+    Data(Bytes),
+    Io(Io, Completion),
+}
+
+fn refusal(fault: IoFault) -> Refusal {
+    match fault {
+        IoFault::Unreadable => Sense::UNREADABLE.into(),
+        IoFault::Unwritable => Sense::UNWRITABLE.into(),
+        IoFault::NoSpace => Sense::NO_SPACE.into(),
+        IoFault::Unavailable => Refusal::Busy,
+        IoFault::Cancelled => Sense::ABORTED.into(),
+    }
+}
+
+/// The LBA and length of a READ, WRITE or VERIFY, by its command group.
+fn extent(cdb: &Cdb) -> (u64, u32) {
+    match cdb.opcode() >> 5 {
+        0 => {
+            let lba = cdb.word(0) & 0x001f_ffff;
+            let blocks = if cdb.octet(4) == 0 { 256 } else { u32::from(cdb.octet(4)) };
+            (u64::from(lba), blocks)
+        }
+        4 => (cdb.double(2), cdb.word(10)),
+        5 => (u64::from(cdb.word(2)), cdb.word(6)),
+        _ => (u64::from(cdb.word(2)), u32::from(cdb.half(7))),
+    }
+}
+
+/// A range must lie within the unit, and an empty one must start within it.
+fn in_range(unit: &LogicalUnitConfig, lba: u64, blocks: u64) -> Result<(), Refusal> {
+    let end = lba.checked_add(blocks).ok_or(Sense::OUT_OF_RANGE)?;
+    if lba >= unit.blocks || end > unit.blocks {
+        return Err(Sense::OUT_OF_RANGE.into());
+    }
+    Ok(())
+}
+
+/// Checks a transfer's range, its length against the block limits page, and that no protection information is asked for.
+fn transfer(unit: &LogicalUnitConfig, cdb: &Cdb) -> Result<(u64, u32), Refusal> {
+    let (lba, blocks) = extent(cdb);
+    // RDPROTECT, WRPROTECT, VRPROTECT; a 6-octet command has LBA bits there.
+    if cdb.opcode() >> 5 != 0 && cdb.octet(1) >> 5 != 0 {
+        return Err(Sense::INVALID_FIELD_IN_CDB.into());
+    }
+    in_range(unit, lba, u64::from(blocks))?;
+    if blocks > MAX_TRANSFER_OCTETS / unit.block_bytes {
+        return Err(Sense::INVALID_FIELD_IN_CDB.into());
+    }
+    Ok((lba, blocks))
+}
+
+/// FUA, which a 6-octet command does not have.
+fn force_unit_access(cdb: &Cdb) -> bool {
+    cdb.opcode() >> 5 != 0 && cdb.octet(1) & 0x08 != 0
+}
+
+fn writable(write_protected: bool, plan: Plan) -> Result<Plan, Refusal> {
+    if write_protected { Err(Sense::WRITE_PROTECTED.into()) } else { Ok(plan) }
+}
+
+fn read(unit: &LogicalUnitConfig, cdb: &Cdb) -> Result<Plan, Refusal> {
+    let (lba, blocks) = transfer(unit, cdb)?;
+    if blocks == 0 {
+        return Ok(Plan::Good);
+    }
+    Ok(Plan::Io(Io::Read { lba, blocks }, Completion::Read { octets: blocks * unit.block_bytes }))
+}
+
+/// WRITE and WRITE AND VERIFY; the backend answers for what it wrote, so the latter needs nothing more but FUA.
+fn write(unit: &LogicalUnitConfig, cdb: &Cdb) -> Result<Plan, Refusal> {
+    let (lba, blocks) = transfer(unit, cdb)?;
+    let verifies =
+        matches!(cdb.opcode(), opcodes::WRITE_VERIFY_10 | opcodes::WRITE_VERIFY_12 | opcodes::WRITE_VERIFY_16);
+    if verifies && (cdb.octet(1) >> 1) & 3 > 1 {
+        return Err(Sense::INVALID_FIELD_IN_CDB.into());
+    }
+    if blocks == 0 {
+        return Ok(Plan::Good);
+    }
+    // In WRITE AND VERIFY, verification is of the medium: what is written must be there.
+    let fua = verifies || force_unit_access(cdb);
+    Ok(Plan::Collect(blocks * unit.block_bytes, Purpose::Write { lba, fua }))
+}
+
+fn verify(unit: &LogicalUnitConfig, cdb: &Cdb) -> Result<Plan, Refusal> {
+    let (lba, blocks) = transfer(unit, cdb)?;
+    if blocks == 0 {
+        return Ok(Plan::Good);
+    }
+    let octets = blocks * unit.block_bytes;
+    match (cdb.octet(1) >> 1) & 3 {
+        0 => Ok(Plan::Io(Io::Read { lba, blocks }, Completion::Verify { data: Vec::new(), octets })),
+        1 => Ok(Plan::Collect(octets, Purpose::Verify { lba, blocks })),
+        3 => Ok(Plan::Collect(unit.block_bytes, Purpose::Verify { lba, blocks })),
+        _ => Err(Sense::INVALID_FIELD_IN_CDB.into()),
+    }
+}
+
+fn or_write(unit: &LogicalUnitConfig, cdb: &Cdb) -> Result<Plan, Refusal> {
+    let (lba, blocks) = transfer(unit, cdb)?;
+    if blocks == 0 {
+        return Ok(Plan::Good);
+    }
+    Ok(Plan::Collect(blocks * unit.block_bytes, Purpose::OrWrite { lba, blocks, fua: force_unit_access(cdb) }))
+}
+
+fn compare_and_write(unit: &LogicalUnitConfig, cdb: &Cdb) -> Result<Plan, Refusal> {
+    let (lba, blocks) = (cdb.double(2), cdb.octet(13));
+    if cdb.octet(1) >> 5 != 0 || blocks > MAX_COMPARE_BLOCKS {
+        return Err(Sense::INVALID_FIELD_IN_CDB.into());
+    }
+    in_range(unit, lba, u64::from(blocks))?;
+    if blocks == 0 {
+        return Ok(Plan::Good);
+    }
+    Ok(Plan::Collect(2 * u32::from(blocks) * unit.block_bytes, Purpose::CompareAndWrite { lba }))
+}
+
+fn write_same(unit: &LogicalUnitConfig, cdb: &Cdb) -> Result<Plan, Refusal> {
+    let (lba, blocks) = extent(cdb);
+    let blocks = u64::from(blocks);
+    let flags = cdb.octet(1);
+    let no_data_out = cdb.opcode() == opcodes::WRITE_SAME_16 && flags & 0x01 != 0;
+    // Protection, ANCHOR (nothing is anchored here), and the obsolete PBDATA and LBDATA.
+    let refused = if cdb.opcode() == opcodes::WRITE_SAME_16 { 0xf6 } else { 0xf7 };
+    if flags & refused != 0 {
+        return Err(Sense::INVALID_FIELD_IN_CDB.into());
+    }
+    in_range(unit, lba, blocks)?;
+    // WSNZ: zero does not mean "to the end".
+    if blocks == 0 || blocks > MAX_WRITE_SAME_BLOCKS {
+        return Err(Sense::INVALID_FIELD_IN_CDB.into());
+    }
+    let unmap = flags & 0x08 != 0;
+    if no_data_out {
+        let pattern = Bytes::from(vec![0; unit.block_bytes as usize]);
+        return Ok(Plan::Io(Io::WriteSame { lba, blocks, pattern, unmap }, Completion::Done));
+    }
+    Ok(Plan::Collect(unit.block_bytes, Purpose::WriteSame { lba, blocks, unmap }))
+}
+
+fn unmap(cdb: &Cdb) -> Result<Plan, Refusal> {
+    // ANCHOR.
+    if cdb.octet(1) & 1 != 0 {
+        return Err(Sense::INVALID_FIELD_IN_CDB.into());
+    }
+    match u32::from(cdb.half(7)) {
+        0 => Ok(Plan::Good),
+        octets if !(8..=8 + 16 * MAX_UNMAP_RANGES).contains(&octets) => Err(Sense::PARAMETER_LIST_LENGTH.into()),
+        octets => Ok(Plan::Collect(octets, Purpose::Unmap)),
+    }
+}
+
+/// Reads UNMAP's parameter list (SBC-3 §5.28.2): all ranges are checked before any is unmapped.
+fn unmap_ranges(unit: &LogicalUnitConfig, list: &[u8]) -> Result<Plan, Refusal> {
+    let [_, _, high, low, _, _, _, _, descriptors @ ..] = list else {
+        return Err(Sense::PARAMETER_LIST_LENGTH.into());
+    };
+    let described = usize::from(u16::from_be_bytes([*high, *low])).min(descriptors.len());
+    let mut ranges = Vec::new();
+    let mut total = 0u64;
+    for descriptor in descriptors[..described].chunks_exact(16) {
+        let lba = u64::from_be_bytes(std::array::from_fn(|index| descriptor[index]));
+        let blocks = u32::from_be_bytes(std::array::from_fn(|index| descriptor[8 + index]));
+        if blocks == 0 {
+            continue;
+        }
+        in_range(unit, lba, u64::from(blocks))?;
+        total += u64::from(blocks);
+        ranges.push((lba, blocks));
+    }
+    if total > u64::from(MAX_UNMAP_BLOCKS) {
+        return Err(Sense::INVALID_FIELD_IN_LIST.into());
+    }
+    if ranges.is_empty() {
+        return Ok(Plan::Good);
+    }
+    Ok(Plan::Io(Io::Unmap { ranges }, Completion::Done))
+}
+
+fn read_capacity_10(unit: &LogicalUnitConfig) -> Plan {
+    // A larger unit answers FFFFFFFFh: ask READ CAPACITY(16).
+    let last = u32::try_from(unit.blocks - 1).unwrap_or(u32::MAX);
+    Plan::Data([last.to_be_bytes(), unit.block_bytes.to_be_bytes()].concat())
+}
+
+fn read_capacity_16(unit: &LogicalUnitConfig, cdb: &Cdb) -> Plan {
+    let mut data = vec![0; 32];
+    data[..8].copy_from_slice(&(unit.blocks - 1).to_be_bytes());
+    data[8..12].copy_from_slice(&unit.block_bytes.to_be_bytes());
+    // Logical blocks per physical block: 4 KiB physical.
+    data[13] = if unit.block_bytes == 512 { 3 } else { 0 };
+    // LBPME, LBPRZ: thin, unmapped blocks read as zeros.
+    data[14] = 0xc0;
+    cut(data, cdb.word(10) as usize)
+}
+
+fn lba_status(unit: &LogicalUnitConfig, cdb: &Cdb) -> Result<Plan, Refusal> {
+    let (lba, allocation) = (cdb.double(2), cdb.word(10));
+    in_range(unit, lba, 1)?;
+    if allocation == 0 {
+        return Ok(Plan::Good);
+    }
+    Ok(Plan::Io(Io::Status { lba }, Completion::LbaStatus { lba, allocation }))
+}
+
+/// Where `data` differs from `expected`, repeated as often as it fits; nothing expected is nothing compared.
+fn first_difference(expected: &[Bytes], data: &[u8]) -> Option<u32> {
+    let position = expected.iter().flatten().cycle().zip(data).position(|(expected, found)| expected != found)?;
+    u32::try_from(position).ok()
+}
+
+/// One buffer of several; copied only if there are several.
+fn gather(mut data: Vec<Bytes>) -> Bytes {
+    if data.len() == 1 {
+        return data.swap_remove(0);
+    }
+    data.concat().into()
+}
