@@ -1,0 +1,217 @@
+//! [`Tpm`] over the TPM software stack (`tss-esapi`, libtss2): a device in the ramdisk, a software TPM in tests.
+
+use super::{AttesterKeys, PcrValue, Quote, Tpm, TpmError};
+use assay_wire::agent::Credential;
+use std::str::FromStr;
+use tss_esapi::abstraction::{AsymmetricAlgorithmSelection, ak, ek};
+use tss_esapi::constants::SessionType;
+use tss_esapi::handles::{AuthHandle, KeyHandle, PcrHandle, PersistentTpmHandle, SessionHandle, TpmHandle};
+use tss_esapi::interface_types::algorithm::{HashingAlgorithm, SignatureSchemeAlgorithm};
+use tss_esapi::interface_types::ecc::EccCurve;
+use tss_esapi::interface_types::key_bits::RsaKeyBits;
+use tss_esapi::interface_types::session_handles::{AuthSession, PolicySession};
+use tss_esapi::structures::{
+    Data, Digest, DigestValues, EncryptedSecret, IdObject, PcrSelectionList, PcrSelectionListBuilder, PcrSlot, Public,
+    SignatureScheme, SymmetricDefinition,
+};
+use tss_esapi::traits::Marshall as _;
+use tss_esapi::{Context, TctiNameConf};
+use zeroize::Zeroizing;
+
+/// The ramdisk's TPM: through the kernel's resource manager, which cleans up after us.
+pub const DEVICE_TCTI: &str = "device:/dev/tpmrm0";
+
+/// Where TPM manufacturers and provisioning keep the RSA-2048 EK (TCG "Registry of Reserved TPM 2.0 Handles").
+const PERSISTENT_EK: u32 = 0x8101_0001;
+
+/// A TPM reached through a TCTI.
+pub struct EsapiTpm {
+    context: Context,
+    keys: Option<Keys>,
+}
+
+/// Loaded keys.
+struct Keys {
+    ek: KeyHandle,
+    ak: KeyHandle,
+}
+
+impl EsapiTpm {
+    /// Opens the TPM behind `tcti`, like [`DEVICE_TCTI`].
+    ///
+    /// # Errors
+    /// If the TCTI is malformed or the TPM does not answer.
+    pub fn open(tcti: &str) -> Result<Self, TpmError> {
+        let config = TctiNameConf::from_str(tcti).map_err(|_| TpmError::Tcti { tcti: tcti.to_owned() })?;
+        let context = Context::new(config).doing_with(|| format!("opening {tcti}"))?;
+        Ok(Self { context, keys: None })
+    }
+
+    /// The EK: the persistent one, if it was made from the default template; else a new primary key, which the same
+    /// seed and template make the same key. Making an RSA key takes a discrete TPM many seconds.
+    fn endorsement_key(&mut self) -> Result<KeyHandle, TpmError> {
+        let rsa_2048 = AsymmetricAlgorithmSelection::Rsa(RsaKeyBits::Rsa2048);
+        let template =
+            ek::create_ek_public_from_default_template_2(rsa_2048, None).doing("preparing the EK template")?;
+        let persistent = PersistentTpmHandle::new(PERSISTENT_EK).doing("naming the persistent EK")?;
+        let context = &mut self.context;
+        let found = context.execute_without_session(|context| {
+            let key = KeyHandle::from(context.tr_from_tpm_public(TpmHandle::Persistent(persistent))?);
+            context.read_public(key).map(|(public, _, _)| (key, public))
+        });
+        if let Ok((key, public)) = found
+            && same_template(&public, &template)
+        {
+            return Ok(key);
+        }
+        ek::create_ek_object_2(context, rsa_2048, None).doing("making the EK")
+    }
+
+    fn keys(&self, doing: &'static str) -> Result<(KeyHandle, KeyHandle), TpmError> {
+        self.keys.as_ref().map(|keys| (keys.ek, keys.ak)).ok_or(TpmError::NoKeys { doing })
+    }
+
+    fn public_of(&mut self, key: KeyHandle, doing: &str) -> Result<Vec<u8>, TpmError> {
+        let (public, _, _) = self.context.execute_without_session(|context| context.read_public(key)).doing(doing)?;
+        public.marshall().doing(doing)
+    }
+}
+
+impl Tpm for EsapiTpm {
+    fn pcr_extend(&mut self, pcr: u8, digest: PcrValue) -> Result<(), TpmError> {
+        let doing = || format!("extending PCR {pcr}");
+        let handle = PcrHandle::try_from(u32::from(pcr)).map_err(|_| TpmError::NoSuchPcr { pcr })?;
+        let mut values = DigestValues::new();
+        values.set(HashingAlgorithm::Sha256, Digest::try_from(digest.as_slice()).doing_with(doing)?);
+        self.context
+            .execute_with_session(Some(AuthSession::Password), |context| context.pcr_extend(handle, values))
+            .doing_with(doing)
+    }
+
+    fn pcr_read(&mut self, pcrs: &[u8]) -> Result<Vec<PcrValue>, TpmError> {
+        // One at a time: asked for several, a TPM answers in its own order, and perhaps not for all.
+        pcrs.iter()
+            .map(|&pcr| {
+                let selection = selection(&[pcr])?;
+                let (_, _, digests) = self
+                    .context
+                    .execute_without_session(|context| context.pcr_read(selection))
+                    .doing_with(|| format!("reading PCR {pcr}"))?;
+                let value = digests.value().first().and_then(|digest| PcrValue::try_from(digest.value()).ok());
+                value.ok_or(TpmError::NoBank { pcr })
+            })
+            .collect()
+    }
+
+    fn create_keys(&mut self) -> Result<AttesterKeys, TpmError> {
+        let ek = self.endorsement_key()?;
+        let ek_public = self.public_of(ek, "reading the EK")?;
+        let rsa_2048 = AsymmetricAlgorithmSelection::Rsa(RsaKeyBits::Rsa2048);
+        // A TPM without an EK certificate is the verifier's to refuse, with its reason.
+        let ek_certificate = ek::retrieve_ek_pubcert(&mut self.context, rsa_2048).unwrap_or_default();
+        let created = ak::create_ak_2(
+            &mut self.context,
+            ek,
+            HashingAlgorithm::Sha256,
+            // P-256 and not RSA: discrete TPMs make it in milliseconds, and quotes are as quick.
+            AsymmetricAlgorithmSelection::Ecc(EccCurve::NistP256),
+            SignatureSchemeAlgorithm::EcDsa,
+            None,
+            None,
+        )
+        .doing("making the AK")?;
+        let ak = ak::load_ak(&mut self.context, ek, None, created.out_private, created.out_public)
+            .doing("loading the AK")?;
+        let ak_public = self.public_of(ak, "reading the AK")?;
+        self.keys = Some(Keys { ek, ak });
+        Ok(AttesterKeys { ek_public, ek_certificate, ak_public })
+    }
+
+    fn activate_credential(&mut self, credential: &Credential) -> Result<Zeroizing<Vec<u8>>, TpmError> {
+        let doing = "activating a credential";
+        let (ek, ak) = self.keys(doing)?;
+        let id_object = IdObject::try_from(credential.id_object.clone()).doing(doing)?;
+        let secret = EncryptedSecret::try_from(credential.encrypted_secret.clone()).doing(doing)?;
+        let session = self
+            .context
+            .execute_without_session(|context| {
+                context.start_auth_session(
+                    None,
+                    None,
+                    None,
+                    SessionType::Policy,
+                    SymmetricDefinition::AES_128_CFB,
+                    HashingAlgorithm::Sha256,
+                )
+            })
+            .doing("starting the EK's policy session")?
+            .ok_or(TpmError::NoKeys { doing })?;
+        let opened = self.context.execute_with_temporary_object(SessionHandle::from(session).into(), |context, _| {
+            // PolicyA of the EK Credential Profile: the endorsement hierarchy's authorization, which is empty here.
+            let policy = PolicySession::try_from(session)?;
+            context.execute_with_session(Some(AuthSession::Password), |context| {
+                let none = Default::default;
+                context.policy_secret(policy, AuthHandle::Endorsement, none(), Default::default(), none(), None)
+            })?;
+            context.execute_with_sessions((Some(AuthSession::Password), Some(session), None), |context| {
+                context.activate_credential(ak, ek, id_object, secret)
+            })
+        });
+        opened.map(|digest| Zeroizing::new(digest.value().to_vec())).doing(doing)
+    }
+
+    fn quote(&mut self, nonce: &[u8], pcrs: &[u8]) -> Result<Quote, TpmError> {
+        let doing = "quoting";
+        let (_, ak) = self.keys(doing)?;
+        let selection = selection(pcrs)?;
+        let data = Data::try_from(nonce).doing(doing)?;
+        let (attest, signature) = self
+            .context
+            .execute_with_session(Some(AuthSession::Password), |context| {
+                context.quote(ak, data, SignatureScheme::Null, selection)
+            })
+            .doing(doing)?;
+        Ok(Quote { attest: attest.marshall().doing(doing)?, signature: signature.marshall().doing(doing)? })
+    }
+}
+
+/// Adds to an error of the software stack what was being done.
+trait Doing<T> {
+    fn doing(self, doing: &str) -> Result<T, TpmError>;
+    fn doing_with(self, doing: impl FnOnce() -> String) -> Result<T, TpmError>;
+}
+
+impl<T> Doing<T> for Result<T, tss_esapi::Error> {
+    fn doing(self, doing: &str) -> Result<T, TpmError> {
+        self.doing_with(|| doing.to_owned())
+    }
+
+    fn doing_with(self, doing: impl FnOnce() -> String) -> Result<T, TpmError> {
+        self.map_err(|source| TpmError::Command { doing: doing(), source })
+    }
+}
+
+fn selection(pcrs: &[u8]) -> Result<PcrSelectionList, TpmError> {
+    let slots = pcrs
+        .iter()
+        .map(|&pcr| {
+            let bit = 1_u32.checked_shl(pcr.into()).ok_or(TpmError::NoSuchPcr { pcr })?;
+            PcrSlot::try_from(bit).map_err(|_| TpmError::NoSuchPcr { pcr })
+        })
+        .collect::<Result<Vec<_>, _>>()?;
+    PcrSelectionListBuilder::new()
+        .with_selection(HashingAlgorithm::Sha256, &slots)
+        .build()
+        .doing("selecting PCRs to quote")
+}
+
+/// Whether `public` is an RSA key with the attributes, policy and parameters of `template`.
+fn same_template(public: &Public, template: &Public) -> bool {
+    match (public, template) {
+        (
+            Public::Rsa { object_attributes: a1, name_hashing_algorithm: h1, auth_policy: p1, parameters: r1, .. },
+            Public::Rsa { object_attributes: a2, name_hashing_algorithm: h2, auth_policy: p2, parameters: r2, .. },
+        ) => a1 == a2 && h1 == h2 && p1 == p2 && r1 == r2,
+        _ => false,
+    }
+}
