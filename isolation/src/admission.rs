@@ -1,0 +1,189 @@
+//! Admission: the one way from an attestation result to a tenant's network (boot path step 8).
+//!
+//! [`Admission`] has private fields and two makers, both here: [`Airlocked::check`], which verifies a signed result, and
+//! [`Admission::standing`], which takes up one that this service verified and recorded earlier. A port is opened with an
+//! [`Admitted`], by value; an [`Airlocked`] node has no way to its tenant's network, so that bug does not compile.
+
+use crate::record::{AdmissionRecord, Entry, NodeRecord};
+use assay_wire::id::{AdmissionId, BootId, LeaseId, NodeId, ProjectId};
+use assay_wire::isolation::{AirlockContext, NodeState};
+use assay_wire::net::VlanId;
+use assay_wire::result::{ResultError, SignedResult, VerifiedResult, VerifierKey};
+
+/// A node in the airlock, powered on there: the only one that can be admitted.
+#[derive(Debug)]
+pub struct Airlocked {
+    node: NodeId,
+    project: ProjectId,
+    lease: LeaseId,
+    boot: BootId,
+    vlan: VlanId,
+}
+
+/// Proof that a trusted verifier affirmed this node, for this lease, in this boot.
+#[derive(Debug)]
+pub struct Admission {
+    id: AdmissionId,
+    node: NodeId,
+    lease: LeaseId,
+    boot: BootId,
+    ak_name: String,
+    expires_at_ms: i64,
+}
+
+/// A node with its admission: what opens a port.
+#[derive(Debug)]
+pub struct Admitted {
+    admission: Admission,
+    vlan: VlanId,
+}
+
+/// Why a result does not admit a node.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum AdmissionRefused {
+    /// The result itself is not accepted.
+    #[error("the attestation result is not accepted")]
+    Result(#[from] ResultError),
+    /// The result is about something else than what it would be used for.
+    #[error("the attestation result is for {what} {said}, not {expected}")]
+    Other {
+        /// Which claim.
+        what: &'static str,
+        /// Its value.
+        said: String,
+        /// What is on record.
+        expected: String,
+    },
+    /// The node is not where results matter.
+    #[error("node {node} is {state}, not in the airlock")]
+    NotInAirlock {
+        /// The node.
+        node: NodeId,
+        /// Where it stands.
+        state: NodeState,
+    },
+    /// It is on its way into the airlock: whatever was appraised, it was not this boot.
+    #[error("node {node} is still being powered on in the airlock")]
+    NotEntered {
+        /// The node.
+        node: NodeId,
+    },
+}
+
+impl Airlocked {
+    /// The node as it stands in the record.
+    ///
+    /// # Errors
+    /// It is not in the airlock, or not powered on there yet.
+    pub fn of(record: &NodeRecord) -> Result<Self, AdmissionRefused> {
+        let node = || record.name.clone();
+        let (NodeState::Airlock, Some(lease)) = (record.state, &record.lease) else {
+            return Err(AdmissionRefused::NotInAirlock { node: node(), state: record.state });
+        };
+        let (Entry::Done, Some(boot)) = (record.entry, record.boot) else {
+            return Err(AdmissionRefused::NotEntered { node: node() });
+        };
+        Ok(Self { node: node(), project: lease.lease.project.clone(), lease: lease.lease.id, boot, vlan: lease.vlan })
+    }
+
+    /// What a verifier must know before it appraises the node.
+    #[must_use]
+    pub fn context(&self) -> AirlockContext {
+        AirlockContext { lease: self.lease, project: self.project.clone(), boot: self.boot }
+    }
+
+    /// Verifies `result` with the keys that the lease's project trusts, and that it is about this node, lease and boot.
+    ///
+    /// # Errors
+    /// See [`AdmissionRefused`].
+    pub fn check(
+        &self,
+        result: &SignedResult,
+        trusted: &[VerifierKey],
+        now_seconds: i64,
+    ) -> Result<Admission, AdmissionRefused> {
+        let verified = result.verify(trusted, now_seconds)?;
+        let claims = verified.claims();
+        same("node", &claims.node, &self.node)?;
+        same("project", &claims.project, &self.project)?;
+        same("lease", &claims.lease, &self.lease)?;
+        same("boot", &claims.boot, &self.boot)?;
+        Ok(Admission::of(&verified))
+    }
+
+    /// The node leaves the airlock. Consumes the admission: it opens one port, once.
+    ///
+    /// # Errors
+    /// The admission is of another node or boot.
+    pub fn admit(self, admission: Admission) -> Result<Admitted, AdmissionRefused> {
+        same("node", &admission.node, &self.node)?;
+        same("boot", &admission.boot, &self.boot)?;
+        Ok(Admitted { admission, vlan: self.vlan })
+    }
+}
+
+impl Admission {
+    fn of(verified: &VerifiedResult) -> Self {
+        let claims = verified.claims();
+        Self {
+            id: claims.jti,
+            node: claims.node.clone(),
+            lease: claims.lease,
+            boot: claims.boot,
+            ak_name: claims.ak_name.clone(),
+            expires_at_ms: claims.exp.saturating_mul(1000),
+        }
+    }
+
+    /// Takes up the admission under which an Allocated node's port is open, after a restart or when drift is mended.
+    /// None unless it stands: on record for this node, lease and boot, not revoked, not expired.
+    #[must_use]
+    pub fn standing(record: &NodeRecord, now_ms: i64) -> Option<Admitted> {
+        let lease = record.lease.as_ref()?;
+        let admission = record.admission.as_ref()?;
+        let stands = record.state == NodeState::Allocated
+            && admission.revoked.is_none()
+            && admission.expires_at_ms > now_ms
+            && admission.lease == lease.lease.id
+            && Some(admission.boot) == record.boot;
+        stands.then(|| Admitted {
+            admission: Self {
+                id: admission.id,
+                node: record.name.clone(),
+                lease: admission.lease,
+                boot: admission.boot,
+                ak_name: admission.ak_name.clone(),
+                expires_at_ms: admission.expires_at_ms,
+            },
+            vlan: lease.vlan,
+        })
+    }
+
+    /// The result's id.
+    #[must_use]
+    pub fn id(&self) -> AdmissionId {
+        self.id
+    }
+}
+
+impl Admitted {
+    /// The VLAN of the lease's network.
+    #[must_use]
+    pub fn vlan(&self) -> VlanId {
+        self.vlan
+    }
+
+    /// What goes on record, in the same transaction as the state.
+    #[must_use]
+    pub fn record(&self) -> AdmissionRecord {
+        let Admission { id, node: _, lease, boot, ref ak_name, expires_at_ms } = self.admission;
+        AdmissionRecord { id, lease, boot, ak_name: ak_name.clone(), expires_at_ms, revoked: None }
+    }
+}
+
+fn same<T: PartialEq + ToString>(what: &'static str, said: &T, expected: &T) -> Result<(), AdmissionRefused> {
+    if said == expected {
+        return Ok(());
+    }
+    Err(AdmissionRefused::Other { what, said: said.to_string(), expected: expected.to_string() })
+}

@@ -1,0 +1,138 @@
+//! The driver of one node: the single owner of its state. A loop of read the record, decide ([`crate::plan`]), do
+//! ([`Hands`]); a command interrupts whatever is being done, because everything here can be done again.
+
+use crate::admission::Admission;
+use crate::commands::Command;
+use crate::hands::{ClosedPort, Hands, HandsError};
+use crate::node::Event;
+use crate::plan::{Action, Periods, Progress, select};
+use crate::record::NodeRecord;
+use assay_service::CancellationToken;
+use assay_service::error::chain;
+use assay_wire::isolation::PortIntent;
+use std::time::Duration;
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::sleep;
+
+/// After the database failed.
+const RECORD_BACKOFF: Duration = Duration::from_secs(1);
+
+/// One node's driver, before it runs.
+pub struct Driver {
+    /// What it acts with.
+    pub hands: Hands,
+    /// How long, how often.
+    pub periods: Periods,
+    /// Told once the node's ports have been reconciled, or could not be.
+    pub reconciled: Option<oneshot::Sender<()>>,
+    /// Cancelled when the process ends.
+    pub shutdown: CancellationToken,
+}
+
+impl Driver {
+    /// Drives until the node is removed, its senders are gone, or the process ends.
+    pub async fn run(mut self, inbox: &mut mpsc::Receiver<Command>) {
+        let mut progress = Progress::default();
+        loop {
+            let record = match self.hands.store.node(&self.hands.name).await {
+                Ok(Some(record)) => record,
+                Ok(None) => return,
+                Err(error) => {
+                    tracing::error!(event = "node.unreadable", node = %self.hands.name, cause = chain(&error));
+                    sleep(RECORD_BACKOFF).await;
+                    continue;
+                }
+            };
+            let now_ms = self.hands.clock.now_ms();
+            let action = select(&record, &progress, &self.periods, now_ms);
+            if !matches!(action, Action::Observe | Action::SetPort(_) | Action::EndAdmission) {
+                self.tell_reconciled();
+            }
+            tokio::select! {
+                biased;
+                () = self.shutdown.cancelled() => return,
+                command = inbox.recv() => {
+                    let Some(command) = command else { return };
+                    self.hands.handle(command).await;
+                    // What failed before may work now, and somebody is waiting.
+                    progress.switch_retry.succeeded();
+                    progress.bmc_retry.succeeded();
+                }
+                outcome = perform(&self.hands, record, action, now_ms) => self.settle(&mut progress, action, outcome).await,
+            }
+        }
+    }
+
+    async fn settle(&mut self, progress: &mut Progress, action: Action, outcome: Result<(), HandsError>) {
+        let now_ms = self.hands.clock.now_ms();
+        match action {
+            Action::Observe => progress.observed_ms = now_ms,
+            Action::CheckReset => progress.reset_checked_ms = now_ms,
+            Action::EndAdmission | Action::SetPort(_) | Action::EnterAirlock => {}
+            Action::TimeOut | Action::Clean | Action::WaitUntil(_) => {}
+        }
+        let retry = match action {
+            Action::EndAdmission | Action::SetPort(_) | Action::TimeOut | Action::Observe => &mut progress.switch_retry,
+            Action::EnterAirlock | Action::Clean | Action::CheckReset => &mut progress.bmc_retry,
+            Action::WaitUntil(_) => return,
+        };
+        let Err(error) = outcome else {
+            retry.succeeded();
+            progress.ports_read |= action == Action::Observe;
+            return;
+        };
+        retry.failed(now_ms);
+        self.tell_reconciled();
+        let reason = chain(&error);
+        tracing::warn!(event = "node.retry", node = %self.hands.name, action = ?action, cause = reason, "failed, will be tried again");
+        if let Err(error) = self.hands.store.explain(&self.hands.name, &reason, "retry").await {
+            tracing::error!(event = "node.unwritable", node = %self.hands.name, cause = chain(&error));
+        }
+    }
+
+    fn tell_reconciled(&mut self) {
+        if let Some(reconciled) = self.reconciled.take() {
+            let _ = reconciled.send(());
+        }
+    }
+}
+
+async fn perform(hands: &Hands, record: NodeRecord, action: Action, now_ms: i64) -> Result<(), HandsError> {
+    let close = async |record, event, reason| {
+        hands.close(record, event, reason, Vec::new()).await.map(drop).map_err(|(_, error)| error)
+    };
+    match action {
+        Action::EndAdmission => close(record, Event::AdmissionEnded, "its admission expired or is not on record").await,
+        Action::TimeOut => close(record, Event::AirlockTimeout, "it was not admitted in time").await,
+        Action::SetPort(index) => set_port(hands, record, index, now_ms).await,
+        Action::EnterAirlock => hands.enter_airlock(record).await,
+        Action::Clean => hands.clean(record).await,
+        Action::CheckReset => hands.check_reset(record).await,
+        Action::Observe => hands.observe(&record).await,
+        Action::WaitUntil(until_ms) => {
+            sleep(Duration::from_millis(u64::try_from(until_ms.saturating_sub(now_ms)).unwrap_or(0))).await;
+            Ok(())
+        }
+    }
+}
+
+/// Sets a port to what the record desires. An open one only with the admission that stands, and only if the node was not
+/// reset meanwhile: this may be the first thing that runs after hours of absence.
+async fn set_port(hands: &Hands, record: NodeRecord, index: usize, now_ms: i64) -> Result<(), HandsError> {
+    let Some(nic) = record.nics.get(index) else { return Ok(()) };
+    match nic.desired {
+        PortIntent::Quarantine => hands.set_closed(nic, ClosedPort::Quarantine).await,
+        PortIntent::Airlock => hands.set_closed(nic, ClosedPort::Airlock).await,
+        PortIntent::Access { vlan: _ } => {
+            let reading = hands.read_bmc().await?;
+            if crate::hands::reset_seen(&record, &reading).is_some() {
+                return hands.check_reset(record).await;
+            }
+            match Admission::standing(&record, now_ms) {
+                Some(admitted) => hands.move_to_tenant(&record, admitted).await,
+                // The plan ends the admission next.
+                None => Ok(()),
+            }
+        }
+    }
+}
