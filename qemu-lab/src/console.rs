@@ -50,9 +50,12 @@ impl Console {
     pub async fn capture(self, mut stream: impl AsyncRead + Unpin) {
         let mut splitter = LineSplitter::default();
         let mut buffer = [0_u8; 4096];
-        while let Ok(count @ 1..) = stream.read(&mut buffer).await {
-            for line in splitter.feed(&buffer[..count]) {
-                self.push(&line);
+        loop {
+            match tokio::time::timeout(IDLE, stream.read(&mut buffer)).await {
+                Ok(Ok(count @ 1..)) => splitter.feed(&buffer[..count]).iter().for_each(|line| self.push(line)),
+                Ok(Ok(_) | Err(_)) => break,
+                // A prompt, or firmware that says what it tries before it ends the line with how that went.
+                Err(_idle) => splitter.finish().iter().for_each(|line| self.push(line)),
             }
         }
         if let Some(line) = splitter.finish() {
@@ -163,6 +166,8 @@ impl LineSplitter {
     }
 }
 
+/// A line that has not grown for so long is shown as it is.
+const IDLE: Duration = Duration::from_millis(500);
 const MAX_LINE_BYTES: usize = 1024;
 /// A console says a few thousand lines in the longest scenario; a node that floods fills its file, not our memory.
 const MAX_LINES: usize = 100_000;

@@ -4,6 +4,7 @@ use assay_qemu_lab::error::{LabError, Result};
 use assay_qemu_lab::events::{self, Event, EventLog};
 use assay_qemu_lab::image;
 use assay_qemu_lab::sandbox;
+use assay_qemu_lab::scenario::{Bench, BenchOptions, Scenario};
 use assay_qemu_lab::site::Site;
 use assay_qemu_lab::steps::{BootSteps, Progress};
 use assay_qemu_lab::topology::Topology;
@@ -29,11 +30,23 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Show the boot path: a good node reaches its tenant's Debian, a tampered one is refused.
+    Run(BenchArguments),
+    /// Play one scenario.
+    Scenario {
+        /// Which.
+        #[arg(value_enum)]
+        scenario: Scenario,
+        #[command(flatten)]
+        bench: BenchArguments,
+    },
     /// Build the site and keep it up until Ctrl-C or `qemu-lab down`.
     Up {
         /// Only switch, TPMs, nodes and BMCs; no services.
         #[arg(long)]
         hardware_only: bool,
+        #[command(flatten)]
+        bench: BenchArguments,
     },
     /// End the lab that `up` keeps up.
     Down,
@@ -54,6 +67,16 @@ enum Command {
     },
 }
 
+#[derive(Debug, clap::Args)]
+struct BenchArguments {
+    /// Folder of the agent's image, as `make agent-image` leaves it.
+    #[arg(long, default_value = "target/agent-image")]
+    agent_image: PathBuf,
+    /// Where images, and policies learnt, are kept between runs.
+    #[arg(long, default_value = "target/lab-cache")]
+    cache: PathBuf,
+}
+
 #[derive(Debug, Subcommand)]
 enum ImageCommand {
     /// The tenant's golden image: a small Debian 12.
@@ -66,56 +89,138 @@ enum ImageCommand {
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    let needs_namespaces = matches!(arguments.command, Command::Up { .. });
-    if needs_namespaces && !sandbox::is_inside() {
-        if let Err(error) = record_pid(&arguments.folder) {
-            return failed(&error);
-        }
-        return failed(&sandbox::enter());
-    }
+    let needs_namespaces = match arguments.command {
+        Command::Run(_) | Command::Scenario { .. } | Command::Up { .. } => true,
+        Command::Down | Command::Console { .. } | Command::Replay { .. } | Command::Image { .. } => false,
+    };
     let runtime = match tokio::runtime::Runtime::new() {
         Ok(runtime) => runtime,
         Err(source) => return failed(&LabError::Io { doing: "starting the runtime".to_owned(), source }),
     };
+    if needs_namespaces && !sandbox::is_inside() {
+        // What needs the world's network comes first: inside, there is none.
+        let prepared = runtime.block_on(prepare(&arguments)).and_then(|()| record_pid(&arguments.folder));
+        return failed(&prepared.err().unwrap_or_else(sandbox::enter));
+    }
     match runtime.block_on(run(arguments)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => failed(&error),
     }
 }
 
-async fn run(arguments: Arguments) -> Result<()> {
-    let folder = std::path::absolute(&arguments.folder).map_err(LabError::io("finding the lab's folder"))?;
-    match arguments.command {
-        Command::Up { hardware_only } => {
-            let topology = arguments.topology.as_deref().map_or_else(|| Ok(Topology::built_in()), Topology::read)?;
-            up(topology, &folder, hardware_only).await
+async fn prepare(arguments: &Arguments) -> Result<()> {
+    match &arguments.command {
+        Command::Run(bench) | Command::Scenario { bench, .. } | Command::Up { hardware_only: false, bench } => {
+            image::tenant(&bench.cache, say).await.map(drop)
         }
-        Command::Down => down(&folder),
-        Command::Console { node } => follow_console(&folder, &node).await,
-        Command::Replay { file } => replay(&file),
-        Command::Image { image: ImageCommand::Tenant { cache } } => {
-            let image = image::tenant(&cache, |line| say(line)).await?;
-            say(&image.display().to_string());
-            Ok(())
-        }
+        Command::Up { hardware_only: true, .. }
+        | Command::Down
+        | Command::Console { .. }
+        | Command::Replay { .. }
+        | Command::Image { .. } => Ok(()),
     }
 }
 
-async fn up(topology: Topology, folder: &Path, _hardware_only: bool) -> Result<()> {
+async fn run(arguments: Arguments) -> Result<()> {
+    let folder = std::path::absolute(&arguments.folder).map_err(LabError::io("finding the lab's folder"))?;
+    let topology = arguments.topology.as_deref().map_or_else(|| Ok(Topology::built_in()), Topology::read)?;
+    match arguments.command {
+        Command::Run(bench) => play(Scenario::Run, topology, &folder, &bench).await,
+        Command::Scenario { scenario, bench } => play(scenario, topology, &folder, &bench).await,
+        Command::Up { hardware_only: true, .. } => up_hardware(topology, &folder).await,
+        Command::Up { hardware_only: false, bench } => up(topology, &folder, &bench).await,
+        Command::Down => down(&folder),
+        Command::Console { node } => follow_console(&folder, &node).await,
+        Command::Replay { file } => replay(&file),
+        Command::Image { image: ImageCommand::Tenant { cache } } => image::tenant(&cache, say).await.map(drop),
+    }
+}
+
+async fn play(scenario: Scenario, topology: Topology, folder: &Path, arguments: &BenchArguments) -> Result<()> {
+    sandbox::prepare().await?;
+    let options = options(topology, folder, arguments, scenario.tampered_nodes()).await?;
+    let mut bench = Bench::build(options, say).await?;
+    let played = tokio::select! {
+        played = scenario.play(&mut bench) => played,
+        interrupted = tokio::signal::ctrl_c() => {
+            interrupted.map_err(LabError::io("waiting for Ctrl-C"))?;
+            Err(LabError::unexpected("playing the scenario", "interrupted"))
+        }
+    };
+    if let Err(error) = &played {
+        bench.events.lab("scenario.failed", &json!({ "error": error.chain() }));
+        say(&format!("events and consoles of this run are in {}", folder.display()));
+    } else {
+        bench.events.lab("scenario.passed", &json!({}));
+    }
+    tell_steps(&bench.events.since(0));
+    played?;
+    say(&format!(
+        "\nNext: `qemu-lab up` keeps such a site up; `qemu-lab replay {0}/events.jsonl` tells this run again;\n\
+         `qemu-lab console n1` shows what the node said.",
+        folder.display()
+    ));
+    Ok(())
+}
+
+async fn up(topology: Topology, folder: &Path, arguments: &BenchArguments) -> Result<()> {
+    sandbox::prepare().await?;
+    let options = options(topology, folder, arguments, Vec::new()).await?;
+    let bench = Bench::build(options, say).await?;
+    bench.trust_the_firmware().await?;
+    bench.events.lab("lab.up", &json!({}));
+    let state = bench.services.state_folder();
+    say(&format!(
+        "the site is up; Ctrl-C or `qemu-lab down` ends it. In another terminal:\n  \
+         export ASSAY_SITE={}\n  nsenter --target $(pgrep -P $(cat {}/{PID_FILE})) --net --mount --pid -- \
+         target/debug/assay node list",
+        state.display(),
+        folder.display()
+    ));
+    tokio::signal::ctrl_c().await.map_err(LabError::io("waiting for Ctrl-C"))
+}
+
+async fn up_hardware(topology: Topology, folder: &Path) -> Result<()> {
     sandbox::prepare().await?;
     let events = EventLog::create(&folder.join("events.jsonl"))?;
-    let site = Site::build(topology, folder).await?;
+    let site = Site::build(topology, folder, &events).await?;
     for (name, node) in &site.nodes {
         let login = folder.join("nodes").join(name).join("bmc.json");
         let bmc = json!({ "url": node.bmc.url, "system": node.bmc.system_url(), "username": node.bmc.username,
             "password": node.bmc.password, "ca_pem": node.bmc.ca_pem });
         std::fs::write(&login, bmc.to_string()).map_err(LabError::io(format!("writing {}", login.display())))?;
-        events.lab("node.ready", &json!({ "node": name, "bmc": node.bmc.url }));
-        say(&format!("node {name}: off; BMC at {}", node.bmc.system_url()));
+        say(&format!("node {name}: off; BMC at {}; its login is in {}", node.bmc.system_url(), login.display()));
     }
-    say("the site is up; Ctrl-C ends it");
     events.lab("lab.up", &json!({}));
+    say("the site is up, without services; Ctrl-C or `qemu-lab down` ends it");
     tokio::signal::ctrl_c().await.map_err(LabError::io("waiting for Ctrl-C"))
+}
+
+async fn options(
+    topology: Topology,
+    folder: &Path,
+    arguments: &BenchArguments,
+    tampered_nodes: Vec<String>,
+) -> Result<BenchOptions> {
+    let absolute = |path: &Path| std::path::absolute(path).map_err(LabError::io(format!("finding {}", path.display())));
+    let cache = absolute(&arguments.cache)?;
+    // Made before the namespaces were entered: this finds it.
+    let tenant_image = image::tenant(&cache, |_| {}).await?;
+    let agent_image = absolute(&arguments.agent_image)?;
+    Ok(BenchOptions { folder: folder.to_owned(), cache, agent_image, tenant_image, topology, tampered_nodes })
+}
+
+fn tell_steps(events: &[Event]) {
+    let mut nodes: Vec<&str> = events.iter().filter_map(Event::node).collect();
+    nodes.sort_unstable();
+    nodes.dedup();
+    for node in nodes {
+        let steps = BootSteps::read(node, events);
+        say(&format!("\n{}", steps.table()));
+        if let Some(total) = steps.total_ms() {
+            say(&format!("{node}: {:.1} s from power-on to the tenant's answer", total / 1000.0));
+        }
+    }
 }
 
 fn down(folder: &Path) -> Result<()> {

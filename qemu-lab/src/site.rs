@@ -3,6 +3,7 @@
 
 use crate::bmc::server::Bmc;
 use crate::error::{LabError, Result};
+use crate::events::EventLog;
 use crate::machine::{Accelerator, Machine, MachineSpec};
 use crate::netns::{CableEnd, Netns, cable};
 use crate::topology::{NetworkTopology, NodeTopology, Topology};
@@ -64,11 +65,12 @@ pub struct ProjectStations {
 }
 
 impl Site {
-    /// Builds the site in `folder`. All nodes are off, all their ports in quarantine.
+    /// Builds the site in `folder`. All nodes are off, all their ports in quarantine; what their power does goes to
+    /// `events`.
     ///
     /// # Errors
     /// A tool fails, or `folder` cannot be used.
-    pub async fn build(topology: Topology, folder: &Path) -> Result<Self> {
+    pub async fn build(topology: Topology, folder: &Path, events: &EventLog) -> Result<Self> {
         let shutdown = CancellationToken::new();
         let switch = start_switch(folder).await?;
         let plug = |port: &str, vlan: VlanId, protected: bool| {
@@ -94,9 +96,9 @@ impl Site {
         let tpm_authority = TpmAuthority::create(&folder.join("tpm-ca"))?;
         let mut nodes = BTreeMap::new();
         for node in &topology.nodes {
-            let (port, segment, machine_netns) = lay_node_cable(node, &switch_netns).await?;
-            plug(&port, topology.quarantine_vlan, true)?;
-            let built = SiteNode::build(node, port, segment, machine_netns, folder, &tpm_authority, &shutdown).await?;
+            let cable = NodeCable::lay(node, &switch_netns).await?;
+            plug(&cable.port, topology.quarantine_vlan, true)?;
+            let built = SiteNode::build(node, cable, folder, &tpm_authority, events, &shutdown).await?;
             nodes.insert(node.name.to_string(), built);
         }
         let folder = folder.to_owned();
@@ -124,11 +126,10 @@ impl Site {
 impl SiteNode {
     async fn build(
         node: &NodeTopology,
-        port: String,
-        segment: Option<Netns>,
-        machine_netns: Netns,
+        cable: NodeCable,
         folder: &Path,
         tpm_authority: &TpmAuthority,
+        log: &EventLog,
         shutdown: &CancellationToken,
     ) -> Result<Self> {
         let name = node.name.as_str();
@@ -138,16 +139,16 @@ impl SiteNode {
             name: name.to_owned(),
             memory_mib: node.memory_mib,
             mac: node.mac,
-            tap: tap(node, segment.is_some()),
-            netns: machine_netns,
+            tap: cable.tap,
+            netns: cable.machine,
             folder: folder.clone(),
             accelerator: Accelerator::Tcg,
         };
         let (events, power_events) = mpsc::unbounded_channel();
         let machine = Arc::new(Machine::assemble(spec, tpm.clone(), events)?);
-        let bmc =
-            Bmc::start(name, Arc::clone(&machine), power_events, &folder.join("bmc"), shutdown.child_token()).await?;
-        Ok(Self { topology: node.clone(), port, machine, tpm, bmc, segment })
+        let (folder, shutdown) = (folder.join("bmc"), shutdown.child_token());
+        let bmc = Bmc::start(name, Arc::clone(&machine), power_events, &folder, log.clone(), shutdown).await?;
+        Ok(Self { topology: node.clone(), port: cable.port, machine, tpm, bmc, segment: cable.segment })
     }
 }
 
@@ -177,31 +178,39 @@ async fn start_switch(folder: &Path) -> Result<OpenVswitch> {
     Ok(switch)
 }
 
-/// Lays the cable from a node to the switch. Answers the switch port's name, the cable's own namespace if there is a
-/// probe station on it, and the namespace where the node's tap is.
-async fn lay_node_cable(node: &NodeTopology, switch: &Netns) -> Result<(String, Option<Netns>, Netns)> {
-    let name = &node.name;
-    let port = format!("{name}-eth0");
-    if !node.probe {
-        // The tap itself is the switch's port.
-        switch.tap(&port).await?;
-        return Ok((port, None, switch.clone()));
-    }
-    let segment = Netns::create(&format!("seg-{name}")).await?;
-    segment.ip(&["link", "add", "hub", "type", "bridge", "stp_state", "0", "forward_delay", "0"]).await?;
-    segment.tap("tap0").await?;
-    cable(end(&segment, "uplink"), end(switch, &port)).await?;
-    // The probe's far end stays outside the bridge: a station beside the node.
-    cable(end(&segment, PROBE_INTERFACE), end(&segment, "probe-hub")).await?;
-    for interface in ["tap0", "uplink", "probe-hub"] {
-        segment.ip(&["link", "set", interface, "master", "hub"]).await?;
-    }
-    segment.ip(&["link", "set", "hub", "up"]).await?;
-    Ok((port, Some(segment.clone()), segment))
+/// The cable from a node to the switch.
+struct NodeCable {
+    /// The switch port's name.
+    port: String,
+    /// The tap at the machine's end.
+    tap: String,
+    /// Where that tap is.
+    machine: Netns,
+    /// The cable's own namespace, if there is a probe station on it.
+    segment: Option<Netns>,
 }
 
-fn tap(node: &NodeTopology, on_segment: bool) -> String {
-    if on_segment { "tap0".to_owned() } else { format!("{}-eth0", node.name) }
+impl NodeCable {
+    async fn lay(node: &NodeTopology, switch: &Netns) -> Result<Self> {
+        let name = &node.name;
+        let port = format!("{name}-eth0");
+        if !node.probe {
+            // The tap itself is the switch's port.
+            switch.tap(&port).await?;
+            return Ok(Self { tap: port.clone(), port, machine: switch.clone(), segment: None });
+        }
+        let segment = Netns::create(&format!("seg-{name}")).await?;
+        segment.ip(&["link", "add", "hub", "type", "bridge", "stp_state", "0", "forward_delay", "0"]).await?;
+        segment.tap(SEGMENT_TAP).await?;
+        cable(end(&segment, "uplink"), end(switch, &port)).await?;
+        // The probe's far end stays outside the bridge: a station beside the node.
+        cable(end(&segment, PROBE_INTERFACE), end(&segment, "probe-hub")).await?;
+        for interface in [SEGMENT_TAP, "uplink", "probe-hub"] {
+            segment.ip(&["link", "set", interface, "master", "hub"]).await?;
+        }
+        segment.ip(&["link", "set", "hub", "up"]).await?;
+        Ok(Self { port, tap: SEGMENT_TAP.to_owned(), machine: segment.clone(), segment: Some(segment) })
+    }
 }
 
 fn end<'a>(netns: &'a Netns, interface: &'a str) -> CableEnd<'a> {
@@ -232,5 +241,6 @@ pub const GATEWAY_INTERFACE: &str = "gw0";
 pub const PEER_INTERFACE: &str = "peer0";
 /// The probe station on a node's cable.
 pub const PROBE_INTERFACE: &str = "probe0";
+const SEGMENT_TAP: &str = "tap0";
 const SWITCH_NETNS: &str = "switch";
 const AIRLOCK_PORT: &str = "airlock";

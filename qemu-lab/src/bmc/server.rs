@@ -2,7 +2,9 @@
 
 use super::system::{RESET_PATH, ResetRequest, ResetType, SYSTEM_PATH, SystemPatch, SystemState};
 use crate::error::{LabError, Result};
+use crate::events::EventLog;
 use crate::machine::{Machine, PowerEvent};
+use crate::steps;
 use assay_service::auth::{Token, Tokens};
 use assay_service::clock::{Clock as _, SystemClock};
 use assay_service::http::{self, Listener, ServiceContext};
@@ -46,7 +48,8 @@ impl fmt::Debug for Bmc {
 }
 
 impl Bmc {
-    /// Starts a BMC for `machine` on a free port of loopback; keys in `folder`. `power_events` are the machine's.
+    /// Starts a BMC for `machine` on a free port of loopback; keys in `folder`. `power_events` are the machine's, and are
+    /// recorded in `events`.
     ///
     /// # Errors
     /// No certificate, or no port.
@@ -55,6 +58,7 @@ impl Bmc {
         machine: Arc<Machine>,
         power_events: mpsc::UnboundedReceiver<PowerEvent>,
         folder: &Path,
+        events: EventLog,
         shutdown: CancellationToken,
     ) -> Result<Self> {
         let doing = format!("starting the BMC of {node}");
@@ -76,7 +80,7 @@ impl Bmc {
             state: Arc::new(Mutex::new(SystemState::new(SystemClock.now_ms()))),
             authorization: basic(&bmc.username, &bmc.password),
         };
-        tokio::spawn(follow(shared.clone(), power_events));
+        tokio::spawn(follow(shared.clone(), power_events, events));
         let context = ServiceContext {
             clock: Arc::new(SystemClock),
             tokens: Arc::new(tokens),
@@ -218,13 +222,18 @@ async fn power_on(shared: &Shared) -> Result<()> {
 }
 
 /// Records the machine's own resets.
-async fn follow(shared: Shared, mut events: mpsc::UnboundedReceiver<PowerEvent>) {
-    while let Some(event) = events.recv().await {
+async fn follow(shared: Shared, mut power: mpsc::UnboundedReceiver<PowerEvent>, events: EventLog) {
+    while let Some(event) = power.recv().await {
+        let name = match event {
+            PowerEvent::On => steps::POWERED,
+            PowerEvent::Reset => "node.reset",
+            PowerEvent::Off => "node.off",
+        };
         match event {
             PowerEvent::On | PowerEvent::Reset => shared.state().was_reset(SystemClock.now_ms()),
             PowerEvent::Off => {}
         }
-        tracing::info!(event = "bmc.power", node = shared.node, power = ?event, "power changed");
+        events.lab(name, &json!({ "node": shared.node }));
     }
 }
 
