@@ -3,6 +3,7 @@
 //! Only behind the feature `testing`. Everything here panics on failure, as tests do.
 
 use crate::algorithm::HashAlgorithm;
+use crate::public::{Public, Scheme};
 use assay_wire::agent::Credential;
 use std::fs;
 use std::os::unix::net::UnixStream;
@@ -166,7 +167,12 @@ impl SoftTpm {
     pub fn quote(&self, nonce: &[u8], selection: &str) -> SignedQuote {
         let nonce = hex::encode(nonce);
         let arguments = ["-c", "ak.ctx", "-l", selection, "-q", &nonce, "-m", "attest", "-s", "signature", "-f", "tss"];
-        self.tool("tpm2_quote", &[&arguments[..], &["-g", "sha256"]].concat());
+        let scheme = match Public::parse(&self.public("ak.pub")).expect("AK").scheme() {
+            Some(Scheme::RsaPss(_)) => "rsapss",
+            Some(Scheme::Ecdsa(_)) => "ecdsa",
+            Some(Scheme::RsaSsa(_) | Scheme::Other(_)) | None => "rsassa",
+        };
+        self.tool("tpm2_quote", &[&arguments[..], &["-g", "sha256", "--scheme", scheme]].concat());
         self.flush();
         let read = |name: &str| fs::read(self.path(name)).expect("quote file");
         SignedQuote { attest: read("attest"), signature: read("signature") }
