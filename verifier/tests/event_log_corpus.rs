@@ -1,0 +1,107 @@
+//! Event logs of real machines. The corpus is not part of the repository: `ASSAY_CORPUS` names its folder, and without
+//! one these tests say that they skipped.
+
+#![allow(clippy::unwrap_used, reason = "a test's helper may panic as the test does")]
+
+use assay_tpm::algorithm::HashAlgorithm;
+use assay_verifier::event_log::quirks::DataDigest;
+use assay_verifier::event_log::{Format, UnverifiedLog};
+use serde_json::Value;
+use std::path::{Path, PathBuf};
+
+/// The folder of event logs, if it is there.
+fn corpus() -> Option<PathBuf> {
+    let default = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/corpus");
+    let folder = std::env::var_os("ASSAY_CORPUS").map_or(default, PathBuf::from).join("eventlogs");
+    if folder.join("cases.json").exists() {
+        return Some(folder);
+    }
+    eprintln!("skipped: no corpus at {} (set ASSAY_CORPUS)", folder.display());
+    None
+}
+
+/// Each case with its log.
+fn cases(folder: &Path) -> Vec<(Value, Vec<u8>)> {
+    let cases: Vec<Value> = serde_json::from_slice(&std::fs::read(folder.join("cases.json")).unwrap()).unwrap();
+    let read = |case: Value| {
+        let path = folder.join(case["eventlog"].as_str().unwrap());
+        std::fs::read(path).ok().map(|log| (case, log))
+    };
+    cases.into_iter().filter_map(read).collect()
+}
+
+#[test]
+fn every_log_replays_to_the_published_pcrs() {
+    let Some(folder) = corpus() else { return };
+    let mut replayed_logs = 0;
+    for (case, bytes) in cases(&folder) {
+        let id = case["id"].as_str().unwrap();
+        let parsed = UnverifiedLog::parse(&bytes);
+        if !case["parse_error"].is_null() {
+            assert!(parsed.is_err(), "{id}: a broken log was accepted");
+            continue;
+        }
+        let log = parsed.unwrap_or_else(|error| panic!("{id}: {error:?}"));
+        let format = if case["format"] == "crypto-agile" { Format::CryptoAgile } else { Format::Sha1 };
+        assert_eq!(log.format(), format, "{id}");
+        assert_eq!(u64::from(log.startup_locality()), case["startup_locality"].as_u64().unwrap(), "{id}");
+        for (name, expected) in case["replayed_pcrs"].as_object().unwrap() {
+            let bank = HashAlgorithm::ALL.into_iter().find(|bank| bank.as_str() == name).unwrap();
+            let pcrs = log.compute_pcrs(bank).unwrap();
+            let found: serde_json::Map<_, _> =
+                pcrs.iter().map(|(pcr, value)| (pcr.to_string(), Value::from(hex::encode(value)))).collect();
+            assert_eq!(&found, expected.as_object().unwrap(), "{id} {name}");
+        }
+        replayed_logs += 1;
+    }
+    assert!(replayed_logs >= 20, "only {replayed_logs} logs were replayed");
+}
+
+#[test]
+fn data_differs_from_its_digest_exactly_where_genuine_firmware_does_so() {
+    let Some(folder) = corpus() else { return };
+    for (case, bytes) in cases(&folder) {
+        let Ok(log) = UnverifiedLog::parse(&bytes) else { continue };
+        let differs: Vec<_> = log
+            .inspect()
+            .iter()
+            .filter(|event| event.data_digest() == DataDigest::Differs)
+            .map(|e| e.index())
+            .collect();
+        // EV_EVENT_TAG is of what it names (quirks): not a difference here.
+        let published: Vec<_> = case["data_hash_bad"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .filter(|bad| bad["type"] != "EV_EVENT_TAG")
+            .map(|bad| usize::try_from(bad["index"].as_u64().unwrap()).unwrap())
+            .collect();
+        assert_eq!(differs, published, "{}", case["id"]);
+    }
+}
+
+/// Reads and uses everything that a log can be asked.
+fn exercise(bytes: &[u8]) {
+    if let Ok(log) = UnverifiedLog::parse(bytes) {
+        for event in log.inspect() {
+            let _ = (event.decoded_data().to_string(), event.data_digest(), event.measured_data());
+        }
+        for bank in HashAlgorithm::ALL {
+            let _ = log.compute_pcrs(bank);
+        }
+    }
+}
+
+#[test]
+fn no_truncation_and_no_flipped_bit_panics() {
+    let Some(folder) = corpus() else { return };
+    for (_, bytes) in cases(&folder) {
+        // About 60 of each per log: the sample walks through all of the log.
+        for at in (0..bytes.len()).step_by(bytes.len() / 60 + 1) {
+            exercise(&bytes[..at]);
+            let mut flipped = bytes.clone();
+            flipped[at] ^= 1 << (at % 8);
+            exercise(&flipped);
+        }
+    }
+}
