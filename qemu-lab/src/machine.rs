@@ -32,17 +32,17 @@ pub struct MachineSpec {
     pub netns: Netns,
     /// Where its variables, logs and sockets live.
     pub folder: PathBuf,
-    /// How QEMU executes it.
-    pub accelerator: Accelerator,
+    /// What executes it.
+    pub execution: Execution,
 }
 
-/// How QEMU executes the guest.
+/// What executes a machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Accelerator {
-    /// Software. Works everywhere.
-    Tcg,
-    /// The processor's own virtualisation; only where a probe machine has shown that firmware runs on it.
-    Kvm,
+pub enum Execution {
+    /// QEMU in software, which works everywhere. Firmware does not run on every KVM.
+    Emulated,
+    /// Nothing: power is only a flag, and a scenario acts for the node, with its TPM and on its cable.
+    Soft,
 }
 
 /// Where the machine boots from when it is next turned on.
@@ -77,9 +77,10 @@ pub struct Machine {
     events: mpsc::UnboundedSender<PowerEvent>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Running {
-    qmp: Arc<Qmp>,
+    /// None for a soft machine.
+    qmp: Option<Arc<Qmp>>,
     stop: CancellationToken,
     ended: CancellationToken,
 }
@@ -121,6 +122,72 @@ impl Machine {
         if self.is_on() {
             return Ok(());
         }
+        let (stop, ended) = (CancellationToken::new(), CancellationToken::new());
+        let qmp = match self.spec.execution {
+            Execution::Emulated => Some(self.start_qemu(boot, &stop, &ended).await?),
+            Execution::Soft => {
+                tokio::spawn(watch_soft(self.events.clone(), stop.clone(), ended.clone()));
+                None
+            }
+        };
+        *self.running.lock().unwrap_or_else(PoisonError::into_inner) = Some(Running { qmp, stop, ended });
+        let _nobody_listens = self.events.send(PowerEvent::On);
+        Ok(())
+    }
+
+    /// Cuts its power; nothing happens if it is off. It is off when this returns.
+    pub async fn power_off(&self) {
+        let _one_at_a_time = self.operation.lock().await;
+        if let Some(running) = self.current() {
+            running.stop.cancel();
+            running.ended.cancelled().await;
+        }
+    }
+
+    /// Presses its power button.
+    ///
+    /// # Errors
+    /// QEMU does not answer.
+    pub async fn press_power_button(&self) -> Result<()> {
+        match self.current() {
+            Some(Running { qmp: Some(qmp), .. }) => qmp.execute("system_powerdown", json!({})).await.map(drop),
+            Some(Running { qmp: None, stop, .. }) => {
+                stop.cancel();
+                Ok(())
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Resets it, as its reset button would.
+    ///
+    /// # Errors
+    /// It is off, or QEMU does not answer.
+    pub async fn reset(&self) -> Result<()> {
+        match self.current() {
+            Some(Running { qmp: Some(qmp), .. }) => qmp.execute("system_reset", json!({})).await.map(drop),
+            Some(Running { qmp: None, .. }) => {
+                let _nobody_listens = self.events.send(PowerEvent::Reset);
+                Ok(())
+            }
+            None => Err(LabError::unexpected(format!("resetting {}", self.spec.name), "it is off")),
+        }
+    }
+
+    fn current(&self) -> Option<Running> {
+        let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        if running.as_ref().is_some_and(|r| r.ended.is_cancelled()) {
+            *running = None;
+        }
+        running.clone()
+    }
+
+    async fn start_qemu(
+        &self,
+        boot: BootSource,
+        stop: &CancellationToken,
+        ended: &CancellationToken,
+    ) -> Result<Arc<Qmp>> {
         let tpm = self.tpm.power_on().await?;
         let qmp_socket = self.spec.folder.join("qmp.sock");
         let _was_there = std::fs::remove_file(&qmp_socket);
@@ -135,51 +202,8 @@ impl Machine {
                 return Err(error);
             }
         };
-        let (stop, ended) = (CancellationToken::new(), CancellationToken::new());
-        let running = Running { qmp: Arc::new(qmp), stop: stop.clone(), ended: ended.clone() };
-        *self.running.lock().unwrap_or_else(PoisonError::into_inner) = Some(running);
-        let _nobody_listens = self.events.send(PowerEvent::On);
-        tokio::spawn(watch(child, tpm, qmp_events, self.events.clone(), stop, ended));
-        Ok(())
-    }
-
-    /// Cuts its power; nothing happens if it is off. It is off when this returns.
-    pub async fn power_off(&self) {
-        let _one_at_a_time = self.operation.lock().await;
-        if let Some((_, stop, ended)) = self.current() {
-            stop.cancel();
-            ended.cancelled().await;
-        }
-    }
-
-    /// Presses its power button.
-    ///
-    /// # Errors
-    /// QEMU does not answer.
-    pub async fn press_power_button(&self) -> Result<()> {
-        match self.current() {
-            Some((qmp, ..)) => qmp.execute("system_powerdown", json!({})).await.map(drop),
-            None => Ok(()),
-        }
-    }
-
-    /// Resets it, as its reset button would.
-    ///
-    /// # Errors
-    /// It is off, or QEMU does not answer.
-    pub async fn reset(&self) -> Result<()> {
-        match self.current() {
-            Some((qmp, ..)) => qmp.execute("system_reset", json!({})).await.map(drop),
-            None => Err(LabError::unexpected(format!("resetting {}", self.spec.name), "it is off")),
-        }
-    }
-
-    fn current(&self) -> Option<(Arc<Qmp>, CancellationToken, CancellationToken)> {
-        let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
-        if running.as_ref().is_some_and(|r| r.ended.is_cancelled()) {
-            *running = None;
-        }
-        running.as_ref().map(|r| (Arc::clone(&r.qmp), r.stop.clone(), r.ended.clone()))
+        tokio::spawn(watch(child, tpm, qmp_events, self.events.clone(), stop.clone(), ended.clone()));
+        Ok(Arc::new(qmp))
     }
 
     fn qemu(&self, tpm: &RunningTpm, qmp_socket: &Path, boot: BootSource) -> Result<Command> {
@@ -237,13 +261,16 @@ async fn watch(
     ended.cancel();
 }
 
+/// A soft machine is on until it is stopped.
+async fn watch_soft(events: mpsc::UnboundedSender<PowerEvent>, stop: CancellationToken, ended: CancellationToken) {
+    stop.cancelled().await;
+    let _nobody_listens = events.send(PowerEvent::Off);
+    ended.cancel();
+}
+
 /// QEMU's arguments.
 fn arguments(spec: &MachineSpec, tpm: &Path, qmp: &Path, boot: BootSource) -> Vec<OsString> {
     let folder = spec.folder.display();
-    let accelerator = match spec.accelerator {
-        Accelerator::Tcg => "tcg,thread=multi",
-        Accelerator::Kvm => "kvm",
-    };
     let boot_index = match boot {
         BootSource::Default => "",
         BootSource::Network => ",bootindex=0",
@@ -253,8 +280,8 @@ fn arguments(spec: &MachineSpec, tpm: &Path, qmp: &Path, boot: BootSource) -> Ve
     let pairs: [(&str, String); 17] = [
         ("-name", spec.name.clone()),
         ("-machine", "q35,hpet=off".to_owned()),
-        ("-accel", accelerator.to_owned()),
-        ("-cpu", if spec.accelerator == Accelerator::Kvm { "host" } else { TCG_CPU }.to_owned()),
+        ("-accel", "tcg,thread=multi".to_owned()),
+        ("-cpu", "qemu64".to_owned()),
         ("-smp", "1".to_owned()),
         ("-m", spec.memory_mib.to_string()),
         ("-display", "none".to_owned()),
@@ -291,5 +318,4 @@ pub const OVMF_CODE: &str = "/usr/share/OVMF/OVMF_CODE_4M.fd";
 const OVMF_VARS: &str = "/usr/share/OVMF/OVMF_VARS_4M.fd";
 const VARIABLES: &str = "variables.fd";
 const QEMU_LOG: &str = "qemu.log";
-const TCG_CPU: &str = "qemu64";
 const START_LIMIT: Duration = Duration::from_secs(15);

@@ -110,6 +110,7 @@ fn main() -> ExitCode {
 
 async fn prepare(arguments: &Arguments) -> Result<()> {
     match &arguments.command {
+        Command::Scenario { scenario, .. } if !scenario.has_services() => Ok(()),
         Command::Run(bench) | Command::Scenario { bench, .. } | Command::Up { hardware_only: false, bench } => {
             image::tenant(&bench.cache, say).await.map(drop)
         }
@@ -123,9 +124,16 @@ async fn prepare(arguments: &Arguments) -> Result<()> {
 
 async fn run(arguments: Arguments) -> Result<()> {
     let folder = std::path::absolute(&arguments.folder).map_err(LabError::io("finding the lab's folder"))?;
-    let topology = arguments.topology.as_deref().map_or_else(|| Ok(Topology::built_in()), Topology::read)?;
+    let topology = match (&arguments.topology, &arguments.command) {
+        (Some(path), _) => Topology::read(path)?,
+        (None, Command::Scenario { scenario, .. }) => scenario.topology(),
+        (None, _) => Topology::built_in(),
+    };
     match arguments.command {
         Command::Run(bench) => play(Scenario::Run, topology, &folder, &bench).await,
+        Command::Scenario { scenario, .. } if !scenario.has_services() => {
+            play_on_hardware(scenario, topology, &folder).await
+        }
         Command::Scenario { scenario, bench } => play(scenario, topology, &folder, &bench).await,
         Command::Up { hardware_only: true, .. } => up_hardware(topology, &folder).await,
         Command::Up { hardware_only: false, bench } => up(topology, &folder, &bench).await,
@@ -160,6 +168,15 @@ async fn play(scenario: Scenario, topology: Topology, folder: &Path, arguments: 
          `qemu-lab console n1` shows what the node said.",
         folder.display()
     ));
+    Ok(())
+}
+
+async fn play_on_hardware(scenario: Scenario, topology: Topology, folder: &Path) -> Result<()> {
+    sandbox::prepare().await?;
+    let events = EventLog::create(&folder.join("events.jsonl"))?;
+    let site = Site::build(topology, folder, &events).await?;
+    scenario.play_on_hardware(&site, &events).await?;
+    events.lab("scenario.passed", &json!({}));
     Ok(())
 }
 

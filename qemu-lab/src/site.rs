@@ -4,7 +4,7 @@
 use crate::bmc::server::Bmc;
 use crate::error::{LabError, Result};
 use crate::events::EventLog;
-use crate::machine::{Accelerator, Machine, MachineSpec};
+use crate::machine::{Execution, Machine, MachineSpec};
 use crate::netns::{CableEnd, Netns, cable};
 use crate::topology::{NetworkTopology, NodeTopology, Topology};
 use crate::tpm::{TpmAuthority, TpmState};
@@ -142,7 +142,7 @@ impl SiteNode {
             tap: cable.tap,
             netns: cable.machine,
             folder: folder.clone(),
-            accelerator: Accelerator::Tcg,
+            execution: if node.soft { Execution::Soft } else { Execution::Emulated },
         };
         let (events, power_events) = mpsc::unbounded_channel();
         let machine = Arc::new(Machine::assemble(spec, tpm.clone(), events)?);

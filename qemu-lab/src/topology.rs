@@ -37,6 +37,9 @@ pub struct NodeTopology {
     /// Whether a second station sits on the node's cable, to send probe frames from where the node is.
     #[serde(default)]
     pub probe: bool,
+    /// Whether there is only a TPM and a cable, and a scenario acts for the node.
+    #[serde(default)]
+    pub soft: bool,
 }
 
 /// A project's provisioning network.
@@ -84,6 +87,16 @@ impl Topology {
     #[expect(clippy::expect_used, reason = "part of this program, and tested")]
     pub fn built_in() -> Self {
         Self::parse(BUILT_IN).expect("the built-in topology is valid")
+    }
+
+    /// The built-in topology of scenarios that need no firmware.
+    ///
+    /// # Panics
+    /// Never: a test parses it.
+    #[must_use]
+    #[expect(clippy::expect_used, reason = "part of this program, and tested")]
+    pub fn soft() -> Self {
+        Self::parse(SOFT).expect("the built-in topology is valid")
     }
 
     /// Reads a topology from TOML.
@@ -154,6 +167,7 @@ fn default_memory() -> u32 {
 
 const MIN_MEMORY_MIB: u32 = 512;
 const BUILT_IN: &str = include_str!("../lab.toml");
+const SOFT: &str = include_str!("../soft.toml");
 
 #[cfg(test)]
 mod tests {
@@ -165,6 +179,7 @@ mod tests {
         assert_eq!(topology.nodes.len(), 2);
         assert_eq!(topology.networks[0].vlan.get(), 120);
         assert!(topology.node("n1").is_ok());
+        assert!(Topology::soft().nodes.iter().all(|node| node.soft && node.probe));
         assert!(topology.node("n9").unwrap_err().to_string().contains("n1, n2"));
     }
 

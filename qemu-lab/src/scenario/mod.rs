@@ -1,54 +1,85 @@
 //! What the lab can show: each scenario builds a site of its own, does something to it, and says in events what came of
 //! it. A scenario that ends well means that everything it checks held.
 
+mod attacks;
 mod bench;
 mod boot;
+mod hardware;
+mod soft;
 
 pub use bench::{Bench, BenchOptions};
 
 use crate::error::Result;
+use crate::events::EventLog;
+use crate::site::Site;
+use crate::topology::Topology;
 use clap::ValueEnum;
 
 /// A scenario.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Scenario {
-    /// A good node goes all the way to its tenant's Debian, a tampered one is refused.
+    /// A good node goes all the way to its tenant's Debian, a tampered one is refused, and a reset costs the good one its
+    /// network until it has been through the airlock again.
     Run,
-    /// A good node goes all the way.
-    BootPath,
-    /// A node whose ramdisk has one byte changed is refused.
-    TamperedRamdisk,
-    /// A tenant resets its node: it loses its network until it has been through the airlock again.
-    RebootWithoutAirlock,
+    /// The hardware alone: a BMC, a console, real firmware.
+    Hardware,
+    /// Nodes without firmware lie in every way that a node can.
+    Lies,
+    /// The services die after each entry of a release's journal.
+    ReleaseCrash,
 }
 
 impl Scenario {
+    /// What it is played on, unless the user brings a topology.
+    #[must_use]
+    pub fn topology(self) -> Topology {
+        match self {
+            Self::Run | Self::Hardware => Topology::built_in(),
+            Self::Lies | Self::ReleaseCrash => Topology::soft(),
+        }
+    }
+
+    /// Whether it needs the services.
+    #[must_use]
+    pub fn has_services(self) -> bool {
+        match self {
+            Self::Hardware => false,
+            Self::Run | Self::Lies | Self::ReleaseCrash => true,
+        }
+    }
+
     /// The nodes that boot the tampered ramdisk.
     #[must_use]
     pub fn tampered_nodes(self) -> Vec<String> {
         match self {
-            Self::Run | Self::TamperedRamdisk => vec!["n2".to_owned()],
-            Self::BootPath | Self::RebootWithoutAirlock => Vec::new(),
+            Self::Run => vec!["n2".to_owned()],
+            Self::Hardware | Self::Lies | Self::ReleaseCrash => Vec::new(),
         }
     }
 
-    /// Plays it.
+    /// Plays it on a bench with services.
     ///
     /// # Errors
     /// Something that must hold did not, or a part of the lab failed.
     pub async fn play(self, bench: &mut Bench) -> Result<()> {
-        bench.trust_the_firmware().await?;
         match self {
             Self::Run => {
+                bench.trust_the_firmware().await?;
                 boot::good_node(bench, "n1").await?;
-                boot::tampered_node(bench, "n2").await
-            }
-            Self::BootPath => boot::good_node(bench, "n1").await,
-            Self::TamperedRamdisk => boot::tampered_node(bench, "n2").await,
-            Self::RebootWithoutAirlock => {
-                boot::good_node(bench, "n1").await?;
+                boot::tampered_node(bench, "n2").await?;
                 boot::reset_by_the_tenant(bench, "n1").await
             }
+            Self::Hardware => hardware::bmc_and_firmware(&bench.site, &bench.events, "n1").await,
+            Self::Lies => attacks::lies(bench).await,
+            Self::ReleaseCrash => attacks::crashes(bench).await,
         }
+    }
+
+    /// Plays what needs no services.
+    ///
+    /// # Errors
+    /// Something that must hold did not.
+    pub async fn play_on_hardware(self, site: &Site, events: &EventLog) -> Result<()> {
+        hardware::bmc_and_firmware(site, events, "n1").await
     }
 }
