@@ -218,6 +218,7 @@ fn answer_login(link: &mut Link, request: &Header, flags: u8, tsih: Option<Tsih>
 }
 
 fn refuse_login(link: &mut Link, request: &Header, status: LoginStatus) {
+    tracing::info!(event = "iscsi-login-refused", ?status, isid = hex::encode(request.array::<6>(8)));
     let header = Header::answer(Answer::Login, 0)
         .set(8, &request.array::<8>(8))
         .set_word(16, request.task_tag())

@@ -119,25 +119,17 @@ impl FullFeature {
         let outcome = match plan {
             Ok(Plan::Collect(wanted_octets, purpose)) => {
                 task.wanted_octets = wanted_octets;
-                let take_octets = if writes { wanted_octets.min(task.expected_octets) } else { 0 };
-                let source = if unsolicited { Source::Unsolicited } else { Source::Nothing };
-                let mut collecting = Collecting {
-                    purpose,
-                    take_octets,
-                    received_octets: 0,
-                    data: Vec::new(),
-                    data_sn: 0,
-                    r2t_sn: 0,
-                    source,
-                };
-                collecting.append(&pdu.data);
-                task.hold(&mut self.held_octets, pdu.data.len());
-                task.state = State::Collecting(collecting);
-                self.tasks.insert(task_tag, task);
-                if !unsolicited {
-                    self.collect_more(link, task_tag);
+                if !purpose.is_exact() || task.expected_octets == wanted_octets {
+                    task.hold(&mut self.held_octets, pdu.data.len());
+                    let take_octets = if writes { wanted_octets.min(task.expected_octets) } else { 0 };
+                    task.state = State::Collecting(Collecting::new(purpose, take_octets, unsolicited, &pdu.data));
+                    self.tasks.insert(task_tag, task);
+                    if !unsolicited {
+                        self.collect_more(link, task_tag);
+                    }
+                    return Ok(());
                 }
-                return Ok(());
+                Err(Sense::INVALID_FIELD_IN_CDB.into())
             }
             other => other,
         };
@@ -420,6 +412,15 @@ impl Completion {
 }
 
 impl Collecting {
+    /// Starts with the command's immediate data.
+    fn new(purpose: Purpose, take_octets: u32, unsolicited: bool, immediate: &Bytes) -> Self {
+        let source = if unsolicited { Source::Unsolicited } else { Source::Nothing };
+        let mut collecting =
+            Self { purpose, take_octets, received_octets: 0, data: Vec::new(), data_sn: 0, r2t_sn: 0, source };
+        collecting.append(immediate);
+        collecting
+    }
+
     /// Takes as much of `data` as the command wants, and counts all of it.
     fn append(&mut self, data: &Bytes) {
         let wanted = self.take_octets.saturating_sub(self.received_octets) as usize;

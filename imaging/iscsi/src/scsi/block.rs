@@ -12,11 +12,11 @@ pub(crate) const MAX_TRANSFER_OCTETS: u32 = 4 * 1024 * 1024;
 /// Most blocks of one COMPARE AND WRITE.
 pub(super) const MAX_COMPARE_BLOCKS: u8 = 64;
 /// Most blocks of one UNMAP, over all its ranges.
-pub(super) const MAX_UNMAP_BLOCKS: u32 = 1 << 24;
+pub(super) const MAX_UNMAP_BLOCKS: u32 = 1 << 20;
 /// Most ranges of one UNMAP.
 pub(super) const MAX_UNMAP_RANGES: u32 = 256;
 /// Most blocks of one WRITE SAME.
-pub(super) const MAX_WRITE_SAME_BLOCKS: u64 = 1 << 20;
+pub(super) const MAX_WRITE_SAME_BLOCKS: u64 = 1 << 15;
 
 /// What a data-out buffer is for.
 #[derive(Debug)]
@@ -37,6 +37,22 @@ pub(crate) enum Purpose {
     ModeSelect { short: bool },
     /// PERSISTENT RESERVE OUT.
     PersistentReserve { action: u8, scope_and_type: u8 },
+}
+
+impl Purpose {
+    /// Whether the command makes no sense with less or more data than it wants, so that it is refused before any is
+    /// asked for. A shortened WRITE, by contrast, writes what came and reports a residual.
+    pub(crate) fn is_exact(&self) -> bool {
+        match self {
+            Self::WriteSame { .. } | Self::CompareAndWrite { .. } => true,
+            Self::Write { .. }
+            | Self::Verify { .. }
+            | Self::OrWrite { .. }
+            | Self::Unmap
+            | Self::ModeSelect { .. }
+            | Self::PersistentReserve { .. } => false,
+        }
+    }
 }
 
 /// Plans a block command.
@@ -120,7 +136,10 @@ pub(crate) fn collected(target: &Target, nexus: Nexus, purpose: Purpose, data: V
         }
         Purpose::CompareAndWrite { lba } => {
             let both = gather(data);
-            if both.is_empty() || !both.len().is_multiple_of(2 * config.block_bytes as usize) {
+            if both.is_empty() {
+                return Ok(Plan::Good);
+            }
+            if !both.len().is_multiple_of(2 * config.block_bytes as usize) {
                 return Err(Sense::INVALID_FIELD_IN_UNIT.into());
             }
             let (expected, new) = (both.slice(..both.len() / 2), both.slice(both.len() / 2..));
@@ -302,9 +321,6 @@ fn compare_and_write(unit: &LogicalUnitConfig, cdb: &Cdb) -> Result<Plan, Refusa
         return Err(Sense::INVALID_FIELD_IN_CDB.into());
     }
     in_range(unit, lba, u64::from(blocks))?;
-    if blocks == 0 {
-        return Ok(Plan::Good);
-    }
     Ok(Plan::Collect(2 * u32::from(blocks) * unit.block_bytes, Purpose::CompareAndWrite { lba }))
 }
 

@@ -1,0 +1,75 @@
+//! A disk in memory that knows which blocks are allocated.
+
+use assay_iscsi::{Io, IoResult};
+use bytes::Bytes;
+use std::sync::Mutex;
+
+/// The disk.
+pub(crate) struct RamDisk {
+    block_bytes: usize,
+    state: Mutex<State>,
+}
+
+struct State {
+    data: Vec<u8>,
+    mapped: Vec<bool>,
+}
+
+impl RamDisk {
+    /// A disk of zeros, nothing allocated.
+    pub(crate) fn new(blocks: u64, block_bytes: u32) -> Self {
+        let (blocks, block_bytes) = (usize::try_from(blocks).unwrap(), block_bytes as usize);
+        let state = State { data: vec![0; blocks * block_bytes], mapped: vec![false; blocks] };
+        Self { block_bytes, state: Mutex::new(state) }
+    }
+
+    /// Runs one operation.
+    pub(crate) fn run(&self, io: Io) -> IoResult {
+        let mut state = self.state.lock().unwrap();
+        let octets = |lba: u64| usize::try_from(lba).unwrap() * self.block_bytes;
+        match io {
+            Io::Read { lba, blocks } => {
+                let range = octets(lba)..octets(lba + u64::from(blocks));
+                return IoResult::Data(Bytes::copy_from_slice(&state.data[range]));
+            }
+            Io::Write { lba, data, fua: _ } => self.write(&mut state, lba, &data.concat()),
+            Io::Flush => {}
+            Io::Unmap { ranges } => {
+                for (lba, blocks) in ranges {
+                    self.unmap(&mut state, lba, u64::from(blocks));
+                }
+            }
+            Io::WriteSame { lba, blocks, pattern: _, unmap: true } => self.unmap(&mut state, lba, blocks),
+            Io::WriteSame { lba, blocks, pattern, unmap: false } => {
+                for block in lba..lba + blocks {
+                    self.write(&mut state, block, &pattern);
+                }
+            }
+            Io::CompareAndWrite { lba, expected, new } => {
+                let found = &state.data[octets(lba)..octets(lba) + expected.len()];
+                if let Some(offset) = found.iter().zip(&expected).position(|(found, expected)| found != expected) {
+                    return IoResult::Miscompare { offset: u32::try_from(offset).unwrap() };
+                }
+                self.write(&mut state, lba, &new);
+            }
+            Io::Status { lba } => {
+                let from = &state.mapped[usize::try_from(lba).unwrap()..];
+                let blocks = from.iter().take_while(|mapped| **mapped == from[0]).count() as u64;
+                return IoResult::Status { mapped: from[0], blocks };
+            }
+        }
+        IoResult::Done
+    }
+
+    fn write(&self, state: &mut State, lba: u64, data: &[u8]) {
+        let first = usize::try_from(lba).unwrap();
+        state.data[first * self.block_bytes..][..data.len()].copy_from_slice(data);
+        state.mapped[first..first + data.len() / self.block_bytes].fill(true);
+    }
+
+    fn unmap(&self, state: &mut State, lba: u64, blocks: u64) {
+        let (first, blocks) = (usize::try_from(lba).unwrap(), usize::try_from(blocks).unwrap());
+        state.data[first * self.block_bytes..][..blocks * self.block_bytes].fill(0);
+        state.mapped[first..first + blocks].fill(false);
+    }
+}
