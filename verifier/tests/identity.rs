@@ -203,7 +203,7 @@ proptest! {
     fn arbitrary_certificates_never_panic(head in 0usize..3, tail in proptest::collection::vec(any::<u8>(), 0..400)) {
         static FIXTURE: std::sync::LazyLock<(Vec<u8>, EkCas)> = std::sync::LazyLock::new(|| (ek().0, Ca::new("CA").trusted()));
         let length = u16::try_from(tail.len()).unwrap().to_be_bytes();
-        let certificate = [&[&[][..], &[0x30, 0x82, length[0], length[1]], &[0x30, 0x81, length[1]]][head], &tail[..]].concat();
+        let certificate = [[&[][..], &[0x30, 0x82, length[0], length[1]], &[0x30, 0x81, length[1]]][head], &tail[..]].concat();
         prop_assert!(verify_ek(&FIXTURE.1, &FIXTURE.0, &certificate, NOW).is_err());
     }
 }

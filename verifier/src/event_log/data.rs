@@ -88,6 +88,9 @@ impl fmt::Display for EventData<'_> {
             Self::StartupLocality(locality) => write!(f, "startup locality {locality}"),
             Self::NoAction(signature) => write!(f, "{}", shown(signature)),
             Self::Variable { guid, name, content } => write!(f, "{} ({guid}), {} octets", shown(name), content.len()),
+            Self::ImageLoad { length, device_path, .. } if device_path.is_empty() => {
+                write!(f, "image from memory ({length} octets)")
+            }
             Self::ImageLoad { length, device_path, .. } => write!(f, "{} ({length} octets)", shown(device_path)),
             Self::FirmwareBlob { description, address, length } => {
                 write!(f, "{}{length} octets at {address:#x}", shown(description))
