@@ -1,0 +1,243 @@
+//! The verifier's configuration: what the file says, checked once, before anything is opened.
+
+use crate::release::journal::ReleaseTimeouts;
+use crate::store::StoreLimits;
+use serde::Deserialize;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+use url::Url;
+
+/// A valid configuration. Deserializes from the `[verifier]` table of a site's file; every error names its field.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(try_from = "File")]
+pub struct Config {
+    /// Keys and, by default, the database live here.
+    pub state_dir: PathBuf,
+    /// `sqlite:PATH` or `postgres://…`.
+    pub database: String,
+    /// The operators' and services' API.
+    pub listen: SocketAddr,
+    /// The agents' API, in the airlock.
+    pub agent_listen: SocketAddr,
+    /// The agents' API for the gateways' relays.
+    pub agent_socket: Option<PathBuf>,
+    /// How agents in the airlock reach it: what their settings must say.
+    pub agent_url: String,
+    /// PEM files of the CAs that EK certificates may come from. None of them: nobody enrols.
+    pub ek_ca_files: Vec<PathBuf>,
+    /// Where isolation is.
+    pub isolation: PeerConfig,
+    /// Where imaging is.
+    pub imaging: PeerConfig,
+    /// How long each step of a release may take.
+    pub release: ReleaseTimeouts,
+    /// Bounds on what agents can make the database hold.
+    pub limits: StoreLimits,
+    /// How long an agent has for the conversation.
+    pub session: SessionTimes,
+    /// How long a good result is good for.
+    pub result_lifetime: Duration,
+}
+
+/// How to reach another service of the site.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PeerConfig {
+    /// Its base URL.
+    pub url: Url,
+    /// A file with this verifier's bearer token there.
+    pub token_file: PathBuf,
+    /// PEM of the CA of its certificate; without it, the site's own.
+    #[serde(default)]
+    pub ca_file: Option<PathBuf>,
+}
+
+/// How long an agent has for the conversation. Milliseconds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SessionTimes {
+    /// To open its credential.
+    pub challenge_ms: i64,
+    /// To answer a nonce.
+    pub nonce_ms: i64,
+    /// For everything.
+    pub session_ms: i64,
+}
+
+/// Why a configuration is not usable.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("verifier configuration, field `{field}`: {problem}")]
+pub struct InvalidConfig {
+    field: &'static str,
+    problem: String,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct File {
+    state_dir: PathBuf,
+    database: Option<String>,
+    #[serde(default = "default_listen")]
+    listen: SocketAddr,
+    agent_listen: SocketAddr,
+    agent_socket: Option<PathBuf>,
+    agent_url: Option<String>,
+    #[serde(default)]
+    ek_ca_files: Vec<PathBuf>,
+    isolation: PeerConfig,
+    imaging: PeerConfig,
+    #[serde(default = "minute")]
+    challenge_seconds: u32,
+    #[serde(default = "two_minutes")]
+    nonce_seconds: u32,
+    #[serde(default = "half_an_hour")]
+    session_seconds: u32,
+    #[serde(default = "half_a_day")]
+    result_lifetime_seconds: u32,
+    #[serde(default = "two_minutes")]
+    agent_ready_timeout_seconds: u32,
+    #[serde(default = "two_minutes")]
+    grant_timeout_seconds: u32,
+    #[serde(default = "three_minutes")]
+    handover_timeout_seconds: u32,
+}
+
+impl TryFrom<File> for Config {
+    type Error = InvalidConfig;
+
+    fn try_from(file: File) -> Result<Self, InvalidConfig> {
+        let release = ReleaseTimeouts {
+            agent_ready_ms: positive_ms("agent_ready_timeout_seconds", file.agent_ready_timeout_seconds)?,
+            grant_ms: positive_ms("grant_timeout_seconds", file.grant_timeout_seconds)?,
+            handover_ms: positive_ms("handover_timeout_seconds", file.handover_timeout_seconds)?,
+            ..ReleaseTimeouts::default()
+        };
+        let session = SessionTimes {
+            challenge_ms: positive_ms("challenge_seconds", file.challenge_seconds)?,
+            nonce_ms: positive_ms("nonce_seconds", file.nonce_seconds)?,
+            session_ms: positive_ms("session_seconds", file.session_seconds)?,
+        };
+        positive_ms("result_lifetime_seconds", file.result_lifetime_seconds)?;
+        if file.result_lifetime_seconds > MOST_LIFETIME_SECONDS {
+            return Err(invalid("result_lifetime_seconds", "a result may live for 7 days at most"));
+        }
+        let database = match file.database {
+            Some(url) if ["sqlite:", "postgres:", "postgresql:"].iter().any(|scheme| url.starts_with(scheme)) => url,
+            Some(_) => return Err(invalid("database", "must start with `sqlite:` or `postgres:`")),
+            None => format!("sqlite:{}", file.state_dir.join("verifier.db").display()),
+        };
+        Ok(Self {
+            agent_url: agent_url(file.agent_url, file.agent_listen)?,
+            isolation: https("isolation.url", file.isolation)?,
+            imaging: https("imaging.url", file.imaging)?,
+            result_lifetime: Duration::from_secs(file.result_lifetime_seconds.into()),
+            state_dir: file.state_dir,
+            database,
+            listen: file.listen,
+            agent_listen: file.agent_listen,
+            agent_socket: file.agent_socket,
+            ek_ca_files: file.ek_ca_files,
+            release,
+            limits: StoreLimits::default(),
+            session,
+        })
+    }
+}
+
+/// What agents' settings must say, byte for byte: given, or made from the address to listen on.
+fn agent_url(given: Option<String>, listen: SocketAddr) -> Result<String, InvalidConfig> {
+    match given {
+        None if listen.ip().is_unspecified() => {
+            Err(invalid("agent_url", format!("must be given, because agents cannot be told to call {listen}")))
+        }
+        None => Ok(format!("https://{listen}")),
+        Some(url) => {
+            let parsed = Url::parse(&url).map_err(|cause| invalid("agent_url", cause.to_string()))?;
+            if parsed.scheme() == "https" && parsed.host().is_some() {
+                Ok(url)
+            } else {
+                Err(invalid("agent_url", "must be an https:// URL"))
+            }
+        }
+    }
+}
+
+fn https(field: &'static str, peer: PeerConfig) -> Result<PeerConfig, InvalidConfig> {
+    if peer.url.scheme() == "https" { Ok(peer) } else { Err(invalid(field, "must be an https:// URL")) }
+}
+
+fn positive_ms(field: &'static str, seconds: u32) -> Result<i64, InvalidConfig> {
+    if seconds == 0 { Err(invalid(field, "must not be 0")) } else { Ok(i64::from(seconds) * 1000) }
+}
+
+fn invalid(field: &'static str, problem: impl Into<String>) -> InvalidConfig {
+    InvalidConfig { field, problem: problem.into() }
+}
+
+fn default_listen() -> SocketAddr {
+    SocketAddr::from(([127, 0, 0, 1], 7443))
+}
+
+fn minute() -> u32 {
+    60
+}
+
+fn two_minutes() -> u32 {
+    120
+}
+
+fn three_minutes() -> u32 {
+    180
+}
+
+fn half_an_hour() -> u32 {
+    30 * 60
+}
+
+fn half_a_day() -> u32 {
+    12 * 60 * 60
+}
+
+const MOST_LIFETIME_SECONDS: u32 = 7 * 24 * 60 * 60;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GOOD: &str = r#"
+        state_dir = "/var/lib/assay"
+        agent_listen = "10.99.0.1:8443"
+        isolation = { url = "https://127.0.0.1:7442", token_file = "service.token" }
+        imaging = { url = "https://127.0.0.1:7444", token_file = "service.token" }
+    "#;
+
+    #[test]
+    fn defaults_fill_what_a_short_file_leaves_out() {
+        let config: Config = toml::from_str(GOOD).unwrap();
+        assert_eq!(config.database, "sqlite:/var/lib/assay/verifier.db");
+        assert_eq!(config.agent_url, "https://10.99.0.1:8443");
+        assert_eq!(config.session.nonce_ms, 120_000);
+        assert_eq!(config.release.handover_ms, 180_000);
+        assert_eq!(config.result_lifetime, Duration::from_secs(43_200));
+        assert!(config.ek_ca_files.is_empty());
+    }
+
+    #[test]
+    fn a_wrong_file_gets_one_error_that_names_the_field() {
+        for (line, field) in [
+            ("nonce_seconds = 0", "nonce_seconds"),
+            ("result_lifetime_seconds = 99999999", "result_lifetime_seconds"),
+            ("database = \"mysql://x\"", "database"),
+            ("agent_url = \"http://10.99.0.1\"", "agent_url"),
+            ("agent_url = \"nonsense\"", "agent_url"),
+            ("no_such_field = 1", "no_such_field"),
+        ] {
+            let error = toml::from_str::<Config>(&format!("{line}\n{GOOD}")).unwrap_err().to_string();
+            assert!(error.contains(field), "{line}: {error}");
+        }
+        let everywhere = GOOD.replace("10.99.0.1", "0.0.0.0");
+        assert!(toml::from_str::<Config>(&everywhere).unwrap_err().to_string().contains("agent_url"));
+        let plain = GOOD.replace("https://127.0.0.1:7442", "http://127.0.0.1:7442");
+        assert!(toml::from_str::<Config>(&plain).unwrap_err().to_string().contains("isolation.url"));
+    }
+}

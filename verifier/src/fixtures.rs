@@ -1,0 +1,316 @@
+//! Values for this crate's unit tests, and the two peers of a release as scripted HTTP services: they keep the state
+//! that isolation and imaging would, and fail when told to. The lab's tests run the real ones.
+
+use crate::release::journal::ReleaseStep;
+use crate::release::peers::Peers;
+use crate::session::{Attester, Challenged, Enrolled, IssuedNonce, Nonce, Proof};
+use crate::store::archive::{EvidenceId, NewVerdict, Outcome};
+use crate::store::releases::Release;
+use crate::store::{StoreLimits, VerifierStore};
+use assay_service::CancellationToken;
+use assay_service::auth::Tokens;
+use assay_service::client::ServiceClient;
+use assay_service::clock::SystemClock;
+use assay_service::error::ApiError;
+use assay_service::http::{Listener, ServiceContext, serve};
+use assay_service::tls::SiteIdentity;
+use assay_wire::agent::{Credential, SealedGrant, TenantAddress};
+use assay_wire::id::{AdmissionId, BootId, LeaseId, SessionId};
+use assay_wire::imaging::{ExportAnswer, ExportRequest};
+use assay_wire::isolation::{Admission, AdmissionRequest, AirlockContext, RejectRequest};
+use axum::extract::{Path, State};
+use axum::http::Method;
+use axum::routing::{delete, post};
+use axum::{Json, Router};
+use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::path::{Path as FilePath, PathBuf};
+use std::sync::{Arc, Mutex};
+use std::time::Instant;
+use tempfile::TempDir;
+use tokio::sync::watch;
+
+/// A store in a folder of its own.
+pub(crate) struct TestStore {
+    pub(crate) folder: TempDir,
+    pub(crate) store: VerifierStore,
+}
+
+impl TestStore {
+    pub(crate) async fn open(limits: StoreLimits) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let store = VerifierStore::open(&url(folder.path()), limits).await.unwrap();
+        Self { folder, store }
+    }
+
+    /// Opens the same file anew, as after a restart.
+    pub(crate) async fn reopen(&mut self) {
+        self.store.close().await;
+        self.store = VerifierStore::open(&url(self.folder.path()), StoreLimits::default()).await.unwrap();
+    }
+}
+
+fn url(folder: &FilePath) -> String {
+    format!("sqlite:{}", folder.join("verifier.db").display())
+}
+
+pub(crate) fn challenged(node: &str, proof: &Proof, created_at_ms: i64) -> Challenged {
+    let airlock =
+        AirlockContext { lease: LeaseId::random(), project: "alpha".parse().unwrap(), boot: BootId::random() };
+    Challenged {
+        attester: Attester {
+            session: SessionId::random(),
+            node: node.parse().unwrap(),
+            ek_public: vec![1, 2, 3],
+            ak_public: vec![4, 5, 6],
+            airlock,
+            created_at_ms,
+            expires_at_ms: created_at_ms + 1_000_000,
+        },
+        proof: proof.digest(),
+        challenge_expires_at_ms: created_at_ms + 60_000,
+    }
+}
+
+/// An activated session in `store`.
+pub(crate) async fn enrolled(store: &VerifierStore, node: &str, now_ms: i64) -> Enrolled {
+    let proof = Proof::random();
+    let challenged = challenged(node, &proof, now_ms);
+    store.insert_challenge(&challenged).await.unwrap();
+    let nonce = IssuedNonce { nonce: Nonce::random(), issued_at_ms: now_ms, expires_at_ms: now_ms + 120_000 };
+    let enrolled = challenged.activate(&proof, nonce, now_ms).unwrap();
+    assert!(store.activate(&enrolled, crate::store::sessions::ActivatedFrom::Challenged).await.unwrap());
+    enrolled
+}
+
+pub(crate) fn release_of(enrolled: &Enrolled, now_ms: i64) -> Release {
+    let attester = &enrolled.attester;
+    let admission = AdmissionId::random();
+    Release {
+        admission,
+        session: attester.session,
+        node: attester.node.clone(),
+        project: attester.airlock.project.clone(),
+        lease: attester.airlock.lease,
+        boot: attester.airlock.boot,
+        // The scripted peers take the result's text for its claims.
+        result: format!("{admission} {} {} {}", attester.node, attester.airlock.lease, attester.airlock.boot),
+        result_expires_at_ms: now_ms + 3_600_000,
+        step: ReleaseStep::Admitted,
+        step_at_ms: now_ms,
+        created_at_ms: now_ms,
+        address: None,
+        grant: None,
+        failure: None,
+    }
+}
+
+pub(crate) fn verdict<'a>(enrolled: &'a Enrolled, outcome: Outcome<'a>, received_at_ms: i64) -> NewVerdict<'a> {
+    NewVerdict {
+        id: EvidenceId::new(),
+        attester: &enrolled.attester,
+        nonce: enrolled.nonce.nonce,
+        body: BODY,
+        body_sha256: "00",
+        received_at_ms,
+        policy: Some("sha256:00"),
+        clock: None,
+        outcome,
+    }
+}
+
+const BODY: &str = r#"{"attest":"","signature":"","pcrs":[],"event_log":"","agent_measurements":[]}"#;
+
+/// A release whose first entry is in the journal.
+pub(crate) async fn admitted(store: &VerifierStore, node: &str, now_ms: i64) -> Release {
+    let enrolled = enrolled(store, node, now_ms).await;
+    let release = release_of(&enrolled, now_ms);
+    assert!(store.record_verdict(&verdict(&enrolled, Outcome::Accepted(&release), now_ms)).await.unwrap());
+    release
+}
+
+/// isolation and imaging, scripted, behind real HTTP on Unix sockets.
+pub(crate) struct ScriptedPeers {
+    pub(crate) peers: Peers,
+    pub(crate) world: Arc<World>,
+    shutdown: CancellationToken,
+    _folder: TempDir,
+}
+
+/// What the scripted peers have on record.
+pub(crate) struct World {
+    record: Mutex<Record>,
+    changed: watch::Sender<usize>,
+}
+
+#[derive(Default)]
+struct Record {
+    calls: Vec<Call>,
+    failures: HashMap<&'static str, VecDeque<ApiError>>,
+    losses: HashMap<&'static str, u32>,
+    open_exports: BTreeSet<String>,
+    open_ports: BTreeSet<String>,
+}
+
+/// One call that arrived.
+#[derive(Debug, Clone)]
+pub(crate) struct Call {
+    pub(crate) name: &'static str,
+    pub(crate) at: Instant,
+}
+
+impl ScriptedPeers {
+    pub(crate) async fn start() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let shutdown = CancellationToken::new();
+        let context = ServiceContext {
+            clock: Arc::new(SystemClock),
+            tokens: Arc::new(Tokens::load_or_create(folder.path()).unwrap()),
+            identity: Arc::new(SiteIdentity::load_or_create(folder.path(), &[]).unwrap()),
+            shutdown: shutdown.clone(),
+        };
+        let world = Arc::new(World { record: Mutex::default(), changed: watch::Sender::new(0) });
+        let socket = folder.path().join("peers.sock");
+        let router = Router::new()
+            .route("/v1/exports", post(export))
+            .route("/v1/exports/{id}", delete(unexport))
+            .route("/v1/admissions", post(admit))
+            .route("/v1/admissions/{id}", delete(revoke))
+            .route("/v1/nodes/{node}/reject", post(reject))
+            .with_state(Arc::clone(&world));
+        let listener = Listener::Unix(socket.clone());
+        tokio::spawn(async move { serve(listener, router, &context).await.unwrap() });
+        listening(&socket).await;
+        let client = || ServiceClient::over_unix(&socket).unwrap();
+        Self { peers: Peers::new(client(), client()), world, shutdown, _folder: folder }
+    }
+}
+
+impl Drop for ScriptedPeers {
+    fn drop(&mut self) {
+        self.shutdown.cancel();
+    }
+}
+
+/// Waits until the server has bound its socket.
+async fn listening(socket: &PathBuf) {
+    while tokio::net::UnixStream::connect(socket).await.is_err() {
+        tokio::task::yield_now().await;
+    }
+}
+
+impl World {
+    /// The next calls named `name` are answered with these.
+    pub(crate) fn fail(&self, name: &'static str, answers: impl IntoIterator<Item = ApiError>) {
+        self.record.lock().unwrap().failures.entry(name).or_default().extend(answers);
+    }
+
+    /// The next `times` calls named `name` are done, but answered as if something had gone wrong on the way back.
+    pub(crate) fn lose_answers(&self, name: &'static str, times: u32) {
+        self.record.lock().unwrap().losses.insert(name, times);
+    }
+
+    pub(crate) fn calls(&self) -> Vec<Call> {
+        self.record.lock().unwrap().calls.clone()
+    }
+
+    pub(crate) fn names(&self) -> Vec<&'static str> {
+        self.calls().iter().map(|call| call.name).collect()
+    }
+
+    pub(crate) fn port_is_open(&self, admission: AdmissionId) -> bool {
+        self.record.lock().unwrap().open_ports.contains(&admission.to_string())
+    }
+
+    pub(crate) fn export_is_open(&self, admission: AdmissionId) -> bool {
+        self.record.lock().unwrap().open_exports.contains(&admission.to_string())
+    }
+
+    /// Waits until a call named `name` has arrived `times` times.
+    pub(crate) async fn called(&self, name: &'static str, times: usize) {
+        let mut changed = self.changed.subscribe();
+        changed.wait_for(|_| self.names().iter().filter(|called| **called == name).count() >= times).await.unwrap();
+    }
+
+    /// Notes the call, does it unless it shall fail, and answers what the script says.
+    fn arrive(&self, name: &'static str, effect: impl FnOnce(&mut Record)) -> Result<(), ApiError> {
+        let mut record = self.record.lock().unwrap();
+        record.calls.push(Call { name, at: Instant::now() });
+        let failure = record.failures.get_mut(name).and_then(VecDeque::pop_front);
+        if failure.is_none() {
+            effect(&mut record);
+        }
+        let lost = record.losses.get_mut(name).is_some_and(|left| {
+            let lose = *left > 0;
+            *left = left.saturating_sub(1);
+            lose
+        });
+        drop(record);
+        self.changed.send_modify(|calls| *calls += 1);
+        match failure {
+            Some(failure) => Err(failure),
+            None if lost => Err(ApiError::unavailable("lost", "the answer was lost")),
+            None => Ok(()),
+        }
+    }
+}
+
+async fn export(
+    State(world): State<Arc<World>>,
+    Json(request): Json<ExportRequest>,
+) -> Result<Json<ExportAnswer>, ApiError> {
+    let admission: AdmissionId = request.result.split(' ').next().unwrap().parse().unwrap();
+    world.arrive("export", |record| {
+        record.open_exports.insert(admission.to_string());
+    })?;
+    let address = TenantAddress {
+        address: "10.20.0.50/24".parse().unwrap(),
+        router: None,
+        relay: "10.20.0.1:8443".parse().unwrap(),
+    };
+    let credential = Credential { id_object: vec![1], encrypted_secret: vec![2] };
+    let grant = SealedGrant { admission, credential, nonce: vec![0; 12], ciphertext: vec![3] };
+    Ok(Json(ExportAnswer { admission, address, grant }))
+}
+
+async fn admit(
+    State(world): State<Arc<World>>,
+    Json(request): Json<AdmissionRequest>,
+) -> Result<Json<Admission>, ApiError> {
+    let claims: Vec<&str> = request.result.split(' ').collect();
+    let admission = Admission {
+        id: claims[0].parse().unwrap(),
+        node: claims[1].parse().unwrap(),
+        lease: claims[2].parse().unwrap(),
+        boot: claims[3].parse().unwrap(),
+        expires_at_ms: i64::MAX,
+        revoked: None,
+    };
+    world.arrive("admit", |record| {
+        assert!(record.open_exports.contains(claims[0]), "a port was to be moved without an export");
+        record.open_ports.insert(claims[0].to_owned());
+    })?;
+    Ok(Json(admission))
+}
+
+async fn revoke(State(world): State<Arc<World>>, Path(id): Path<String>) -> Result<Json<()>, ApiError> {
+    let mut known = false;
+    world.arrive("revoke", |record| known = record.open_ports.remove(&id))?;
+    if known { Ok(Json(())) } else { Err(ApiError::not_found("no such admission")) }
+}
+
+async fn unexport(
+    method: Method,
+    State(world): State<Arc<World>>,
+    Path(id): Path<String>,
+) -> Result<Json<()>, ApiError> {
+    assert_eq!(method, Method::DELETE);
+    world.arrive("unexport", |record| {
+        assert!(!record.open_ports.contains(&id), "an export was ended before its port was closed");
+        record.open_exports.remove(&id);
+    })?;
+    Ok(Json(()))
+}
+
+async fn reject(State(world): State<Arc<World>>, Json(_report): Json<RejectRequest>) -> Result<Json<()>, ApiError> {
+    world.arrive("reject", |_| {}).map(Json)
+}

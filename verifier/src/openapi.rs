@@ -1,0 +1,51 @@
+//! The OpenAPI document of both APIs, from the code.
+
+use crate::server::{agent, enrol, operator};
+use utoipa::OpenApi;
+
+/// The document.
+#[must_use]
+pub fn openapi() -> utoipa::openapi::OpenApi {
+    Document::openapi()
+}
+
+#[derive(OpenApi)]
+#[openapi(
+    info(
+        title = "Assay verifier",
+        description = "Evidence in, signed attestation result out; and the release that follows."
+    ),
+    paths(
+        enrol::enrol,
+        enrol::activate,
+        agent::evidence,
+        agent::release,
+        agent::ready,
+        agent::grant,
+        agent::handover,
+        operator::key,
+        operator::policies,
+        operator::activate_policy,
+        operator::learn_policy,
+        operator::verdicts,
+        operator::verdict,
+        operator::archived,
+        operator::releases,
+        operator::identities,
+        operator::identity,
+        operator::clear_identity,
+        operator::incidents,
+    )
+)]
+struct Document;
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn every_route_of_the_agent_protocol_is_documented() {
+        let document = super::openapi().to_json().unwrap();
+        for path in ["enrol", "activate", "evidence", "release", "ready", "grant", "handover"] {
+            assert!(document.contains(path), "{path} is missing");
+        }
+    }
+}

@@ -1,0 +1,186 @@
+//! Putting the verifier together and running it: files, listeners and tasks are opened here and nowhere else.
+
+use crate::config::{Config, PeerConfig};
+use crate::identity::{EkCas, IdentityError};
+use crate::release::Releases;
+use crate::release::peers::Peers;
+use crate::release::reports::Reports;
+use crate::server::{Slots, Verifier, agent, operator};
+use crate::signer::{Signer, SignerError};
+use crate::store::{DbError, VerifierStore};
+use assay_service::auth::Token;
+use assay_service::client::{NewClientError, ServiceClient};
+use assay_service::http::{HttpError, Listener, ServiceContext, bind, serve};
+use assay_service::store::StoreError;
+use assay_service::tls::{SiteIdentity, TlsError};
+use axum::Router;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use tokio::net::TcpListener;
+use tokio::task::{JoinError, JoinSet};
+
+/// Why the verifier does not run.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// A file that the configuration names.
+    #[error("reading {what} {path}")]
+    File {
+        /// What it should hold.
+        what: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The EK CAs.
+    #[error("loading the CAs of EK certificates")]
+    EkCas(#[source] IdentityError),
+    /// The key that signs results.
+    #[error("preparing to sign attestation results")]
+    Signer(#[source] SignerError),
+    /// The key that agents pin.
+    #[error("preparing the agents' listener")]
+    Tls(#[source] TlsError),
+    /// The database.
+    #[error("preparing the verifier's database")]
+    Store(#[source] StoreError),
+    /// The journal.
+    #[error("resuming the releases")]
+    Journal(#[source] DbError),
+    /// Another service's client.
+    #[error("preparing to call {peer}")]
+    Client {
+        /// Whom.
+        peer: &'static str,
+        /// Why.
+        source: NewClientError,
+    },
+    /// A listener.
+    #[error("serving the verifier's API")]
+    Http(#[source] HttpError),
+    /// A listener's task.
+    #[error("a listener of the verifier stopped")]
+    Task(#[source] JoinError),
+}
+
+/// Runs the verifier until `context.shutdown`.
+///
+/// # Errors
+/// Something that it needs is not there. See [`RunError`].
+pub async fn run(config: Config, context: ServiceContext) -> Result<(), RunError> {
+    // Bind first, so that a busy port is found before anything is resumed; serve last.
+    let sockets = Sockets {
+        listen: bind(config.listen).await.map_err(RunError::Http)?,
+        agent_listen: bind(config.agent_listen).await.map_err(RunError::Http)?,
+    };
+    run_on(config, sockets, context).await
+}
+
+/// Bound sockets, for who must know the ports before the verifier runs.
+#[derive(Debug)]
+pub struct Sockets {
+    /// The operators' and services' API.
+    pub listen: TcpListener,
+    /// The agents' API, in the airlock.
+    pub agent_listen: TcpListener,
+}
+
+/// The identity of the agents' listener, whose key agents pin; made on the first start. netboot must know it.
+///
+/// # Errors
+/// The key cannot be read or made.
+pub fn agent_identity(config: &Config, context: &ServiceContext) -> Result<SiteIdentity, TlsError> {
+    // The name in the certificate is beside the point: agents pin the key.
+    context.identity.with_key("verifier-agent", &[config.agent_listen.ip().to_string()])
+}
+
+/// [`run`], on sockets that are bound already; the configuration's addresses are only what it says in the log.
+///
+/// # Errors
+/// Something that it needs is not there. See [`RunError`].
+pub async fn run_on(config: Config, sockets: Sockets, context: ServiceContext) -> Result<(), RunError> {
+    let _first_start = std::fs::create_dir_all(&config.state_dir);
+    let identity = agent_identity(&config, &context).map_err(RunError::Tls)?;
+    let agent_context = ServiceContext { identity: Arc::new(identity), ..context.clone() };
+    let verifier = assemble(&config, &context, agent_context.identity.key_sha256()).await?;
+    let resumed = verifier.releases.resume().await.map_err(RunError::Journal)?;
+    verifier.releases.start_reports(verifier.reports.clone());
+    tracing::info!(
+        event = "verifier.ready",
+        listen = %config.listen,
+        agent_listen = %config.agent_listen,
+        result_key = %verifier.signer.public(),
+        ek_cas = verifier.ek_cas.len(),
+        resumed,
+        "verifier is ready"
+    );
+
+    let mut servers = JoinSet::new();
+    spawn(&mut servers, Listener::Tls(sockets.listen), operator::router(Arc::clone(&verifier)), &context);
+    spawn(&mut servers, Listener::Tls(sockets.agent_listen), agent::router(Arc::clone(&verifier)), &agent_context);
+    if let Some(path) = config.agent_socket {
+        spawn(&mut servers, Listener::UnixTls(path), agent::router(Arc::clone(&verifier)), &agent_context);
+    }
+    let mut ended = Ok(());
+    while let Some(server) = servers.join_next().await {
+        // One listener down takes the others down: half a verifier is none.
+        context.shutdown.cancel();
+        let result = server.map_err(RunError::Task).and_then(|served| served.map_err(RunError::Http));
+        ended = ended.and(result);
+    }
+    verifier.releases.stopped().await;
+    verifier.store.close().await;
+    ended
+}
+
+async fn assemble(config: &Config, context: &ServiceContext, agent_key: &str) -> Result<Arc<Verifier>, RunError> {
+    let mut pems = Vec::new();
+    for path in &config.ek_ca_files {
+        pems.push(read("the EK CA file", path)?);
+    }
+    let ek_cas = EkCas::from_pems(&pems).map_err(RunError::EkCas)?;
+    let signer = Signer::load_or_create(&config.state_dir).map_err(RunError::Signer)?;
+    let isolation = client("isolation", &config.isolation, context)?;
+    let peers = Peers::new(isolation, client("imaging", &config.imaging, context)?);
+    let store = VerifierStore::open(&config.database, config.limits).await.map_err(RunError::Store)?;
+    let releases = Releases::new(
+        store.clone(),
+        peers.clone(),
+        Arc::clone(&context.clock),
+        config.release,
+        context.shutdown.clone(),
+    );
+    Ok(Arc::new(Verifier {
+        store,
+        releases,
+        reports: Reports::default(),
+        peers,
+        ek_cas,
+        signer,
+        clock: Arc::clone(&context.clock),
+        times: config.session,
+        result_lifetime: config.result_lifetime,
+        agent_url: config.agent_url.clone(),
+        agent_key_sha256: agent_key.to_owned(),
+        slots: Slots::default(),
+    }))
+}
+
+fn client(peer: &'static str, config: &PeerConfig, context: &ServiceContext) -> Result<ServiceClient, RunError> {
+    let token = read("the bearer token", &config.token_file)?;
+    let ca_pem = match &config.ca_file {
+        Some(path) => String::from_utf8_lossy(&read("the CA file", path)?).into_owned(),
+        None => context.identity.ca_pem().to_owned(),
+    };
+    let token = Token::from_text(&String::from_utf8_lossy(&token));
+    ServiceClient::new(config.url.clone(), &ca_pem, token).map_err(|source| RunError::Client { peer, source })
+}
+
+fn read(what: &'static str, path: &Path) -> Result<Vec<u8>, RunError> {
+    std::fs::read(path).map_err(|source| RunError::File { what, path: path.to_owned(), source })
+}
+
+fn spawn(servers: &mut JoinSet<Result<(), HttpError>>, listener: Listener, router: Router, context: &ServiceContext) {
+    let context = context.clone();
+    servers.spawn(async move { serve(listener, router, &context).await });
+}

@@ -1,0 +1,91 @@
+//! The verifier's two HTTP APIs: [`agent`] for nodes, on listeners of its own with the key that nodes pin, and
+//! [`operator`] for people and services.
+
+pub mod agent;
+pub(crate) mod enrol;
+mod extract;
+mod leaving;
+pub mod operator;
+
+use crate::config::SessionTimes;
+use crate::identity::EkCas;
+use crate::release::Releases;
+use crate::release::peers::Peers;
+use crate::release::reports::Reports;
+use crate::signer::Signer;
+use crate::store::{DbError, VerifierStore};
+use assay_service::clock::Clock;
+use assay_service::error::ApiError;
+use assay_wire::agent::AgentSettings;
+use assay_wire::id::NodeId;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::Semaphore;
+
+/// What the handlers work with.
+pub struct Verifier {
+    /// The database.
+    pub store: VerifierStore,
+    /// The releases under way.
+    pub releases: Releases,
+    /// The reporter of bad verdicts.
+    pub reports: Reports,
+    /// isolation and imaging.
+    pub peers: Peers,
+    /// Whose EK certificates are believed.
+    pub ek_cas: EkCas,
+    /// Signs good results.
+    pub signer: Signer,
+    /// The time.
+    pub clock: Arc<dyn Clock>,
+    /// How long agents have.
+    pub times: SessionTimes,
+    /// How long a good result is good for.
+    pub result_lifetime: Duration,
+    /// What agents' settings must say.
+    pub agent_url: String,
+    /// The key that agents must have pinned.
+    pub agent_key_sha256: String,
+    /// Bounds on what is worked on at once.
+    pub slots: Slots,
+}
+
+/// Bounds on what is worked on at once; beyond them the newest request is told to come again.
+#[derive(Debug)]
+pub struct Slots {
+    /// Enrolments: a call to isolation and a certificate path each.
+    enrolments: Semaphore,
+    /// Appraisals: megabytes and milliseconds of computing each.
+    appraisals: Semaphore,
+}
+
+impl Default for Slots {
+    fn default() -> Self {
+        Self { enrolments: Semaphore::new(64), appraisals: Semaphore::new(8) }
+    }
+}
+
+impl Verifier {
+    /// What this verifier would have told `node`: what must have been measured.
+    #[must_use]
+    pub fn settings_for(&self, node: &NodeId) -> AgentSettings {
+        AgentSettings {
+            node: node.clone(),
+            verifier: self.agent_url.clone(),
+            verifier_key_sha256: self.agent_key_sha256.clone(),
+        }
+    }
+}
+
+/// Answers a failure of the database without its causes.
+fn db_failed(error: DbError) -> ApiError {
+    ApiError::internal(error.to_string(), &error)
+}
+
+/// Runs `work` where it does not hold up other requests.
+async fn computed<T: Send + 'static>(
+    doing: &'static str,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, ApiError> {
+    tokio::task::spawn_blocking(work).await.map_err(|error| ApiError::internal(doing, &error))
+}

@@ -1,0 +1,150 @@
+//! From evidence to the verdict and, if it is good, the claims of the attestation result (step 6 of the boot path).
+//! Joins [`evidence::verify`] and [`appraisal::appraise`]; decides nothing that they do not. Pure: values and `now` in.
+
+use crate::appraisal::{self, Accepted, Appraisal, Expected};
+use crate::evidence::{self, Challenge};
+use crate::policy::Policy;
+use crate::quote::{AkPublic, ClockInfo};
+use crate::session::{Attester, Nonce};
+use assay_service::error::chain;
+use assay_wire::agent::AgentSettings;
+use assay_wire::evidence::Evidence;
+use assay_wire::id::AdmissionId;
+use assay_wire::result::{Claims, EAR_PROFILE, VerifierId};
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use ring::digest::{SHA256, digest};
+use std::collections::BTreeMap;
+
+/// All that a verdict depends on.
+#[derive(Debug)]
+pub struct Case<'a> {
+    /// Who sent it.
+    pub attester: &'a Attester,
+    /// What the quote must carry.
+    pub nonce: &'a Nonce,
+    /// What was sent.
+    pub evidence: &'a Evidence,
+    /// The TPM clock of the node's last verified quote.
+    pub last_clock: Option<&'a ClockInfo>,
+    /// The policy that judges, if one is active.
+    pub policy: Option<&'a Policy>,
+    /// What this verifier would have told this node.
+    pub settings: &'a AgentSettings,
+    /// Now, in seconds since the Unix epoch.
+    pub now_seconds: i64,
+    /// How long a good result is good for.
+    pub lifetime_seconds: i64,
+}
+
+/// The verdict.
+#[derive(Debug)]
+pub enum Judgement {
+    /// Good: these claims are to be signed.
+    Accepted {
+        /// The result.
+        claims: Box<Claims>,
+        /// The TPM clock of the quote.
+        clock: ClockInfo,
+        /// What is tolerated, but should be looked at.
+        warnings: Vec<String>,
+    },
+    /// Not good.
+    Rejected {
+        /// One sentence a reason.
+        reasons: Vec<String>,
+        /// The TPM clock, if the quote was verified.
+        clock: Option<ClockInfo>,
+    },
+}
+
+/// Reaches the verdict.
+#[must_use]
+pub fn judge(case: &Case<'_>) -> Judgement {
+    let refused = |reasons: Vec<String>, clock| Judgement::Rejected { reasons: printable(&reasons), clock };
+    let ak = match AkPublic::parse(&case.attester.ak_public) {
+        Ok(ak) => ak,
+        Err(error) => return refused(vec![chain(&error)], None),
+    };
+    let challenge = Challenge { ak: &ak, nonce: case.nonce.as_bytes(), last_clock: case.last_clock };
+    let replayed = match evidence::verify(case.evidence, &challenge) {
+        Ok(replayed) => replayed,
+        Err(error) => return refused(error.reasons(), None),
+    };
+    let clock = *replayed.clock();
+    let Some(policy) = case.policy else {
+        return refused(vec![NO_POLICY.to_owned()], Some(clock));
+    };
+    match appraisal::appraise(policy, &replayed, &Expected { settings: case.settings }, case.now_seconds) {
+        Appraisal::Accepted(accepted) => Judgement::Accepted {
+            claims: Box::new(claims(case, &accepted)),
+            clock,
+            warnings: printable(accepted.warnings()),
+        },
+        Appraisal::Refused(refusal) => refused(refusal.reasons().to_vec(), Some(clock)),
+    }
+}
+
+/// The claims of a good verdict. Takes an [`Accepted`], which only the appraisal makes.
+fn claims(case: &Case<'_>, accepted: &Accepted) -> Claims {
+    let attester = case.attester;
+    Claims {
+        eat_profile: EAR_PROFILE.to_owned(),
+        iat: case.now_seconds,
+        exp: case.now_seconds.saturating_add(case.lifetime_seconds),
+        jti: AdmissionId::random(),
+        verifier_id: VerifierId { developer: "assay".to_owned(), build: env!("CARGO_PKG_VERSION").to_owned() },
+        eat_nonce: URL_SAFE_NO_PAD.encode(accepted.nonce()),
+        submods: BTreeMap::from([("tpm".to_owned(), accepted.submod())]),
+        node: attester.node.clone(),
+        project: attester.airlock.project.clone(),
+        lease: attester.airlock.lease,
+        boot: attester.airlock.boot,
+        ek_public: URL_SAFE_NO_PAD.encode(&attester.ek_public),
+        ek_sha256: ek_sha256_hex(&attester.ek_public),
+        ak_name: accepted.ak_name().to_string(),
+        reset_count: accepted.clock().reset_count,
+        restart_count: accepted.clock().restart_count,
+    }
+}
+
+/// SHA-256 of an EK's `TPMT_PUBLIC`, hexadecimal: an EK's name everywhere in this verifier.
+#[must_use]
+pub fn ek_sha256_hex(ek_public: &[u8]) -> String {
+    hex::encode(digest(&SHA256, ek_public))
+}
+
+/// Reasons quote what a node sent: no control characters, and no more than anybody reads.
+fn printable(reasons: &[String]) -> Vec<String> {
+    let clean = |reason: &String| -> String {
+        let mut text: String =
+            reason.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).take(MOST_CHARACTERS).collect();
+        if reason.chars().nth(MOST_CHARACTERS).is_some() {
+            text.push('…');
+        }
+        text
+    };
+    let mut clean: Vec<String> = reasons.iter().take(MOST_REASONS).map(clean).collect();
+    if reasons.len() > MOST_REASONS {
+        clean.push(format!("and {} more", reasons.len() - MOST_REASONS));
+    }
+    clean
+}
+
+const NO_POLICY: &str = "no policy is active: an operator must approve one";
+const MOST_REASONS: usize = 32;
+const MOST_CHARACTERS: usize = 600;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn d8_reasons_are_bounded_and_printable() {
+        let hostile = vec!["a\u{1b}[31m\r\nb".to_owned(), "x".repeat(100_000)];
+        let clean = printable(&hostile);
+        assert!(clean.iter().all(|reason| reason.chars().count() <= MOST_CHARACTERS + 1));
+        assert!(clean.iter().all(|reason| !reason.chars().any(char::is_control)));
+        assert_eq!(printable(&vec!["r".to_owned(); 100]).len(), MOST_REASONS + 1);
+    }
+}
