@@ -1,0 +1,386 @@
+//! A site around one verifier: the verifier as it runs, behind TLS and with its database on disk; isolation and imaging
+//! as services that check each result for themselves and remember what they were asked; an agent on a real TPM.
+
+#![allow(clippy::unwrap_used, reason = "a test's helper may panic as the test does")]
+#![allow(dead_code, reason = "each test uses its part")]
+
+use assay_service::CancellationToken;
+use assay_service::auth::{Role, Token, Tokens};
+use assay_service::client::{ClientError, ServiceClient};
+use assay_service::clock::{Clock as _, SystemClock};
+use assay_service::error::ApiError;
+use assay_service::http::{Listener, ServiceContext, serve};
+use assay_service::tls::SiteIdentity;
+use assay_tpm::seal::seal_grant;
+use assay_tpm::testing::{KeyKind, SoftTpm, sha256};
+use assay_verifier::event_log::writer::LogWriter;
+use assay_verifier::server::operator::VerifierKeys;
+use assay_verifier::{Config, Sockets, run_on};
+use assay_wire::agent::{
+    ActivateRequest, AgentSettings, EnrolChallenge, EnrolRequest, EvidenceRequest, TenantAddress, Verdict,
+};
+use assay_wire::evidence::{AGENT_PCR, AgentMeasurement, Evidence, MeasurementKind, QUOTED_PCRS};
+use assay_wire::id::{BootId, LeaseId, NodeId, SessionId};
+use assay_wire::imaging::{ExportAnswer, ExportRequest};
+use assay_wire::isolation::{Admission, AdmissionRequest, AirlockContext, RejectRequest};
+use assay_wire::result::{Claims, SignedResult, VerifierKey};
+use axum::extract::{Path, State};
+use axum::routing::{delete, get, post};
+use axum::{Json, Router};
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+use tempfile::TempDir;
+use tokio::net::{TcpListener, UnixStream};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+pub(crate) const GRANT: &[u8] = br#"{"chap_secret":"for this node only"}"#;
+
+/// The running site.
+pub(crate) struct Site {
+    pub(crate) folder: TempDir,
+    pub(crate) peers: Arc<ScriptedPeers>,
+    pub(crate) operator: ServiceClient,
+    pub(crate) tokens: Arc<Tokens>,
+    pub(crate) keys: VerifierKeys,
+    /// As a gateway's relay stands on the tenant's network.
+    pub(crate) relay_url: String,
+    pub(crate) operator_url: String,
+    ca_pem: String,
+    shutdown: CancellationToken,
+    verifier: JoinHandle<()>,
+}
+
+/// isolation and imaging in one.
+pub(crate) struct ScriptedPeers {
+    airlock: Mutex<BTreeMap<String, AirlockContext>>,
+    trusted: Mutex<Option<VerifierKey>>,
+    calls: watch::Sender<Vec<PeerCall>>,
+}
+
+/// A call that arrived there.
+#[derive(Debug, Clone)]
+pub(crate) struct PeerCall {
+    pub(crate) name: &'static str,
+    pub(crate) node: String,
+    pub(crate) detail: String,
+    pub(crate) at: Instant,
+}
+
+impl Site {
+    /// Starts everything; EK certificates of `ek_cas` are believed.
+    pub(crate) async fn start(ek_cas: &[Vec<u8>]) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let shutdown = CancellationToken::new();
+        let tokens = Arc::new(Tokens::load_or_create(folder.path()).unwrap());
+        let identity = Arc::new(SiteIdentity::load_or_create(folder.path(), &[]).unwrap());
+        let context = ServiceContext {
+            clock: Arc::new(SystemClock),
+            tokens: Arc::clone(&tokens),
+            identity: Arc::clone(&identity),
+            shutdown: shutdown.clone(),
+        };
+        let peers = Arc::new(ScriptedPeers {
+            airlock: Mutex::default(),
+            trusted: Mutex::default(),
+            calls: watch::Sender::new(Vec::new()),
+        });
+        let peers_url = serve_peers(Arc::clone(&peers), context.clone()).await;
+        let ca_files: Vec<PathBuf> = (0..ek_cas.len()).map(|i| folder.path().join(format!("ek-ca-{i}.pem"))).collect();
+        for (path, pem) in ca_files.iter().zip(ek_cas) {
+            std::fs::write(path, pem).unwrap();
+        }
+        let sockets = Sockets { listen: any_port().await, agent_listen: any_port().await };
+        let (listen, agent_listen) = (sockets.listen.local_addr().unwrap(), sockets.agent_listen.local_addr().unwrap());
+        let agent_socket = folder.path().join("agent.sock");
+        let peer = toml::Table::from_iter([
+            ("url".to_owned(), peers_url.into()),
+            ("token_file".to_owned(), folder.path().join("service.token").display().to_string().into()),
+        ]);
+        let file = toml::Table::from_iter([
+            ("state_dir".to_owned(), folder.path().display().to_string().into()),
+            ("listen".to_owned(), listen.to_string().into()),
+            ("agent_listen".to_owned(), agent_listen.to_string().into()),
+            ("agent_socket".to_owned(), agent_socket.display().to_string().into()),
+            (
+                "ek_ca_files".to_owned(),
+                ca_files.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().into(),
+            ),
+            ("isolation".to_owned(), peer.clone().into()),
+            ("imaging".to_owned(), peer.into()),
+        ]);
+        let config: Config = file.try_into().unwrap();
+        let verifier = tokio::spawn(async move { run_on(config, sockets, context).await.unwrap() });
+
+        let ca_pem = identity.ca_pem().to_owned();
+        let operator_url = format!("https://{listen}/");
+        let token = std::fs::read_to_string(folder.path().join("operator.token")).unwrap();
+        let operator = client(&operator_url, &ca_pem, &token);
+        let keys: VerifierKeys = operator.get("/v1/key").await.unwrap();
+        *peers.trusted.lock().unwrap() = Some(keys.result_key.parse().unwrap());
+        let relay_url = relay(agent_socket).await;
+        Self { folder, peers, operator, tokens, keys, relay_url, operator_url, ca_pem, shutdown, verifier }
+    }
+
+    /// A client of the agents' API, through the airlock, with a session's proof or nothing.
+    pub(crate) fn agent_client(&self, proof: &str) -> ServiceClient {
+        client(&self.keys.agent_url, &self.ca_pem, proof)
+    }
+
+    /// The same, through the relay.
+    pub(crate) fn relay_client(&self, proof: &str) -> ServiceClient {
+        client(&self.relay_url, &self.ca_pem, proof)
+    }
+
+    /// A client of the operators' API with a new token of `role`.
+    pub(crate) fn client_of(&self, role: Role) -> ServiceClient {
+        let token = self.tokens.issue("test", role).unwrap();
+        ServiceClient::new(self.operator_url.parse().unwrap(), &self.ca_pem, token).unwrap()
+    }
+
+    /// Puts a node into the airlock, as a lease does.
+    pub(crate) fn lease(&self, node: &str) -> AirlockContext {
+        let context =
+            AirlockContext { lease: LeaseId::random(), project: "alpha".parse().unwrap(), boot: BootId::random() };
+        self.peers.airlock.lock().unwrap().insert(node.to_owned(), context.clone());
+        context
+    }
+
+    pub(crate) async fn stop(self) {
+        self.shutdown.cancel();
+        self.verifier.await.unwrap();
+    }
+}
+
+impl ScriptedPeers {
+    pub(crate) fn calls(&self) -> Vec<PeerCall> {
+        self.calls.borrow().clone()
+    }
+
+    /// Waits for the first call of this name about this node.
+    pub(crate) async fn called(&self, name: &str, node: &str) -> PeerCall {
+        let mut calls = self.calls.subscribe();
+        let wanted = |call: &&PeerCall| call.name == name && call.node == node;
+        let arrived = calls.wait_for(|calls| calls.iter().any(|call| wanted(&call)));
+        let calls = tokio::time::timeout(Duration::from_secs(20), arrived).await.expect(name).unwrap();
+        calls.iter().find(wanted).unwrap().clone()
+    }
+
+    fn note(&self, name: &'static str, node: &str, detail: String) {
+        let call = PeerCall { name, node: node.to_owned(), detail, at: Instant::now() };
+        self.calls.send_modify(|calls| calls.push(call));
+    }
+
+    /// Checks a result as every relying party does.
+    fn claims(&self, result: String) -> Result<Claims, ApiError> {
+        let trusted = self.trusted.lock().unwrap().clone().into_iter().collect::<Vec<_>>();
+        let verified = SignedResult::from_wire(result).verify(&trusted, SystemClock.now_seconds());
+        verified.map(|result| result.claims().clone()).map_err(|error| ApiError::forbidden("result", error))
+    }
+}
+
+/// An agent on a real TPM.
+pub(crate) struct Agent {
+    pub(crate) tpm: SoftTpm,
+    pub(crate) ek_cas: Vec<Vec<u8>>,
+    pub(crate) node: NodeId,
+    ek_public: Vec<u8>,
+    ek_certificate: Vec<u8>,
+    pub(crate) ak_public: Vec<u8>,
+    log: Vec<u8>,
+    settings: Vec<u8>,
+}
+
+/// A session that was activated.
+pub(crate) struct AgentSession {
+    pub(crate) id: SessionId,
+    pub(crate) proof: String,
+    pub(crate) nonce: Vec<u8>,
+}
+
+impl AgentSession {
+    pub(crate) fn path(&self, call: &str) -> String {
+        format!("/agent/v1/sessions/{}/{call}", self.id)
+    }
+}
+
+impl Agent {
+    /// A machine as it comes, with keys but not booted.
+    pub(crate) fn manufacture(node: &str) -> Self {
+        let (tpm, ek_cas) = SoftTpm::start_with_ek_certificate();
+        let ek_public = tpm.create_ek(KeyKind::Rsa);
+        let ak_public = tpm.create_ak(KeyKind::Ecc);
+        let ek_certificate = tpm.ek_certificate();
+        let node = node.parse().unwrap();
+        Self { tpm, ek_cas, node, ek_public, ek_certificate, ak_public, log: Vec::new(), settings: Vec::new() }
+    }
+
+    /// Boots what `log` says, with the settings that `keys` make right.
+    pub(crate) fn boot(&mut self, log: &LogWriter, keys: &VerifierKeys) {
+        let settings = AgentSettings {
+            node: self.node.clone(),
+            verifier: keys.agent_url.clone(),
+            verifier_key_sha256: keys.agent_key_sha256.clone(),
+        };
+        for (pcr, digest) in log.extensions() {
+            self.tpm.extend(*pcr, digest);
+        }
+        self.settings = serde_json::to_vec(&settings).unwrap();
+        self.tpm.extend(AGENT_PCR, &sha256(&self.settings));
+        self.log = log.finish();
+    }
+
+    pub(crate) fn introduction(&self) -> EnrolRequest {
+        EnrolRequest {
+            node: self.node.clone(),
+            ek_public: self.ek_public.clone(),
+            ek_certificate: self.ek_certificate.clone(),
+            ak_public: self.ak_public.clone(),
+        }
+    }
+
+    pub(crate) async fn enrol(&self, site: &Site) -> Result<EnrolChallenge, ClientError> {
+        site.agent_client("").post("/agent/v1/enrol", &self.introduction()).await
+    }
+
+    /// Enrols and activates.
+    pub(crate) async fn session(&self, site: &Site) -> Result<AgentSession, ClientError> {
+        let challenge = self.enrol(site).await?;
+        let proof = hex::encode(self.tpm.activate(&challenge.credential).unwrap());
+        activate(site, challenge.session, &proof).await
+    }
+
+    /// What it would send for this nonce.
+    pub(crate) fn evidence(&self, nonce: &[u8]) -> Evidence {
+        let selection = QUOTED_PCRS.map(|pcr| pcr.to_string()).collect::<Vec<_>>().join(",");
+        let quote = self.tpm.quote(nonce, &format!("sha256:{selection}"));
+        Evidence {
+            attest: quote.attest,
+            signature: quote.signature,
+            pcrs: self.tpm.pcrs()[..=usize::from(*QUOTED_PCRS.end())].iter().map(hex::encode).collect(),
+            event_log: self.log.clone(),
+            agent_measurements: vec![AgentMeasurement {
+                pcr: AGENT_PCR,
+                kind: MeasurementKind::AgentSettings,
+                data: self.settings.clone(),
+            }],
+        }
+    }
+
+    /// Enrols, activates and sends evidence.
+    pub(crate) async fn attest(&self, site: &Site) -> (AgentSession, Verdict) {
+        let session = self.session(site).await.unwrap();
+        let evidence = self.evidence(&session.nonce);
+        let client = site.agent_client(&session.proof);
+        let verdict = client.post(&session.path("evidence"), &evidence).await.unwrap();
+        (session, verdict)
+    }
+}
+
+pub(crate) async fn activate(site: &Site, id: SessionId, proof: &str) -> Result<AgentSession, ClientError> {
+    let request = ActivateRequest { proof: proof.to_owned() };
+    let path = format!("/agent/v1/sessions/{id}/activate");
+    let wanted: EvidenceRequest = site.agent_client("").post(&path, &request).await?;
+    assert_eq!(wanted.pcrs, QUOTED_PCRS.collect::<Vec<_>>());
+    Ok(AgentSession { id, proof: proof.to_owned(), nonce: wanted.nonce })
+}
+
+/// What a call was refused with.
+pub(crate) fn refusal<T: std::fmt::Debug>(answer: Result<T, ClientError>) -> (u16, String, String) {
+    let error = answer.unwrap_err();
+    let problem = error.problem().unwrap_or_else(|| panic!("no problem was answered: {error:?}"));
+    (problem.status, problem.kind.clone(), problem.detail.clone())
+}
+
+fn client(url: &str, ca_pem: &str, token: &str) -> ServiceClient {
+    ServiceClient::new(url.parse().unwrap(), ca_pem, Token::from_text(token)).unwrap()
+}
+
+async fn any_port() -> TcpListener {
+    TcpListener::bind("127.0.0.1:0").await.unwrap()
+}
+
+/// A gateway's relay: octets from a TCP port to the verifier's Unix socket and back.
+async fn relay(socket: PathBuf) -> String {
+    let listener = any_port().await;
+    let url = format!("https://{}/", listener.local_addr().unwrap());
+    tokio::spawn(async move {
+        while let Ok((mut tcp, _)) = listener.accept().await {
+            let mut unix = UnixStream::connect(&socket).await.unwrap();
+            tokio::spawn(async move { drop(tokio::io::copy_bidirectional(&mut tcp, &mut unix).await) });
+        }
+    });
+    url
+}
+
+async fn serve_peers(peers: Arc<ScriptedPeers>, context: ServiceContext) -> String {
+    let router = Router::new()
+        .route("/v1/nodes/{node}/airlock", get(airlock))
+        .route("/v1/nodes/{node}/reject", post(reject))
+        .route("/v1/admissions", post(admit))
+        .route("/v1/admissions/{id}", delete(gone))
+        .route("/v1/exports", post(export))
+        .route("/v1/exports/{id}", delete(gone))
+        .with_state(peers);
+    let listener = any_port().await;
+    let url = format!("https://{}/", listener.local_addr().unwrap());
+    tokio::spawn(async move { serve(Listener::Tls(listener), router, &context).await.unwrap() });
+    url
+}
+
+async fn airlock(
+    State(peers): State<Arc<ScriptedPeers>>,
+    Path(node): Path<String>,
+) -> Result<Json<AirlockContext>, ApiError> {
+    let context = peers.airlock.lock().unwrap().get(&node).cloned();
+    context.map(Json).ok_or_else(|| ApiError::conflict("not-in-airlock", format!("node `{node}` is free")))
+}
+
+async fn reject(
+    State(peers): State<Arc<ScriptedPeers>>,
+    Path(node): Path<String>,
+    Json(report): Json<RejectRequest>,
+) -> Json<()> {
+    peers.note("reject", &node, report.reason);
+    Json(())
+}
+
+async fn export(
+    State(peers): State<Arc<ScriptedPeers>>,
+    Json(request): Json<ExportRequest>,
+) -> Result<Json<ExportAnswer>, ApiError> {
+    let claims = peers.claims(request.result)?;
+    peers.note("export", claims.node.as_str(), claims.jti.to_string());
+    let ek_public = URL_SAFE_NO_PAD.decode(&claims.ek_public).unwrap();
+    let grant = seal_grant(&ek_public, &hex::decode(&claims.ak_name).unwrap(), claims.jti, GRANT).unwrap();
+    let address = TenantAddress {
+        address: "10.20.0.50/24".parse().unwrap(),
+        router: None,
+        relay: "10.20.0.1:8443".parse().unwrap(),
+    };
+    Ok(Json(ExportAnswer { admission: claims.jti, address, grant }))
+}
+
+async fn admit(
+    State(peers): State<Arc<ScriptedPeers>>,
+    Json(request): Json<AdmissionRequest>,
+) -> Result<Json<Admission>, ApiError> {
+    let claims = peers.claims(request.result)?;
+    peers.note("admit", claims.node.as_str(), claims.jti.to_string());
+    Ok(Json(Admission {
+        id: claims.jti,
+        node: claims.node,
+        lease: claims.lease,
+        boot: claims.boot,
+        expires_at_ms: claims.exp * 1000,
+        revoked: None,
+    }))
+}
+
+async fn gone() -> Json<()> {
+    Json(())
+}
