@@ -41,7 +41,7 @@ pub enum SwitchError {
         port: String,
         /// What was waited for.
         #[source]
-        cause: Option<RpcError>,
+        cause: Option<Box<RpcError>>,
     },
     /// The switch answers, but not with what its protocol promises, or it refuses.
     #[error("{doing} port {port}: switch {switch} did not do it")]
@@ -54,7 +54,7 @@ pub enum SwitchError {
         port: String,
         /// Its answer.
         #[source]
-        cause: RpcError,
+        cause: Box<RpcError>,
     },
     /// Ports are never created here: one without a tag would be a trunk of every VLAN.
     #[error(

@@ -8,6 +8,7 @@ use nix::unistd::Pid;
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 /// A running Open vSwitch.
@@ -183,6 +184,48 @@ impl OpenVswitch {
     }
 }
 
+/// A network namespace for one test, deleted when dropped: a bridge is also a device of its name, and two tests' bridges
+/// must not meet. Needs root.
+#[derive(Debug)]
+pub struct ScratchNamespace {
+    name: String,
+}
+
+impl ScratchNamespace {
+    /// Adds a namespace with a name of its own, loopback up.
+    ///
+    /// # Errors
+    /// See [`TestingError`].
+    pub fn new() -> Result<Self, TestingError> {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let name = format!("assay-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+        let scratch = std::env::temp_dir();
+        run(&scratch, &["ip", "netns", "add", &name])?;
+        let namespace = Self { name };
+        run(&scratch, &["ip", "-n", &namespace.name, "link", "set", "lo", "up"])?;
+        Ok(namespace)
+    }
+
+    /// Its name, as `ip -n` takes it.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// For [`OpenVswitch::start_in`].
+    #[must_use]
+    pub fn namespace(&self) -> Namespace {
+        Namespace::Named(self.name.clone())
+    }
+}
+
+impl Drop for ScratchNamespace {
+    fn drop(&mut self) {
+        // What is left shows in `ip netns`; a failing test must not fail twice.
+        let _ = run(&std::env::temp_dir(), &["ip", "netns", "delete", &self.name]);
+    }
+}
+
 impl Namespace {
     fn prefix(&self) -> Vec<String> {
         match self {
@@ -240,10 +283,13 @@ impl Drop for Daemon {
     }
 }
 
+/// Runs a program to its end; its output is in the error, if it fails.
 fn run<S: AsRef<OsStr>>(directory: &Path, command: &[S]) -> Result<(), TestingError> {
     let words = || command.iter().map(|w| w.as_ref().to_string_lossy()).collect::<Vec<_>>().join(" ");
     // Output goes to a file, not to a pipe: a daemon would hold a pipe open and we would wait for its end.
-    let log = directory.join("command.log");
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let number = NEXT.fetch_add(1, Ordering::Relaxed);
+    let log = directory.join(format!("assay-command-{}-{number}.log", std::process::id()));
     let cannot_run = |cause| TestingError::Run { command: words(), cause };
     let output = std::fs::File::create(&log).map_err(cannot_run)?;
     let [program, arguments @ ..] = command else {
@@ -257,9 +303,10 @@ fn run<S: AsRef<OsStr>>(directory: &Path, command: &[S]) -> Result<(), TestingEr
         .stderr(output)
         .status()
         .map_err(cannot_run)?;
+    let output = std::fs::read_to_string(&log).unwrap_or_default();
+    let _ = std::fs::remove_file(&log);
     if status.success() {
         return Ok(());
     }
-    let output = std::fs::read_to_string(&log).unwrap_or_default();
     Err(TestingError::Failed { command: words(), output: output.trim().to_owned() })
 }

@@ -1,15 +1,16 @@
 //! The clients against a real Open vSwitch.
 
 use assay_ovsdb::ovsdb::OPEN_VSWITCH;
-use assay_ovsdb::testing::OpenVswitch;
+use assay_ovsdb::testing::{OpenVswitch, ScratchNamespace};
 use assay_ovsdb::{Limits, Ovsdb, RpcError, Unixctl, value};
 use serde_json::json;
 use std::time::Duration;
 
-fn start() -> (tempfile::TempDir, OpenVswitch) {
+fn start() -> ((tempfile::TempDir, ScratchNamespace), OpenVswitch) {
     let directory = tempfile::tempdir().expect("a temporary directory");
-    let switch = OpenVswitch::start(directory.path()).expect("Open vSwitch starts");
-    (directory, switch)
+    let namespace = ScratchNamespace::new().expect("a namespace");
+    let switch = OpenVswitch::start_in(directory.path(), &namespace.namespace()).expect("Open vSwitch starts");
+    ((directory, namespace), switch)
 }
 
 #[tokio::test]
@@ -70,7 +71,7 @@ async fn an_absent_switch_is_a_connect_error_that_names_the_socket() {
 
 #[test]
 fn nothing_survives_the_handle() {
-    let (directory, switch) = start();
+    let ((directory, _namespace), switch) = start();
     let pid: u32 = std::fs::read_to_string(directory.path().join("vswitchd.pid")).unwrap().trim().parse().unwrap();
     drop(switch);
     // A killed process may stay a zombie until init reaps it, but it runs no more.

@@ -200,10 +200,10 @@ impl Work<'_> {
         let (doing, switch, port) = (self.doing, self.switch.switch.clone(), self.port.to_owned());
         match cause {
             RpcError::Connect { .. } | RpcError::NoAnswer { .. } | RpcError::Closed { .. } => {
-                SwitchError::NoAnswer { doing, switch, port, cause: Some(cause) }
+                SwitchError::NoAnswer { doing, switch, port, cause: Some(Box::new(cause)) }
             }
             RpcError::Refused { .. } | RpcError::Malformed { .. } => {
-                SwitchError::Protocol { doing, switch, port, cause }
+                SwitchError::Protocol { doing, switch, port, cause: Box::new(cause) }
             }
         }
     }
