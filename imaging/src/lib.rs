@@ -1,3 +1,30 @@
-//! Imaging: golden image, clone, iSCSI export.
+//! Imaging: golden image → clone → iSCSI export; and the gateway that serves the exports on a project's provisioning
+//! network.
+//!
+//! ```text
+//! store     golden images and clones, as files
+//! db        what is on record
+//! export    step 7 of the boot path: attestation result → export, in phases that can be undone
+//! api       HTTP, for operators, projects and the verifier
+//! gateway   a process of its own: iSCSI portal, relay to the verifier, orders from imaging
+//! ```
+//!
+//! Imaging never asks who a node is, only whether an attestation result that it verified itself says so.
 
+mod address;
+pub mod api;
+pub mod config;
+mod db;
+mod export;
+pub mod gateway;
+mod gateways;
+mod secret;
+mod service;
 pub mod store;
+
+pub use api::openapi;
+pub use config::Config;
+pub use gateway::file::{ExportFileError, ExportedFile, FileExport, export_file};
+pub use gateway::{Gateway, GatewayConfig, GatewayError, RelayConfig, run_gateway};
+pub use secret::SecretKeyError;
+pub use service::{Imaging, RunError, run};

@@ -10,7 +10,7 @@
 
 mod allocation;
 pub mod device;
-mod file;
+pub(crate) mod file;
 pub mod golden;
 pub mod import;
 pub mod overlay;
@@ -189,6 +189,12 @@ pub enum StoreError {
     OutsideImportFolders {
         /// The source.
         path: PathBuf,
+    },
+    /// The work ended in a panic; what it had begun is left as after a crash.
+    #[error("working in the image store")]
+    Panicked {
+        /// The panic.
+        source: tokio::task::JoinError,
     },
     /// Whoever asked for the import went away.
     #[error("the import was broken off")]

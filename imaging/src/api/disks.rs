@@ -1,0 +1,102 @@
+//! Disks: the clone that a lease's node will get.
+
+use super::{db_failed, export_failed, may_see, store_failed};
+use crate::db::DiskRecord;
+use crate::export::blocking;
+use crate::service::AppState;
+use crate::store::StoreError;
+use crate::store::overlay::Overlay;
+use assay_service::auth::Caller;
+use assay_service::error::ApiError;
+use assay_wire::id::LeaseId;
+use assay_wire::imaging::{Disk, DiskRequest};
+use assay_wire::problem::Problem;
+use axum::Json;
+use axum::extract::{Path, State};
+use axum::http::StatusCode;
+use std::sync::Arc;
+
+/// Makes the lease's disk. Idempotent; takes the same time whatever the image's size.
+#[utoipa::path(put, path = "/v1/disks/{lease}", params(("lease" = String, Path, format = "uuid")),
+    request_body = DiskRequest, responses(
+    (status = 200, description = "The lease has this disk", body = Disk),
+    (status = 403, description = "Another project's", body = Problem),
+    (status = 404, description = "No such image of the project", body = Problem),
+    (status = 409, description = "The lease has another disk", body = Problem)))]
+pub(super) async fn put_disk(
+    State(state): State<Arc<AppState>>,
+    caller: Caller,
+    Path(lease): Path<LeaseId>,
+    Json(request): Json<DiskRequest>,
+) -> Result<Json<Disk>, ApiError> {
+    caller.require_project(&request.project)?;
+    let exporter = &state.exporter;
+    let image = exporter.db.image(&request.image).await.map_err(|error| db_failed(&error))?;
+    // Another project's image is as good as none, and is not told apart from one.
+    if image.is_none_or(|image| image.project != request.project) {
+        let (image, project) = (&request.image, &request.project);
+        return Err(ApiError::not_found(format!("project `{project}` has no image `{image}`")));
+    }
+    let _alone = exporter.lock(lease).await;
+    let record = exporter.db.put_disk(lease, &request).await.map_err(|error| db_failed(&error))?;
+    let asked = (&request.project, &request.node, &request.image);
+    if asked != (&record.project, &record.node, &record.image) {
+        let detail = format!("lease {lease} has a disk of image `{}` for node `{}`", record.image, record.node);
+        return Err(ApiError::conflict("other-disk", detail).with_hint("delete it first"));
+    }
+    exporter.prepare_disk(&record).await.map_err(|error| export_failed(&error))?;
+    tracing::info!(event = "disk.ready", disk = %record.id, %lease, image = %record.image, "disk is ready");
+    Ok(Json(shown(&state, record).await))
+}
+
+/// Lists the disks that the caller may see.
+#[utoipa::path(get, path = "/v1/disks", responses((status = 200, body = Vec<Disk>)))]
+pub(super) async fn get_disks(State(state): State<Arc<AppState>>, caller: Caller) -> Result<Json<Vec<Disk>>, ApiError> {
+    let records = state.exporter.db.disks().await.map_err(|error| db_failed(&error))?;
+    let mut disks = Vec::new();
+    for record in records.into_iter().filter(|record| may_see(&caller, &record.project)) {
+        disks.push(shown(&state, record).await);
+    }
+    Ok(Json(disks))
+}
+
+/// Deletes the lease's disk and all that its node wrote. Idempotent.
+#[utoipa::path(delete, path = "/v1/disks/{lease}", params(("lease" = String, Path, format = "uuid")), responses(
+    (status = 204, description = "It is gone"),
+    (status = 403, description = "Another project's", body = Problem),
+    (status = 409, description = "It is exported", body = Problem)))]
+pub(super) async fn delete_disk(
+    State(state): State<Arc<AppState>>,
+    caller: Caller,
+    Path(lease): Path<LeaseId>,
+) -> Result<StatusCode, ApiError> {
+    let exporter = &state.exporter;
+    let _alone = exporter.lock(lease).await;
+    let record = exporter.db.disk(lease).await.map_err(|error| db_failed(&error))?;
+    let Some(record) = record else { return Ok(StatusCode::NO_CONTENT) };
+    // A lease's end is isolation's business: it deletes the disk too.
+    caller.require_service().or_else(|_| caller.require_project(&record.project))?;
+    if let Some(export) = exporter.db.export_of_lease(lease).await.map_err(|error| db_failed(&error))? {
+        let detail = format!("the disk of lease {lease} is exported for admission {}", export.admission);
+        return Err(ApiError::conflict("exported", detail).with_hint("end the admission first"));
+    }
+    let (store, disk) = (Arc::clone(&exporter.store), record.id);
+    blocking(move || store.remove_disk(disk)).await.map_err(|error| store_failed(&error))?;
+    exporter.db.remove_disk(disk).await.map_err(|error| db_failed(&error))?;
+    tracing::info!(event = "disk.deleted", %disk, %lease, by = caller.name, "disk deleted");
+    Ok(StatusCode::NO_CONTENT)
+}
+
+async fn shown(state: &AppState, record: DiskRecord) -> Disk {
+    let folder = state.exporter.store.disk_folder(record.id);
+    // A disk that is being made has no files yet.
+    let written = blocking(move || Overlay::allocated_bytes(&folder).or(Ok::<u64, StoreError>(0))).await;
+    Disk {
+        id: record.id,
+        lease: record.lease,
+        project: record.project,
+        node: record.node,
+        image: record.image,
+        written_bytes: written.unwrap_or(0),
+    }
+}

@@ -1,0 +1,85 @@
+//! Exports: step 7 of the boot path.
+
+use super::{db_failed, export_failed};
+use crate::service::AppState;
+use assay_service::auth::Caller;
+use assay_service::error::ApiError;
+use assay_service::telemetry::boot_step;
+use assay_wire::id::AdmissionId;
+use assay_wire::imaging::{Export, ExportAnswer, ExportRequest};
+use assay_wire::problem::Problem;
+use assay_wire::result::SignedResult;
+use assay_wire::step::Step;
+use axum::Json;
+use axum::extract::{Path, State};
+use axum::http::StatusCode;
+use std::sync::{Arc, PoisonError};
+use std::time::Instant;
+
+/// Exports the disk of the lease that a signed attestation result is for. Idempotent by the result's id.
+#[utoipa::path(post, path = "/v1/exports", request_body = ExportRequest, responses(
+    (status = 200, description = "The target is up", body = ExportAnswer),
+    (status = 403, description = "The result does not count", body = Problem),
+    (status = 409, description = "The admission has ended, or the lease has no disk", body = Problem),
+    (status = 503, description = "The gateway does not answer", body = Problem)))]
+pub(super) async fn post_export(
+    State(state): State<Arc<AppState>>,
+    caller: Caller,
+    Json(request): Json<ExportRequest>,
+) -> Result<Json<ExportAnswer>, ApiError> {
+    caller.require_service()?;
+    let begun = Instant::now();
+    let result = SignedResult::from_wire(request.result);
+    // In a task of its own: a caller that goes away does not leave an export between two phases.
+    let working = Arc::clone(&state);
+    let exported = tokio::spawn(async move { working.exporter.export(&result, &*working.clock).await })
+        .await
+        .map_err(|error| ApiError::internal("making an export", &error))?
+        .map_err(|error| export_failed(&error))?;
+    if exported.new {
+        boot_step(Step::ImageExported, exported.node(), begun.elapsed());
+    }
+    Ok(Json(exported.answer()))
+}
+
+/// Lists exports.
+#[utoipa::path(get, path = "/v1/exports", responses((status = 200, body = Vec<Export>)))]
+pub(super) async fn get_exports(
+    State(state): State<Arc<AppState>>,
+    caller: Caller,
+) -> Result<Json<Vec<Export>>, ApiError> {
+    caller.require_service()?;
+    let records = state.exporter.db.exports().await.map_err(|error| db_failed(&error))?;
+    let sessions = state.sessions.lock().unwrap_or_else(PoisonError::into_inner);
+    let exports = records.into_iter().map(|record| Export {
+        sessions: sessions.get(&record.admission).copied().unwrap_or(0),
+        admission: record.admission,
+        lease: record.lease,
+        node: record.node,
+        disk: record.disk,
+        target: record.target,
+        initiator: record.initiator,
+        expires_at_ms: record.expires_at_ms,
+    });
+    Ok(Json(exports.collect()))
+}
+
+/// Ends an admission: its sessions are severed when this answers. Idempotent, also for admissions never seen.
+#[utoipa::path(delete, path = "/v1/exports/{admission}", params(("admission" = String, Path, format = "uuid")),
+    responses(
+    (status = 204, description = "It is gone"),
+    (status = 503, description = "The gateway does not answer; imaging goes on trying", body = Problem)))]
+pub(super) async fn delete_export(
+    State(state): State<Arc<AppState>>,
+    caller: Caller,
+    Path(admission): Path<AdmissionId>,
+) -> Result<StatusCode, ApiError> {
+    caller.require_service()?;
+    let working = Arc::clone(&state);
+    tokio::spawn(async move { working.exporter.end(admission, working.clock.now_ms()).await })
+        .await
+        .map_err(|error| ApiError::internal("ending an export", &error))?
+        .map_err(|error| export_failed(&error))?;
+    state.sessions.lock().unwrap_or_else(PoisonError::into_inner).remove(&admission);
+    Ok(StatusCode::NO_CONTENT)
+}

@@ -1,0 +1,106 @@
+//! Imaging's HTTP API. Handlers check who may ask, and say in words what went wrong; deciding and doing are elsewhere.
+
+mod disks;
+mod exports;
+mod gateways;
+mod images;
+mod projects;
+
+use crate::db::DbError;
+use crate::export::ExportError;
+use crate::service::AppState;
+use crate::store::StoreError;
+use assay_service::auth::{Caller, Role};
+use assay_service::error::{ApiError, chain};
+use assay_wire::id::ProjectId;
+use axum::Router;
+use axum::routing::{get, post, put};
+use std::sync::Arc;
+use utoipa::OpenApi as _;
+
+#[derive(utoipa::OpenApi)]
+#[openapi(
+    info(title = "Assay imaging", description = "Golden images, disks, exports and gateways."),
+    paths(
+        projects::post_project,
+        projects::get_projects,
+        images::post_image,
+        images::get_images,
+        disks::put_disk,
+        disks::get_disks,
+        disks::delete_disk,
+        exports::post_export,
+        exports::get_exports,
+        exports::delete_export,
+        gateways::post_gateway,
+        gateways::get_gateways,
+    ),
+    components(schemas(assay_wire::problem::Problem, assay_wire::imaging::ImportStatus))
+)]
+struct Document;
+
+/// The API's OpenAPI document.
+#[must_use]
+pub fn openapi() -> utoipa::openapi::OpenApi {
+    Document::openapi()
+}
+
+pub(crate) fn router(state: Arc<AppState>) -> Router {
+    Router::new()
+        .route("/v1/projects", post(projects::post_project).get(projects::get_projects))
+        .route("/v1/images", post(images::post_image).get(images::get_images))
+        .route("/v1/disks", get(disks::get_disks))
+        .route("/v1/disks/{lease}", put(disks::put_disk).delete(disks::delete_disk))
+        .route("/v1/exports", post(exports::post_export).get(exports::get_exports))
+        .route("/v1/exports/{admission}", axum::routing::delete(exports::delete_export))
+        .route("/v1/gateways", post(gateways::post_gateway).get(gateways::get_gateways))
+        .with_state(state)
+}
+
+/// Whether the caller sees what belongs to `project`.
+fn may_see(caller: &Caller, project: &ProjectId) -> bool {
+    match &caller.role {
+        Role::Operator | Role::Service => true,
+        Role::Project(own) => own == project,
+    }
+}
+
+fn db_failed(error: &DbError) -> ApiError {
+    ApiError::internal("reading or writing imaging's records", error)
+}
+
+fn store_failed(error: &StoreError) -> ApiError {
+    match error {
+        StoreError::Exists { .. } => ApiError::conflict("image-exists", error),
+        StoreError::OutsideImportFolders { .. } => ApiError::forbidden("outside-import-folders", error),
+        StoreError::Qcow2 { .. } | StoreError::Malformed { .. } => {
+            ApiError::bad_request("image-malformed", chain(error))
+        }
+        StoreError::InUse { .. } => ApiError::conflict("in-use", error),
+        StoreError::Io { .. } => ApiError::unavailable("store", chain(error)),
+        StoreError::Panicked { .. } | StoreError::Cancelled => ApiError::internal("working in the image store", error),
+    }
+}
+
+fn export_failed(error: &ExportError) -> ApiError {
+    match error {
+        ExportError::Result(_) => ApiError::forbidden("result-refused", chain(error)),
+        ExportError::Claim { .. } | ExportError::Seal { .. } | ExportError::Name { .. } => {
+            ApiError::forbidden("result-unusable", chain(error))
+        }
+        ExportError::Ended(_) => ApiError::conflict("admission-ended", error),
+        ExportError::Superseded { .. } => ApiError::conflict("superseded", error),
+        ExportError::NoDisk(_) => {
+            ApiError::conflict("no-disk", error).with_hint("make the lease a disk first: PUT /v1/disks/{lease}")
+        }
+        ExportError::OtherDisk { .. } => ApiError::forbidden("other-disk", error),
+        ExportError::NoGateway(_) => {
+            ApiError::conflict("no-gateway", error).with_hint("register the project's gateway: POST /v1/gateways")
+        }
+        ExportError::NoAddress(_) => ApiError::unavailable("no-address", error),
+        ExportError::Gateway { .. } => ApiError::unavailable("gateway", chain(error)),
+        ExportError::Db(cause) => db_failed(cause),
+        ExportError::Store(cause) => store_failed(cause),
+        ExportError::Secret(_) => ApiError::internal("restoring an export", error),
+    }
+}

@@ -1,0 +1,192 @@
+//! Exports on record, and admissions that have ended.
+
+use super::{Db, DbError, number, parsed, query, text, value};
+use assay_wire::agent::SealedGrant;
+use assay_wire::id::{AdmissionId, DiskId, LeaseId, NodeId, ProjectId};
+use assay_wire::net::Iqn;
+use ipnet::Ipv4Net;
+use sqlx::Row as _;
+use sqlx::any::AnyRow;
+use std::collections::BTreeSet;
+use std::net::Ipv4Addr;
+
+/// An export on record.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct ExportRecord {
+    pub(crate) admission: AdmissionId,
+    pub(crate) lease: LeaseId,
+    pub(crate) disk: DiskId,
+    pub(crate) project: ProjectId,
+    pub(crate) node: NodeId,
+    pub(crate) target: Iqn,
+    pub(crate) initiator: Iqn,
+    pub(crate) address: Ipv4Net,
+    pub(crate) chap_name: String,
+    /// Encrypted: see [`crate::secret`].
+    pub(crate) chap_secret: String,
+    pub(crate) sealed_grant: SealedGrant,
+    pub(crate) phase: Phase,
+    pub(crate) issued_at_ms: i64,
+    pub(crate) expires_at_ms: i64,
+}
+
+/// How far an export has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Phase {
+    /// Its clone, address, secret and grant exist; its target may be up.
+    Cloned,
+    /// Its target is up, and must be whenever its gateway runs.
+    Exported,
+    /// Its target must come down; the record goes when it has.
+    Ending,
+}
+
+impl Phase {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Cloned => "cloned",
+            Self::Exported => "exported",
+            Self::Ending => "ending",
+        }
+    }
+
+    fn from_text(text: &str) -> Result<Self, DbError> {
+        [Self::Cloned, Self::Exported, Self::Ending]
+            .into_iter()
+            .find(|phase| phase.as_str() == text)
+            .ok_or_else(|| value("phase", text))
+    }
+}
+
+impl Db {
+    /// Records a new export. `false` if its lease has one, or its address was taken meanwhile.
+    pub(crate) async fn insert_export(&self, export: &ExportRecord) -> Result<bool, DbError> {
+        let done = sqlx::query(
+            "INSERT INTO exports (admission, lease, disk, project, node, target, initiator, address, chap_name, \
+             chap_secret, sealed_grant, phase, issued_at_ms, expires_at_ms) \
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14) ON CONFLICT DO NOTHING",
+        )
+        .bind(export.admission.to_string())
+        .bind(export.lease.to_string())
+        .bind(export.disk.to_string())
+        .bind(export.project.as_str())
+        .bind(export.node.as_str())
+        .bind(export.target.as_str())
+        .bind(export.initiator.as_str())
+        .bind(export.address.to_string())
+        .bind(&export.chap_name)
+        .bind(&export.chap_secret)
+        .bind(serde_json::to_string(&export.sealed_grant).unwrap_or_default())
+        .bind(export.phase.as_str())
+        .bind(export.issued_at_ms)
+        .bind(export.expires_at_ms)
+        .execute(&self.pool)
+        .await
+        .map_err(query("recording an export"))?;
+        Ok(done.rows_affected() == 1)
+    }
+
+    pub(crate) async fn exports(&self) -> Result<Vec<ExportRecord>, DbError> {
+        let rows = sqlx::query("SELECT * FROM exports ORDER BY admission").fetch_all(&self.pool).await;
+        rows.map_err(query("listing exports"))?.iter().map(export_of).collect()
+    }
+
+    pub(crate) async fn export(&self, admission: AdmissionId) -> Result<Option<ExportRecord>, DbError> {
+        let row = sqlx::query("SELECT * FROM exports WHERE admission = $1")
+            .bind(admission.to_string())
+            .fetch_optional(&self.pool)
+            .await
+            .map_err(query("reading an export"))?;
+        row.as_ref().map(export_of).transpose()
+    }
+
+    pub(crate) async fn export_of_lease(&self, lease: LeaseId) -> Result<Option<ExportRecord>, DbError> {
+        let row = sqlx::query("SELECT * FROM exports WHERE lease = $1")
+            .bind(lease.to_string())
+            .fetch_optional(&self.pool)
+            .await
+            .map_err(query("reading a lease's export"))?;
+        row.as_ref().map(export_of).transpose()
+    }
+
+    /// Addresses of a project's exports.
+    pub(crate) async fn addresses(&self, project: &ProjectId) -> Result<BTreeSet<Ipv4Addr>, DbError> {
+        let rows = sqlx::query("SELECT address FROM exports WHERE project = $1")
+            .bind(project.as_str())
+            .fetch_all(&self.pool)
+            .await
+            .map_err(query("listing the addresses of exports"))?;
+        rows.iter().map(|row| parsed::<Ipv4Net>(row, "address").map(|net| net.addr())).collect()
+    }
+
+    pub(crate) async fn set_phase(&self, admission: AdmissionId, phase: Phase) -> Result<(), DbError> {
+        sqlx::query("UPDATE exports SET phase = $1 WHERE admission = $2")
+            .bind(phase.as_str())
+            .bind(admission.to_string())
+            .execute(&self.pool)
+            .await
+            .map_err(query("recording an export's phase"))?;
+        Ok(())
+    }
+
+    pub(crate) async fn remove_export(&self, admission: AdmissionId) -> Result<(), DbError> {
+        sqlx::query("DELETE FROM exports WHERE admission = $1")
+            .bind(admission.to_string())
+            .execute(&self.pool)
+            .await
+            .map_err(query("removing an export from the records"))?;
+        Ok(())
+    }
+
+    /// Records that an admission has ended, for good.
+    pub(crate) async fn end_admission(&self, admission: AdmissionId, until_ms: i64) -> Result<(), DbError> {
+        sqlx::query(
+            "INSERT INTO ended_admissions (admission, until_ms) VALUES ($1, $2) ON CONFLICT (admission) DO NOTHING",
+        )
+        .bind(admission.to_string())
+        .bind(until_ms)
+        .execute(&self.pool)
+        .await
+        .map_err(query("recording that an admission ended"))?;
+        Ok(())
+    }
+
+    pub(crate) async fn has_ended(&self, admission: AdmissionId) -> Result<bool, DbError> {
+        let row = sqlx::query("SELECT until_ms FROM ended_admissions WHERE admission = $1")
+            .bind(admission.to_string())
+            .fetch_optional(&self.pool)
+            .await
+            .map_err(query("reading whether an admission ended"))?;
+        Ok(row.is_some())
+    }
+
+    /// Forgets ended admissions whose results nobody accepts any more.
+    pub(crate) async fn forget_ended(&self, now_ms: i64) -> Result<(), DbError> {
+        sqlx::query("DELETE FROM ended_admissions WHERE until_ms <= $1")
+            .bind(now_ms)
+            .execute(&self.pool)
+            .await
+            .map_err(query("forgetting ended admissions"))?;
+        Ok(())
+    }
+}
+
+fn export_of(row: &AnyRow) -> Result<ExportRecord, DbError> {
+    let grant: String = row.try_get("sealed_grant").map_err(query("reading a column"))?;
+    Ok(ExportRecord {
+        admission: parsed(row, "admission")?,
+        lease: parsed(row, "lease")?,
+        disk: parsed(row, "disk")?,
+        project: parsed(row, "project")?,
+        node: parsed(row, "node")?,
+        target: parsed(row, "target")?,
+        initiator: parsed(row, "initiator")?,
+        address: parsed(row, "address")?,
+        chap_name: text(row, "chap_name")?,
+        chap_secret: text(row, "chap_secret")?,
+        sealed_grant: serde_json::from_str(&grant).map_err(|_| value("sealed_grant", "not a sealed grant"))?,
+        phase: Phase::from_text(&text(row, "phase")?)?,
+        issued_at_ms: number(row, "issued_at_ms")?,
+        expires_at_ms: number(row, "expires_at_ms")?,
+    })
+}

@@ -1,0 +1,455 @@
+//! Step 7 of the boot path: an attestation result becomes an export.
+//!
+//! ```text
+//!   result verified ──▶ Cloned ──────────▶ TargetUp ─────────▶ Exported
+//!                       disk, address,     the gateway         on record: put up
+//!                       secret and grant   serves it           again whenever its
+//!                       on record                              gateway restarts
+//! ```
+//!
+//! Each phase is a type that only the one before it makes, and each can undo itself and what came before. What ends an
+//! export (revocation, expiry, a newer result for the lease) fences first: sessions are severed, then the record goes.
+
+use crate::address;
+use crate::db::exports::{ExportRecord, Phase};
+use crate::db::{Db, DbError, DiskRecord, DiskState};
+use crate::gateway::order::ExportOrder;
+use crate::gateways::{GatewayError, Gateways};
+use crate::secret::{ChapSecret, SealedWithAnotherKey, SecretKey};
+use crate::store::{ImageStore, StoreError};
+use assay_service::clock::Clock;
+use assay_tpm::seal::{SealError, seal_grant};
+use assay_wire::agent::{Grant, TenantAddress};
+use assay_wire::id::{AdmissionId, LeaseId, NodeId, ProjectId};
+use assay_wire::imaging::{ExportAnswer, Gateway};
+use assay_wire::net::InvalidNetValue;
+use assay_wire::result::{Claims, ResultError, SignedResult, VerifiedResult};
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use std::sync::Arc;
+use tokio::sync::{Mutex, MutexGuard};
+use zeroize::Zeroizing;
+
+/// How long an ended admission is remembered beyond its own expiry, or where that is not known: longer than any result
+/// is valid.
+const REMEMBER_ENDED_MS: i64 = 24 * 60 * 60 * 1000;
+/// All names of targets and initiators begin with this.
+const IQN_PREFIX: &str = "iqn.2026-01.dev.assay";
+/// Leases are spread over this many locks.
+const LOCKS: usize = 64;
+
+/// Makes, keeps and ends exports.
+#[derive(Debug)]
+pub(crate) struct Exporter {
+    pub(crate) db: Db,
+    pub(crate) store: Arc<ImageStore>,
+    pub(crate) gateways: Gateways,
+    key: SecretKey,
+    /// One export of a lease is worked on at a time.
+    locks: Vec<Mutex<()>>,
+}
+
+/// Why there is no export.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ExportError {
+    /// The result does not count.
+    #[error("accepting the attestation result")]
+    Result(#[from] ResultError),
+    /// Revoked, expired, or replaced by a later one.
+    #[error("admission {0} has ended")]
+    Ended(AdmissionId),
+    /// A result that was issued later has the lease's export.
+    #[error("lease {lease} is exported for a later attestation result, admission {admission}")]
+    Superseded {
+        /// The lease.
+        lease: LeaseId,
+        /// What has it.
+        admission: AdmissionId,
+    },
+    /// Nobody asked for a disk.
+    #[error("lease {0} has no disk")]
+    NoDisk(LeaseId),
+    /// The disk is for another node or project than the result.
+    #[error("the disk of lease {lease} is for node {node} of project {project}, the attestation result is not")]
+    OtherDisk {
+        /// The lease.
+        lease: LeaseId,
+        /// The disk's node.
+        node: NodeId,
+        /// The disk's project.
+        project: ProjectId,
+    },
+    /// The project has no gateway.
+    #[error("project {0} has no gateway")]
+    NoGateway(ProjectId),
+    /// The gateway's subnet is full.
+    #[error("no free address on the provisioning network of project {0}")]
+    NoAddress(ProjectId),
+    /// The EK in the result cannot be sealed to.
+    #[error("sealing the grant of admission {admission} to the node's TPM")]
+    Seal {
+        /// The admission.
+        admission: AdmissionId,
+        /// Why.
+        source: SealError,
+    },
+    /// The result's EK or AK is not encoded as it must be.
+    #[error("the attestation result's `{claim}` cannot be decoded")]
+    Claim {
+        /// Which claim.
+        claim: &'static str,
+    },
+    /// A name that became too long.
+    #[error("naming the target of admission {admission}")]
+    Name {
+        /// The admission.
+        admission: AdmissionId,
+        /// Why.
+        source: InvalidNetValue,
+    },
+    /// The gateway.
+    #[error("the gateway of project {project}")]
+    Gateway {
+        /// Whose.
+        project: ProjectId,
+        /// Why.
+        source: GatewayError,
+    },
+    /// The records.
+    #[error("reading or writing the records")]
+    Db(#[from] DbError),
+    /// The image store.
+    #[error("preparing the disk")]
+    Store(#[from] StoreError),
+    /// The key file was replaced.
+    #[error("restoring an export")]
+    Secret(#[from] SealedWithAnotherKey),
+}
+
+/// The disk is there; address, secret and grant are on record.
+struct Cloned {
+    record: ExportRecord,
+    gateway: Gateway,
+}
+
+/// The gateway serves it.
+struct TargetUp {
+    cloned: Cloned,
+}
+
+/// It is on record as exported.
+pub(crate) struct Exported {
+    record: ExportRecord,
+    gateway: Gateway,
+    /// Whether this call made it so, or found it so.
+    pub(crate) new: bool,
+}
+
+impl Exported {
+    /// The node that it is for.
+    pub(crate) fn node(&self) -> &NodeId {
+        &self.record.node
+    }
+
+    /// What the verifier is told.
+    pub(crate) fn answer(&self) -> ExportAnswer {
+        ExportAnswer {
+            admission: self.record.admission,
+            address: TenantAddress {
+                address: self.record.address,
+                router: self.gateway.router,
+                relay: self.gateway.relay,
+            },
+            grant: self.record.sealed_grant.clone(),
+        }
+    }
+}
+
+impl Exporter {
+    pub(crate) fn new(db: Db, store: Arc<ImageStore>, key: SecretKey) -> Self {
+        let locks = (0..LOCKS).map(|_| Mutex::new(())).collect();
+        Self { db, store, gateways: Gateways::default(), key, locks }
+    }
+
+    /// Exports the disk of the result's lease. Idempotent by the result's id; a later result takes the lease's export
+    /// over, an earlier one is refused.
+    pub(crate) async fn export(&self, signed: &SignedResult, clock: &dyn Clock) -> Result<Exported, ExportError> {
+        let (project, lease) = signed.unverified_lease()?;
+        let trusted = self.db.trusted_keys(&project).await?;
+        let result = signed.verify(&trusted, clock.now_seconds())?;
+        let _alone = self.lock(lease).await;
+        let admission = result.claims().jti;
+        if self.db.has_ended(admission).await? {
+            return Err(ExportError::Ended(admission));
+        }
+        let gateway = self.db.gateway(&project).await?.ok_or_else(|| ExportError::NoGateway(project.clone()))?;
+        let cloned = match self.db.export(admission).await? {
+            Some(record) => match record.phase {
+                Phase::Exported => return Ok(Exported { record, gateway, new: false }),
+                Phase::Cloned => Cloned { record, gateway },
+                Phase::Ending => return Err(ExportError::Ended(admission)),
+            },
+            None => self.clone_disk(&result, gateway, clock.now_ms()).await?,
+        };
+        fail::fail_point!("imaging::cloned", |_| std::process::abort());
+        let target_up = self.bring_up(cloned).await?;
+        fail::fail_point!("imaging::target-up", |_| std::process::abort());
+        let exported = self.finish(target_up).await?;
+        fail::fail_point!("imaging::exported", |_| std::process::abort());
+        Ok(exported)
+    }
+
+    /// Ends an admission: severs its sessions, takes its target down, forgets its export. An admission without export
+    /// is remembered as ended all the same. Idempotent.
+    pub(crate) async fn end(&self, admission: AdmissionId, now_ms: i64) -> Result<(), ExportError> {
+        let known = self.db.export(admission).await?;
+        let until_ms = known.map_or(now_ms, |record| record.expires_at_ms.max(now_ms));
+        self.db.end_admission(admission, until_ms.saturating_add(REMEMBER_ENDED_MS)).await?;
+        // Looked up after that: an export that is just being made is either found here, or sees that it has ended.
+        let Some(record) = self.db.export(admission).await? else { return Ok(()) };
+        let _alone = self.lock(record.lease).await;
+        match self.db.export(admission).await? {
+            Some(record) => self.take_down(&record).await,
+            None => Ok(()),
+        }
+    }
+
+    /// Ends every export that has expired. One that fails is logged and tried again at the next call.
+    pub(crate) async fn expire(&self, now_ms: i64) -> Result<(), ExportError> {
+        let due = |record: &&ExportRecord| record.expires_at_ms <= now_ms;
+        for record in self.db.exports().await?.iter().filter(due) {
+            tracing::info!(event = "export.expired", admission = %record.admission, node = %record.node, "export expired");
+            if let Err(error) = self.end(record.admission, now_ms).await {
+                let cause = assay_service::error::chain(&error);
+                tracing::warn!(event = "export.end_failed", admission = %record.admission, cause, "ending an export");
+            }
+        }
+        self.db.forget_ended(now_ms).await?;
+        Ok(())
+    }
+
+    /// Makes `gateway` serve what is on record, no more and no less. Answers what it served before.
+    pub(crate) async fn reconcile(
+        &self,
+        gateway: &Gateway,
+    ) -> Result<crate::gateway::order::GatewayStatus, ExportError> {
+        let failed = |source| ExportError::Gateway { project: gateway.project.clone(), source };
+        // The gateway first: what it serves was on record before it was put up.
+        let status = self.gateways.status(gateway).await.map_err(failed)?;
+        let records = self.db.exports().await?;
+        for served in &status.exports {
+            if !records.iter().any(|record| record.admission == served.admission) {
+                tracing::warn!(event = "export.unknown", admission = %served.admission, "gateway serves what is not on record");
+                self.gateways.take_down(gateway, served.admission).await.map_err(failed)?;
+            }
+        }
+        for record in records.iter().filter(|record| record.project == gateway.project) {
+            let served = status.exports.iter().any(|served| served.admission == record.admission);
+            match record.phase {
+                Phase::Exported if !served => self.restore(record).await?,
+                Phase::Ending => {
+                    let _alone = self.lock(record.lease).await;
+                    self.take_down(record).await?;
+                }
+                Phase::Exported | Phase::Cloned => {}
+            }
+        }
+        Ok(status)
+    }
+
+    /// The disk of a lease, with its files made.
+    pub(crate) async fn prepare_disk(&self, disk: &DiskRecord) -> Result<(), ExportError> {
+        match disk.state {
+            DiskState::Ready => Ok(()),
+            DiskState::Making => {
+                let (store, id, image) = (Arc::clone(&self.store), disk.id, disk.image.clone());
+                blocking(move || store.create_disk(id, &image)).await?;
+                self.db.disk_is_ready(disk.id).await?;
+                Ok(())
+            }
+        }
+    }
+
+    /// Puts an export up again on a gateway that lost it, unless it was ended meanwhile.
+    async fn restore(&self, record: &ExportRecord) -> Result<(), ExportError> {
+        let _alone = self.lock(record.lease).await;
+        let Some(record) = self.db.export(record.admission).await? else { return Ok(()) };
+        let Some(gateway) = self.db.gateway(&record.project).await? else { return Ok(()) };
+        if record.phase == Phase::Exported {
+            tracing::info!(event = "export.restored", admission = %record.admission, node = %record.node, "putting an export up again");
+            self.bring_up(Cloned { record, gateway }).await.map(drop)?;
+        }
+        Ok(())
+    }
+
+    async fn clone_disk(&self, result: &VerifiedResult, gateway: Gateway, now_ms: i64) -> Result<Cloned, ExportError> {
+        let claims = result.claims();
+        let disk = self.db.disk(claims.lease).await?.ok_or(ExportError::NoDisk(claims.lease))?;
+        if disk.node != claims.node || disk.project != claims.project {
+            return Err(ExportError::OtherDisk { lease: disk.lease, node: disk.node, project: disk.project });
+        }
+        self.prepare_disk(&disk).await?;
+        if let Some(earlier) = self.db.export_of_lease(claims.lease).await? {
+            if earlier.issued_at_ms > claims.iat.saturating_mul(1000) {
+                return Err(ExportError::Superseded { lease: claims.lease, admission: earlier.admission });
+            }
+            let until_ms = earlier.expires_at_ms.max(now_ms).saturating_add(REMEMBER_ENDED_MS);
+            self.db.end_admission(earlier.admission, until_ms).await?;
+            self.take_down(&earlier).await?;
+        }
+        // Another lease's export may take the same address between looking and recording: then look again.
+        loop {
+            let taken = self.db.addresses(&claims.project).await?;
+            let address =
+                address::pick(&gateway, &taken).ok_or_else(|| ExportError::NoAddress(claims.project.clone()))?;
+            let record = self.draft(claims, &disk, &gateway, address)?;
+            if self.db.insert_export(&record).await? {
+                return Ok(Cloned { record, gateway });
+            }
+        }
+    }
+
+    /// The record of a new export, its grant sealed.
+    fn draft(
+        &self,
+        claims: &Claims,
+        disk: &DiskRecord,
+        gateway: &Gateway,
+        address: ipnet::Ipv4Net,
+    ) -> Result<ExportRecord, ExportError> {
+        let admission = claims.jti;
+        let named = |source| ExportError::Name { admission, source };
+        let target = format!("{IQN_PREFIX}:{}", disk.id).parse().map_err(named)?;
+        let initiator = format!("{IQN_PREFIX}:node:{}:{admission}", claims.node).parse().map_err(named)?;
+        let secret = ChapSecret::random();
+        let grant = Grant {
+            target,
+            portal: gateway.portal,
+            lun: 0,
+            initiator,
+            chap_name: claims.node.to_string(),
+            chap_secret: secret.expose().to_owned(),
+        };
+        let ek_public =
+            URL_SAFE_NO_PAD.decode(&claims.ek_public).map_err(|_| ExportError::Claim { claim: "assay.ek-public" })?;
+        let ak_name = hex::decode(&claims.ak_name).map_err(|_| ExportError::Claim { claim: "assay.ak-name" })?;
+        let json = Zeroizing::new(serde_json::to_vec(&grant).unwrap_or_default());
+        let sealed_grant = seal_grant(&ek_public, &ak_name, admission, &json)
+            .map_err(|source| ExportError::Seal { admission, source })?;
+        Ok(ExportRecord {
+            admission,
+            lease: claims.lease,
+            disk: disk.id,
+            project: claims.project.clone(),
+            node: claims.node.clone(),
+            target: grant.target,
+            initiator: grant.initiator,
+            address,
+            chap_name: grant.chap_name,
+            chap_secret: self.key.seal(admission, &secret),
+            sealed_grant,
+            phase: Phase::Cloned,
+            issued_at_ms: claims.iat.saturating_mul(1000),
+            expires_at_ms: claims.exp.saturating_mul(1000),
+        })
+    }
+
+    async fn bring_up(&self, cloned: Cloned) -> Result<TargetUp, ExportError> {
+        let Cloned { record, gateway } = &cloned;
+        let ordered = match self.order(record).await {
+            Ok(order) => self
+                .gateways
+                .put_up(gateway, record.admission, &order)
+                .await
+                .map_err(|source| ExportError::Gateway { project: record.project.clone(), source }),
+            Err(error) => Err(error),
+        };
+        match ordered {
+            Ok(()) => Ok(TargetUp { cloned }),
+            // An export that is on record as made stays so: it is put up again when the gateway answers.
+            Err(error) if cloned.record.phase == Phase::Exported => Err(error),
+            Err(error) => {
+                self.undo_clone(cloned).await;
+                Err(error)
+            }
+        }
+    }
+
+    async fn finish(&self, up: TargetUp) -> Result<Exported, ExportError> {
+        let admission = up.cloned.record.admission;
+        let recorded = match self.db.has_ended(admission).await {
+            Ok(true) => Err(ExportError::Ended(admission)),
+            Ok(false) => self.db.set_phase(admission, Phase::Exported).await.map_err(ExportError::from),
+            Err(error) => Err(error.into()),
+        };
+        match recorded {
+            Ok(()) => {
+                let Cloned { mut record, gateway } = up.cloned;
+                record.phase = Phase::Exported;
+                Ok(Exported { record, gateway, new: true })
+            }
+            Err(error) => {
+                self.undo_target(up).await;
+                Err(error)
+            }
+        }
+    }
+
+    /// Undoes [`TargetUp`] and all before it.
+    async fn undo_target(&self, up: TargetUp) {
+        self.undo_clone(up.cloned).await;
+    }
+
+    /// Undoes [`Cloned`]: the record with its address and secret. The disk stays; it is the lease's. The target may
+    /// be up although its gateway did not say so, so it is taken down, and the record kept until it is.
+    async fn undo_clone(&self, cloned: Cloned) {
+        if let Err(error) = self.take_down(&cloned.record).await {
+            let cause = assay_service::error::chain(&error);
+            tracing::warn!(event = "export.undo_failed", admission = %cloned.record.admission, cause, "undoing an export");
+        }
+    }
+
+    /// Severs, then forgets. Needs the lease's lock. When the gateway does not answer, the record says `ending` and
+    /// stays, for [`Exporter::reconcile`] to finish.
+    async fn take_down(&self, record: &ExportRecord) -> Result<(), ExportError> {
+        self.db.set_phase(record.admission, Phase::Ending).await?;
+        if let Some(gateway) = self.db.gateway(&record.project).await? {
+            self.gateways
+                .take_down(&gateway, record.admission)
+                .await
+                .map_err(|source| ExportError::Gateway { project: record.project.clone(), source })?;
+        }
+        self.db.remove_export(record.admission).await?;
+        tracing::info!(event = "export.ended", admission = %record.admission, node = %record.node, "export ended");
+        Ok(())
+    }
+
+    async fn order(&self, record: &ExportRecord) -> Result<ExportOrder, ExportError> {
+        let disk = self.db.disk(record.lease).await?.ok_or(ExportError::NoDisk(record.lease))?;
+        let secret = self.key.open(record.admission, &record.chap_secret)?;
+        Ok(ExportOrder {
+            target: record.target.clone(),
+            initiator: record.initiator.clone(),
+            chap_name: record.chap_name.clone(),
+            chap_secret: secret.expose().to_owned(),
+            disk: record.disk,
+            image: disk.image,
+            expires_at_ms: record.expires_at_ms,
+        })
+    }
+
+    pub(crate) async fn lock(&self, lease: LeaseId) -> MutexGuard<'_, ()> {
+        let index = lease.as_bytes().iter().fold(0, |sum, octet| sum ^ usize::from(*octet)) % LOCKS;
+        self.locks[index].lock().await
+    }
+}
+
+/// Runs what blocks on a thread that may.
+pub(crate) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, StoreError> + Send + 'static,
+) -> Result<T, StoreError> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(done) => done,
+        Err(died) => Err(StoreError::Panicked { source: died }),
+    }
+}

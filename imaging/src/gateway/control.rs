@@ -1,0 +1,103 @@
+//! The control socket: imaging's orders, over HTTP on a Unix socket that only this user (and root) may use.
+
+use super::exports::{Exports, OrderError};
+use super::order::{ExportOrder, GatewayStatus};
+use assay_service::CancellationToken;
+use assay_service::error::ApiError;
+use assay_wire::id::AdmissionId;
+use axum::extract::{Path, State};
+use axum::http::StatusCode;
+use axum::routing::{get, put};
+use axum::{Json, Router};
+use std::io;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path as FilePath;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::unix::SocketAddr;
+use tokio::net::{UnixListener, UnixStream};
+
+const ACCEPT_BACKOFF: Duration = Duration::from_millis(50);
+
+/// Binds the control socket, in place of one that a killed predecessor left.
+pub(super) fn bind(path: &FilePath) -> io::Result<UnixListener> {
+    match std::fs::remove_file(path) {
+        Err(cause) if cause.kind() != io::ErrorKind::NotFound => return Err(cause),
+        Ok(()) | Err(_) => {}
+    }
+    let listener = UnixListener::bind(path)?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
+    Ok(listener)
+}
+
+/// Takes orders until `shutdown`.
+pub(super) async fn serve(
+    listener: UnixListener,
+    exports: Arc<Exports>,
+    shutdown: CancellationToken,
+) -> io::Result<()> {
+    let router = Router::new()
+        .route("/v1/exports", get(list))
+        .route("/v1/exports/{admission}", put(put_up).delete(take_down))
+        .with_state(exports);
+    let own_uid = rustix::process::geteuid().as_raw();
+    axum::serve(OwnerOnly { listener, own_uid }, router).with_graceful_shutdown(shutdown.cancelled_owned()).await
+}
+
+async fn list(State(exports): State<Arc<Exports>>) -> Json<GatewayStatus> {
+    Json(exports.status())
+}
+
+async fn put_up(
+    State(exports): State<Arc<Exports>>,
+    Path(admission): Path<AdmissionId>,
+    Json(order): Json<ExportOrder>,
+) -> Result<StatusCode, ApiError> {
+    exports.put_up(admission, order).await.map_err(|error| match &error {
+        OrderError::Differs { .. } | OrderError::TargetTaken { .. } => ApiError::conflict("order-conflicts", error),
+        OrderError::Expired { .. } => ApiError::conflict("expired", error),
+        OrderError::Target { .. } => ApiError::bad_request("target-invalid", error),
+        OrderError::Store { .. } => ApiError::unavailable("disk", assay_service::error::chain(&error)),
+    })?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+async fn take_down(State(exports): State<Arc<Exports>>, Path(admission): Path<AdmissionId>) -> StatusCode {
+    exports.take_down(admission).await;
+    StatusCode::NO_CONTENT
+}
+
+/// Accepts this user's and root's connections only: the file's mode says so too, but not in the moment before it is set.
+struct OwnerOnly {
+    listener: UnixListener,
+    own_uid: u32,
+}
+
+impl axum::serve::Listener for OwnerOnly {
+    type Io = UnixStream;
+    type Addr = SocketAddr;
+
+    async fn accept(&mut self) -> (UnixStream, SocketAddr) {
+        loop {
+            match self.listener.accept().await {
+                Ok((stream, address)) => match stream.peer_cred() {
+                    Ok(peer) if peer.uid() == self.own_uid || peer.uid() == 0 => return (stream, address),
+                    Ok(peer) => {
+                        tracing::warn!(event = "control.refused", uid = peer.uid(), "another user's connection");
+                    }
+                    Err(error) => {
+                        tracing::warn!(event = "control.refused", %error, "cannot tell whose connection it is");
+                    }
+                },
+                Err(error) => {
+                    tracing::warn!(event = "control.accept_failed", %error, "cannot accept a connection");
+                    tokio::time::sleep(ACCEPT_BACKOFF).await;
+                }
+            }
+        }
+    }
+
+    fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.listener.local_addr()
+    }
+}

@@ -1,0 +1,162 @@
+//! The gateway: what stands on a project's provisioning network, in a network namespace of its own, unprivileged.
+//!
+//! It serves iSCSI targets ([`portal`]), relays agents to the verifier ([`relay`]), and takes orders from imaging on a
+//! Unix socket ([`order`]). It knows no project, no lease and no result: an order says everything, and expires.
+
+mod connection;
+mod control;
+mod exports;
+pub mod file;
+mod hub;
+pub mod order;
+mod portal;
+mod relay;
+mod unit;
+
+use assay_service::CancellationToken;
+use assay_service::clock::Clock;
+use exports::Exports;
+use hub::Hub;
+use std::io;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::TcpListener;
+use tokio::time::MissedTickBehavior;
+
+/// How often exports are looked through for those that have expired.
+const EXPIRY_INTERVAL: Duration = Duration::from_millis(250);
+
+/// What a gateway is told when it starts.
+#[derive(Clone)]
+pub struct GatewayConfig {
+    /// Where imaging gives orders: a Unix socket to make.
+    pub control_socket: PathBuf,
+    /// The image store's folder, as this process sees it.
+    pub store: PathBuf,
+    /// Where initiators connect. With port 0, see [`Gateway::portal`].
+    pub portal: SocketAddr,
+    /// The relay to the verifier, if there is one.
+    pub relay: Option<RelayConfig>,
+    /// Exports expire by it.
+    pub clock: Arc<dyn Clock>,
+}
+
+/// The relay to the verifier's agent API.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RelayConfig {
+    /// Where agents connect.
+    pub listen: SocketAddr,
+    /// The Unix socket that the verifier serves TLS on.
+    pub verifier_socket: PathBuf,
+}
+
+/// Why a gateway does not start, or stopped.
+#[derive(Debug, thiserror::Error)]
+pub enum GatewayError {
+    /// An address or socket cannot be had.
+    #[error("listening for {what} on {address}")]
+    Listen {
+        /// What for.
+        what: &'static str,
+        /// Where.
+        address: String,
+        /// Why.
+        source: io::Error,
+    },
+    /// The control socket failed.
+    #[error("serving the control socket")]
+    Control(#[source] io::Error),
+}
+
+/// A gateway whose sockets are bound.
+pub struct Gateway {
+    exports: Arc<Exports>,
+    hub: Arc<Hub>,
+    control: tokio::net::UnixListener,
+    portal: TcpListener,
+    portal_address: SocketAddr,
+    relay: Option<(TcpListener, PathBuf)>,
+}
+
+/// Binds and serves: see [`Gateway`].
+///
+/// # Errors
+/// See [`GatewayError`].
+pub async fn run_gateway(config: GatewayConfig, shutdown: CancellationToken) -> Result<(), GatewayError> {
+    Gateway::bind(config).await?.serve(shutdown).await
+}
+
+impl Gateway {
+    /// Binds all sockets.
+    ///
+    /// # Errors
+    /// One is taken or not allowed.
+    pub async fn bind(config: GatewayConfig) -> Result<Self, GatewayError> {
+        let portal = listen("iSCSI", config.portal).await?;
+        let portal_address = portal.local_addr().map_err(|source| refused("iSCSI", config.portal, source))?;
+        let relay = match config.relay {
+            Some(relay) => Some((listen("the relay", relay.listen).await?, relay.verifier_socket)),
+            None => None,
+        };
+        let control = control::bind(&config.control_socket)
+            .map_err(|source| refused("orders", config.control_socket.display(), source))?;
+        let hub = Arc::new(Hub::default());
+        let exports = Arc::new(Exports::new(config.store, portal_address, Arc::clone(&hub), config.clock));
+        Ok(Self { exports, hub, control, portal, portal_address, relay })
+    }
+
+    /// Where the portal listens.
+    #[must_use]
+    pub fn portal(&self) -> SocketAddr {
+        self.portal_address
+    }
+
+    /// Where the relay listens, if there is one.
+    #[must_use]
+    pub fn relay(&self) -> Option<SocketAddr> {
+        self.relay.as_ref().and_then(|(listener, _)| listener.local_addr().ok())
+    }
+
+    /// Serves until `shutdown`; when it returns, no connection is left.
+    ///
+    /// # Errors
+    /// The control socket failed.
+    pub async fn serve(self, shutdown: CancellationToken) -> Result<(), GatewayError> {
+        let directory = Arc::clone(&self.hub.targets);
+        let portal = portal::serve(self.portal, directory, self.hub, shutdown.clone());
+        let relay = async {
+            if let Some((listener, verifier)) = self.relay {
+                relay::relay(listener, verifier, shutdown.clone()).await;
+            }
+        };
+        let control = async {
+            let served = control::serve(self.control, Arc::clone(&self.exports), shutdown.clone()).await;
+            // Without orders the exports cannot be revoked: better none than those.
+            shutdown.cancel();
+            served.map_err(GatewayError::Control)
+        };
+        let (served, (), (), ()) = tokio::join!(control, portal, relay, expire(&self.exports, &shutdown));
+        served
+    }
+}
+
+async fn expire(exports: &Exports, shutdown: &CancellationToken) {
+    let mut ticks = tokio::time::interval(EXPIRY_INTERVAL);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            () = shutdown.cancelled() => return,
+            _ = ticks.tick() => exports.expire().await,
+        }
+    }
+}
+
+async fn listen(what: &'static str, address: SocketAddr) -> Result<TcpListener, GatewayError> {
+    TcpListener::bind(address).await.map_err(|source| refused(what, address, source))
+}
+
+fn refused(what: &'static str, address: impl std::fmt::Display, source: io::Error) -> GatewayError {
+    GatewayError::Listen { what, address: address.to_string(), source }
+}

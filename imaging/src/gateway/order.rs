@@ -1,0 +1,69 @@
+//! What imaging and its gateways say to each other over the control socket.
+//!
+//! ```text
+//! PUT    /v1/exports/{admission}   ExportOrder -> 204     idempotent; 409 if another order stands under that id
+//! DELETE /v1/exports/{admission}               -> 204     sessions are severed when it answers; idempotent
+//! GET    /v1/exports                           -> GatewayStatus
+//! ```
+
+use assay_wire::id::{AdmissionId, DiskId, ImageId};
+use assay_wire::net::Iqn;
+use serde::{Deserialize, Serialize};
+use std::fmt;
+
+/// One export that the gateway shall serve until it is told otherwise or the export expires.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ExportOrder {
+    /// The target's name.
+    pub target: Iqn,
+    /// The one initiator that it accepts.
+    pub initiator: Iqn,
+    /// CHAP name.
+    pub chap_name: String,
+    /// CHAP secret.
+    pub chap_secret: String,
+    /// The clone, below the store that the gateway is configured with: no path crosses this socket.
+    pub disk: DiskId,
+    /// Its golden image.
+    pub image: ImageId,
+    /// Until then, by the gateway's own clock: milliseconds since the Unix epoch.
+    pub expires_at_ms: i64,
+}
+
+impl fmt::Debug for ExportOrder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ExportOrder")
+            .field("target", &self.target)
+            .field("initiator", &self.initiator)
+            .field("chap_secret", &"<redacted>")
+            .field("disk", &self.disk)
+            .field("image", &self.image)
+            .field("expires_at_ms", &self.expires_at_ms)
+            .finish_non_exhaustive()
+    }
+}
+
+/// What the gateway serves.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GatewayStatus {
+    /// Its exports, in order of admission id.
+    pub exports: Vec<ExportStatus>,
+}
+
+/// One export and its traffic.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExportStatus {
+    /// The admission that it is born of.
+    pub admission: AdmissionId,
+    /// The target's name.
+    pub target: Iqn,
+    /// Sessions logged in now.
+    pub sessions: u32,
+    /// Octets read through it since it was put up.
+    pub read_bytes: u64,
+    /// Octets written.
+    pub written_bytes: u64,
+    /// Until then: milliseconds since the Unix epoch.
+    pub expires_at_ms: i64,
+}

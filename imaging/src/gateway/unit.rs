@@ -1,0 +1,153 @@
+//! A logical unit: carries out the engine's [`Io`] on a [`BlockDevice`].
+
+use crate::store::device::{BlockDevice, DeviceError};
+use assay_iscsi::{Io, IoFault, IoResult};
+use assay_service::error::chain;
+use bytes::{Bytes, BytesMut};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
+
+/// What a session reads and writes.
+#[derive(Debug)]
+pub(crate) struct Unit {
+    device: Arc<dyn BlockDevice>,
+    block_bytes: u64,
+    /// Held alone by COMPARE AND WRITE, shared by every other write.
+    comparing: RwLock<()>,
+    read_bytes: AtomicU64,
+    written_bytes: AtomicU64,
+}
+
+/// Logical block length of every unit here, in octets.
+pub(crate) const BLOCK_BYTES: u32 = 512;
+/// WRITE SAME writes this much at a time.
+const FILL_BYTES: usize = 256 * 1024;
+
+impl Unit {
+    pub(crate) fn new(device: Arc<dyn BlockDevice>) -> Self {
+        Self {
+            device,
+            block_bytes: u64::from(BLOCK_BYTES),
+            comparing: RwLock::new(()),
+            read_bytes: AtomicU64::new(0),
+            written_bytes: AtomicU64::new(0),
+        }
+    }
+
+    /// Logical blocks on the unit.
+    pub(crate) fn blocks(&self) -> u64 {
+        self.device.byte_len() / self.block_bytes
+    }
+
+    /// Octets read by initiators, and octets written.
+    pub(crate) fn counters(&self) -> (u64, u64) {
+        (self.read_bytes.load(Ordering::Relaxed), self.written_bytes.load(Ordering::Relaxed))
+    }
+
+    /// Carries out `io` if that needs no waiting: reads from the page cache.
+    pub(crate) fn try_now(&self, io: &Io) -> Option<IoResult> {
+        let Io::Read { lba, blocks } = io else { return None };
+        let mut buffer = self.buffer(*blocks);
+        match self.device.try_read_at(lba * self.block_bytes, &mut buffer) {
+            Ok(true) => Some(self.data(buffer)),
+            Ok(false) => None,
+            Err(error) => Some(fault("read", &error)),
+        }
+    }
+
+    /// Carries out `io`. Blocks.
+    pub(crate) fn perform(&self, io: Io) -> IoResult {
+        match io {
+            Io::Read { lba, blocks } => {
+                let mut buffer = self.buffer(blocks);
+                match self.device.read_at(lba * self.block_bytes, &mut buffer) {
+                    Ok(()) => self.data(buffer),
+                    Err(error) => fault("read", &error),
+                }
+            }
+            Io::Write { lba, data, fua } => done("write", self.write(lba, &data, fua)),
+            Io::Flush => done("flush", self.device.flush()),
+            Io::Unmap { ranges } => done("unmap", self.unmap(&ranges)),
+            Io::WriteSame { lba, blocks, pattern, unmap: _ } => {
+                done("write same", self.write_same(lba, blocks, &pattern))
+            }
+            Io::CompareAndWrite { lba, expected, new } => self.compare_and_write(lba, &expected, &new),
+            Io::Status { lba } => IoResult::Status { mapped: true, blocks: self.blocks().saturating_sub(lba).max(1) },
+        }
+    }
+
+    fn buffer(&self, blocks: u32) -> BytesMut {
+        BytesMut::zeroed(usize::try_from(u64::from(blocks) * self.block_bytes).unwrap_or(usize::MAX))
+    }
+
+    fn data(&self, buffer: BytesMut) -> IoResult {
+        self.read_bytes.fetch_add(buffer.len() as u64, Ordering::Relaxed);
+        IoResult::Data(buffer.freeze())
+    }
+
+    fn write(&self, lba: u64, data: &[Bytes], fua: bool) -> Result<(), DeviceError> {
+        let _shared = self.comparing.read().unwrap_or_else(PoisonError::into_inner);
+        let written: usize = data.iter().map(Bytes::len).sum();
+        self.device.write_pieces_at(lba * self.block_bytes, data)?;
+        self.written_bytes.fetch_add(written as u64, Ordering::Relaxed);
+        if fua { self.device.flush() } else { Ok(()) }
+    }
+
+    fn unmap(&self, ranges: &[(u64, u32)]) -> Result<(), DeviceError> {
+        let _shared = self.comparing.read().unwrap_or_else(PoisonError::into_inner);
+        ranges.iter().try_for_each(|(lba, blocks)| {
+            self.device.unmap(lba * self.block_bytes, u64::from(*blocks) * self.block_bytes)
+        })
+    }
+
+    fn write_same(&self, lba: u64, blocks: u64, pattern: &[u8]) -> Result<(), DeviceError> {
+        let _shared = self.comparing.read().unwrap_or_else(PoisonError::into_inner);
+        let (start, length) = (lba * self.block_bytes, blocks * self.block_bytes);
+        if pattern.iter().all(|octet| *octet == 0) {
+            return self.device.unmap(start, length);
+        }
+        let fill = pattern.repeat(FILL_BYTES / pattern.len().max(1));
+        let mut done = 0;
+        while done < length {
+            let part = usize::try_from(length - done).unwrap_or(usize::MAX).min(fill.len());
+            self.device.write_at(start + done, &fill[..part])?;
+            done += part as u64;
+        }
+        Ok(())
+    }
+
+    fn compare_and_write(&self, lba: u64, expected: &[u8], new: &[u8]) -> IoResult {
+        let _alone = self.comparing.write().unwrap_or_else(PoisonError::into_inner);
+        let mut found = vec![0; expected.len()];
+        if let Err(error) = self.device.read_at(lba * self.block_bytes, &mut found) {
+            return fault("compare", &error);
+        }
+        match found.iter().zip(expected).position(|(found, expected)| found != expected) {
+            Some(offset) => IoResult::Miscompare { offset: u32::try_from(offset).unwrap_or(u32::MAX) },
+            None => done("write", self.device.write_at(lba * self.block_bytes, new)),
+        }
+    }
+}
+
+fn done(doing: &'static str, result: Result<(), DeviceError>) -> IoResult {
+    match result {
+        Ok(()) => IoResult::Done,
+        Err(error) => fault(doing, &error),
+    }
+}
+
+/// What the initiator is told; the log has the causes.
+fn fault(doing: &'static str, error: &DeviceError) -> IoResult {
+    tracing::error!(event = "unit.fault", doing, cause = chain(error), "I/O on a logical unit failed");
+    IoResult::Failed(match (error, doing) {
+        (DeviceError::Full { .. }, _) => IoFault::NoSpace,
+        (DeviceError::Corrupt { .. }, _) | (_, "read" | "compare") => IoFault::Unreadable,
+        (
+            DeviceError::OutOfRange { .. }
+            | DeviceError::ReadOnly
+            | DeviceError::FlushFailedBefore
+            | DeviceError::Io { .. },
+            _,
+        ) => IoFault::Unwritable,
+    })
+}

@@ -1,0 +1,91 @@
+//! Imaging's side of the control sockets: orders to gateways, each bounded in time.
+
+use crate::gateway::order::{ExportOrder, GatewayStatus};
+use assay_service::client::{ClientError, NewClientError, ServiceClient};
+use assay_wire::id::AdmissionId;
+use assay_wire::imaging::Gateway;
+use std::collections::HashMap;
+use std::path::Path;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+/// A gateway is on this machine and answers in milliseconds; one that does not is not waited for.
+const ORDER_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Why a gateway did not do it.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum GatewayError {
+    /// No client for it can be made.
+    #[error("reaching the gateway at {socket}")]
+    Client {
+        /// Its control socket.
+        socket: String,
+        /// Why.
+        source: Box<NewClientError>,
+    },
+    /// It did not answer, or refused.
+    #[error("ordering from the gateway at {socket}")]
+    Call {
+        /// Its control socket.
+        socket: String,
+        /// Why.
+        source: Box<ClientError>,
+    },
+    /// It did not answer in time.
+    #[error("the gateway at {socket} did not answer within {} s", ORDER_TIMEOUT.as_secs())]
+    TimedOut {
+        /// Its control socket.
+        socket: String,
+    },
+}
+
+/// Clients of the gateways, by control socket.
+#[derive(Debug, Default)]
+pub(crate) struct Gateways {
+    clients: Mutex<HashMap<String, ServiceClient>>,
+}
+
+impl Gateways {
+    /// Has `gateway` serve an export. Idempotent.
+    pub(crate) async fn put_up(
+        &self,
+        gateway: &Gateway,
+        admission: AdmissionId,
+        order: &ExportOrder,
+    ) -> Result<(), GatewayError> {
+        let (client, path) = (self.client(gateway)?, format!("v1/exports/{admission}"));
+        bounded(gateway, client.put(&path, order)).await
+    }
+
+    /// Has `gateway` sever an export's sessions and forget it. Idempotent.
+    pub(crate) async fn take_down(&self, gateway: &Gateway, admission: AdmissionId) -> Result<(), GatewayError> {
+        let (client, path) = (self.client(gateway)?, format!("v1/exports/{admission}"));
+        bounded(gateway, client.delete(&path, &())).await
+    }
+
+    /// What `gateway` serves.
+    pub(crate) async fn status(&self, gateway: &Gateway) -> Result<GatewayStatus, GatewayError> {
+        bounded(gateway, self.client(gateway)?.get("v1/exports")).await
+    }
+
+    fn client(&self, gateway: &Gateway) -> Result<ServiceClient, GatewayError> {
+        let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(client) = clients.get(&gateway.control_socket) {
+            return Ok(client.clone());
+        }
+        let socket = gateway.control_socket.clone();
+        let client = ServiceClient::over_unix(Path::new(&socket))
+            .map_err(|source| GatewayError::Client { socket: socket.clone(), source: Box::new(source) })?;
+        clients.insert(socket, client.clone());
+        Ok(client)
+    }
+}
+
+async fn bounded<T>(gateway: &Gateway, call: impl Future<Output = Result<T, ClientError>>) -> Result<T, GatewayError> {
+    let socket = || gateway.control_socket.clone();
+    match tokio::time::timeout(ORDER_TIMEOUT, call).await {
+        Ok(Ok(answer)) => Ok(answer),
+        Ok(Err(source)) => Err(GatewayError::Call { socket: socket(), source: Box::new(source) }),
+        Err(_elapsed) => Err(GatewayError::TimedOut { socket: socket() }),
+    }
+}

@@ -1,0 +1,185 @@
+//! The imaging service: opens everything, serves the API, and keeps gateways and records in step.
+
+use crate::api;
+use crate::config::Config;
+use crate::db::{Db, MIGRATOR};
+use crate::export::{Exporter, blocking};
+use crate::secret::{SecretKey, SecretKeyError};
+use crate::store::{ImageStore, StoreError};
+use assay_service::clock::Clock;
+use assay_service::error::chain;
+use assay_service::http::{self, HttpError, Listener, ServiceContext};
+use assay_service::{CancellationToken, store as database};
+use assay_wire::id::AdmissionId;
+use assay_wire::imaging::Gateway;
+use std::collections::HashMap;
+use std::error::Error;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
+use tokio::time::{Instant, MissedTickBehavior};
+
+/// How often each gateway is compared with the records, and expired exports are looked for.
+const RECONCILE_INTERVAL: Duration = Duration::from_secs(1);
+/// The longest that a gateway which does not answer is left alone.
+const MAX_BACKOFF: Duration = Duration::from_secs(10);
+/// Imports read and hash whole disks; more at once only makes each slower.
+const MAX_IMPORTS: usize = 2;
+
+/// Why imaging does not run.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// The image store.
+    #[error("opening the image store")]
+    Store(#[from] StoreError),
+    /// The database.
+    #[error("opening imaging's database")]
+    Database(#[from] database::StoreError),
+    /// The key for CHAP secrets.
+    #[error("opening imaging's key")]
+    Key(#[from] SecretKeyError),
+    /// What the store holds could not be recorded.
+    #[error("recording the images in the store")]
+    Records(#[source] Box<dyn Error + Send + Sync>),
+    /// The listener.
+    #[error("serving imaging's API")]
+    Http(#[from] HttpError),
+}
+
+/// Runs imaging until `context.shutdown`.
+///
+/// # Errors
+/// See [`RunError`].
+pub async fn run(config: Config, context: ServiceContext) -> Result<(), RunError> {
+    let listener = http::bind(config.listen).await?;
+    Imaging::open(config, &context).await?.serve(listener, &context).await
+}
+
+/// An imaging service that is open but does not serve yet.
+pub struct Imaging {
+    state: Arc<AppState>,
+}
+
+/// What the API's handlers share.
+pub(crate) struct AppState {
+    pub(crate) exporter: Exporter,
+    pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) import_folders: Vec<PathBuf>,
+    pub(crate) imports: Arc<Semaphore>,
+    /// Sessions of each export, as its gateway last said.
+    pub(crate) sessions: Mutex<HashMap<AdmissionId, u32>>,
+}
+
+impl Imaging {
+    /// Opens store, database and key, and records what the store holds but the database does not.
+    ///
+    /// # Errors
+    /// See [`RunError`].
+    pub async fn open(config: Config, context: &ServiceContext) -> Result<Self, RunError> {
+        let root = config.store;
+        let (store, images) = blocking(move || {
+            let store = ImageStore::open(&root)?;
+            let images = store.images()?;
+            Ok((store, images))
+        })
+        .await?;
+        let key = SecretKey::load_or_create(&config.key_file)?;
+        let db = Db::new(&database::open(&config.database, &MIGRATOR).await?);
+        for image in images {
+            // An import's rename is the moment from which its image exists; the record may have been lost after it.
+            db.put_image(&image).await.map_err(|error| RunError::Records(error.into()))?;
+        }
+        let state = AppState {
+            exporter: Exporter::new(db, Arc::new(store), key),
+            clock: Arc::clone(&context.clock),
+            import_folders: config.import_folders,
+            imports: Arc::new(Semaphore::new(MAX_IMPORTS)),
+            sessions: Mutex::default(),
+        };
+        Ok(Self { state: Arc::new(state) })
+    }
+
+    /// Serves the API over TLS on `listener` until `context.shutdown`.
+    ///
+    /// # Errors
+    /// See [`RunError`].
+    pub async fn serve(self, listener: TcpListener, context: &ServiceContext) -> Result<(), RunError> {
+        let router = api::router(Arc::clone(&self.state));
+        let upkeep = upkeep(self.state, context.shutdown.clone());
+        let (served, ()) = tokio::join!(http::serve(Listener::Tls(listener), router, context), upkeep);
+        Ok(served?)
+    }
+}
+
+/// Expires exports and reconciles gateways, each in its own rhythm.
+async fn upkeep(state: Arc<AppState>, shutdown: CancellationToken) {
+    let mut backoff: HashMap<String, Backoff> = HashMap::new();
+    let mut ticks = tokio::time::interval(RECONCILE_INTERVAL);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            () = shutdown.cancelled() => return,
+            _ = ticks.tick() => {}
+        }
+        if let Err(error) = state.exporter.expire(state.clock.now_ms()).await {
+            tracing::error!(event = "export.expiry_failed", cause = chain(&error), "ending expired exports");
+        }
+        let gateways = match state.exporter.db.gateways().await {
+            Ok(gateways) => gateways,
+            Err(error) => {
+                tracing::error!(event = "gateway.list_failed", cause = chain(&error), "listing gateways");
+                continue;
+            }
+        };
+        let due = gateways.iter().filter(|gateway| backoff.get(&gateway.control_socket).is_none_or(Backoff::is_over));
+        let due: Vec<&Gateway> = due.collect();
+        let reconciled = futures_util::future::join_all(due.iter().map(|gateway| reconcile(&state, gateway))).await;
+        for (gateway, ok) in due.into_iter().zip(reconciled) {
+            if ok {
+                backoff.remove(&gateway.control_socket);
+            } else {
+                backoff.entry(gateway.control_socket.clone()).or_default().grow();
+            }
+        }
+    }
+}
+
+async fn reconcile(state: &AppState, gateway: &Gateway) -> bool {
+    match state.exporter.reconcile(gateway).await {
+        Ok(status) => {
+            let mut sessions = state.sessions.lock().unwrap_or_else(PoisonError::into_inner);
+            sessions.extend(status.exports.iter().map(|export| (export.admission, export.sessions)));
+            true
+        }
+        Err(error) => {
+            let project = &gateway.project;
+            tracing::warn!(event = "gateway.out_of_step", %project, cause = chain(&error), "gateway cannot be reconciled");
+            false
+        }
+    }
+}
+
+/// How long to leave a gateway alone.
+struct Backoff {
+    wait: Duration,
+    until: Instant,
+}
+
+impl Default for Backoff {
+    fn default() -> Self {
+        Self { wait: RECONCILE_INTERVAL / 2, until: Instant::now() }
+    }
+}
+
+impl Backoff {
+    fn is_over(&self) -> bool {
+        Instant::now() >= self.until
+    }
+
+    fn grow(&mut self) {
+        self.wait = (self.wait * 2).min(MAX_BACKOFF);
+        self.until = Instant::now() + self.wait;
+    }
+}

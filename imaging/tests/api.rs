@@ -1,0 +1,433 @@
+//! The whole service over HTTPS, with results signed here, a real gateway, and a real initiator where it matters.
+
+#![allow(clippy::unwrap_used, clippy::cast_possible_truncation, reason = "a test stops where it fails")]
+
+mod rig;
+
+use assay_imaging::{Config, Imaging};
+use assay_service::CancellationToken;
+use assay_service::auth::{Role, Token, Tokens};
+use assay_service::client::{ClientError, ServiceClient};
+use assay_service::clock::ManualClock;
+use assay_service::http::ServiceContext;
+use assay_service::tls::SiteIdentity;
+use assay_wire::id::{AdmissionId, BootId, LeaseId};
+use assay_wire::imaging::{
+    Disk, DiskRequest, Export, ExportAnswer, ExportRequest, Gateway, Image, ImageFormat, ImportRequest, ImportStatus,
+};
+use assay_wire::isolation::Project;
+use assay_wire::result::{Claims, EAR_PROFILE, EarStatus, SignedResult, Submod, VerifierId, VerifierKey};
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use rig::*;
+use ring::signature::Ed25519KeyPair;
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
+
+/// A running imaging service.
+struct Service {
+    operator: ServiceClient,
+    verifier: ServiceClient,
+    shutdown: CancellationToken,
+    task: JoinHandle<()>,
+    tokens: Arc<Tokens>,
+    base: url::Url,
+    ca_pem: String,
+}
+
+impl Service {
+    async fn start(folder: &Path, clock: &Arc<ManualClock>) -> Self {
+        let identity = SiteIdentity::load_or_create(&folder.join("site"), &[]).unwrap();
+        let tokens = Arc::new(Tokens::load_or_create(&folder.join("site")).unwrap());
+        let shutdown = CancellationToken::new();
+        let ca_pem = identity.ca_pem().to_owned();
+        let context = ServiceContext {
+            clock: Arc::<ManualClock>::clone(clock),
+            tokens: Arc::clone(&tokens),
+            identity: Arc::new(identity),
+            shutdown: shutdown.clone(),
+        };
+        let config = Config {
+            listen: "127.0.0.1:0".parse().unwrap(),
+            database: format!("sqlite:{}", folder.join("imaging.db").display()),
+            store: folder.join("store"),
+            key_file: folder.join("imaging.key"),
+            import_folders: vec![folder.to_owned()],
+        };
+        let listener = TcpListener::bind(config.listen).await.unwrap();
+        let base: url::Url = format!("https://{}/", listener.local_addr().unwrap()).parse().unwrap();
+        let imaging = Imaging::open(config, &context).await.unwrap();
+        let task = tokio::spawn(async move { imaging.serve(listener, &context).await.unwrap() });
+        let client = |name: &str| {
+            let text = std::fs::read_to_string(folder.join(format!("site/{name}.token"))).unwrap();
+            ServiceClient::new(base.clone(), &ca_pem, Token::from_text(&text)).unwrap()
+        };
+        let (operator, verifier) = (client("operator"), client("service"));
+        Self { operator, verifier, shutdown, task, tokens, base, ca_pem }
+    }
+
+    fn project_client(&self, project: &str) -> ServiceClient {
+        let token = self.tokens.issue(project, Role::Project(project.parse().unwrap())).unwrap();
+        ServiceClient::new(self.base.clone(), &self.ca_pem, token).unwrap()
+    }
+
+    async fn export(&self, result: &SignedResult) -> Result<ExportAnswer, ClientError> {
+        let request = ExportRequest { result: result.as_str().to_owned() };
+        self.verifier.post("v1/exports", &request).await
+    }
+
+    async fn end(&self, admission: AdmissionId) -> Result<(), ClientError> {
+        self.verifier.delete(&format!("v1/exports/{admission}"), &()).await
+    }
+
+    async fn exports(&self) -> Vec<Export> {
+        self.verifier.get("v1/exports").await.unwrap()
+    }
+
+    async fn stop(self) {
+        self.shutdown.cancel();
+        self.task.await.unwrap();
+    }
+}
+
+/// Imaging and a gateway, a project with a verifier, an image, and a disk for one lease.
+struct Site {
+    folder: tempfile::TempDir,
+    clock: Arc<ManualClock>,
+    service: Service,
+    gateway: RunningGateway,
+    key: Ed25519KeyPair,
+    lease: LeaseId,
+}
+
+impl Site {
+    async fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let clock = Arc::new(ManualClock::new(NOW_MS));
+        let service = Service::start(folder.path(), &clock).await;
+        let gateway = RunningGateway::start(folder.path(), &clock).await;
+        let rng = ring::rand::SystemRandom::new();
+        let key = Ed25519KeyPair::from_pkcs8(Ed25519KeyPair::generate_pkcs8(&rng).unwrap().as_ref()).unwrap();
+        let site = Self { folder, clock, service, gateway, key, lease: LeaseId::random() };
+        let keys = vec![VerifierKey::of(&site.key).to_string()];
+        let project = Project { name: "p1".parse().unwrap(), verifier_keys: keys };
+        let _: Project = site.service.operator.post("v1/projects", &project).await.unwrap();
+        let _: Gateway = site.service.operator.post("v1/gateways", &site.gateway_record()).await.unwrap();
+        std::fs::write(site.folder.path().join("source.raw"), pattern(1 << 20)).unwrap();
+        let last = site.import("golden", "source.raw", ImageFormat::Raw).await.unwrap().pop().unwrap();
+        assert!(matches!(last, ImportStatus::Done { .. }), "{last:?}");
+        let _: Disk = site.put_disk(site.lease).await.unwrap();
+        site
+    }
+
+    fn gateway_record(&self) -> Gateway {
+        let std::net::SocketAddr::V4(portal) = self.gateway.portal else { panic!("not IPv4") };
+        Gateway {
+            project: "p1".parse().unwrap(),
+            control_socket: self.gateway.socket.display().to_string(),
+            portal,
+            relay: "10.20.0.1:8443".parse().unwrap(),
+            subnet: "10.20.0.0/24".parse().unwrap(),
+            router: None,
+        }
+    }
+
+    async fn import(&self, name: &str, source: &str, format: ImageFormat) -> Result<Vec<ImportStatus>, ClientError> {
+        let source = self.folder.path().join(source).display().to_string();
+        let request = ImportRequest { name: name.parse().unwrap(), project: "p1".parse().unwrap(), source, format };
+        let answer = self.service.operator.post_streaming("v1/images", &request).await?;
+        assert_eq!(answer.headers()["content-type"], "application/x-ndjson");
+        let lines = answer.text().await.unwrap();
+        Ok(lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect())
+    }
+
+    async fn put_disk(&self, lease: LeaseId) -> Result<Disk, ClientError> {
+        let request = DiskRequest { project: "p1".parse().unwrap(), node: "n1".parse().unwrap(), image: image() };
+        self.service.operator.put(&format!("v1/disks/{lease}"), &request).await
+    }
+
+    fn claims(&self) -> Claims {
+        let submod = Submod { status: EarStatus::Affirming, policy: "sha256:00".into(), rules: BTreeMap::new() };
+        Claims {
+            eat_profile: EAR_PROFILE.into(),
+            iat: NOW_MS / 1000,
+            exp: NOW_MS / 1000 + 600,
+            jti: AdmissionId::random(),
+            verifier_id: VerifierId { developer: "assay".into(), build: "test".into() },
+            eat_nonce: "AA".into(),
+            submods: BTreeMap::from([("tpm".into(), submod)]),
+            node: "n1".parse().unwrap(),
+            project: "p1".parse().unwrap(),
+            lease: self.lease,
+            boot: BootId::random(),
+            ek_public: URL_SAFE_NO_PAD.encode(ek_public()),
+            ek_sha256: String::new(),
+            ak_name: format!("000b{}", "5a".repeat(32)),
+            reset_count: 1,
+            restart_count: 0,
+        }
+    }
+
+    fn sign(&self, claims: &Claims) -> SignedResult {
+        SignedResult::sign(claims, &self.key)
+    }
+
+    async fn stop(self) {
+        self.service.stop().await;
+        self.gateway.stop().await;
+    }
+}
+
+/// `TPMT_PUBLIC` of an RSA-2048 EK as of TCG's template L-1, with an odd modulus that nobody has the key for.
+fn ek_public() -> Vec<u8> {
+    let policy = hex::decode("837197674484b3f81a90cc8d46a5d724fd52d76e06520b64f2a1da1b331469aa").unwrap();
+    let mut modulus = vec![0xc3; 256];
+    modulus[255] = 0x01;
+    let mut public = hex::decode("0001000b000300b20020").unwrap();
+    public.extend(policy);
+    public.extend(hex::decode("000600800043001008000000000001 00".replace(' ', "")).unwrap());
+    public.extend(modulus);
+    public
+}
+
+fn kind(error: &ClientError) -> (u16, &str) {
+    let problem = error.problem().unwrap_or_else(|| panic!("no problem: {error}"));
+    (problem.status, &problem.kind)
+}
+
+#[tokio::test]
+async fn a_good_result_becomes_an_export_once() {
+    let site = Site::new().await;
+    let claims = site.claims();
+    let result = site.sign(&claims);
+    let answer = site.service.export(&result).await.unwrap();
+    assert_eq!(answer.admission, claims.jti);
+    assert_eq!(answer.address.address.to_string(), "10.20.0.50/24");
+    assert_eq!(answer.address.relay.to_string(), "10.20.0.1:8443");
+    assert_eq!(answer.grant.admission, claims.jti);
+    let again = site.service.export(&result).await.unwrap();
+    assert_eq!(again.grant, answer.grant, "the same secret, not another");
+    let served = site.gateway.status().await.exports;
+    assert_eq!(served.len(), 1);
+    assert_eq!((served[0].admission, served[0].expires_at_ms), (claims.jti, claims.exp * 1000));
+    let exports = site.service.exports().await;
+    assert_eq!((exports.len(), exports[0].lease, exports[0].node.as_str()), (1, site.lease, "n1"));
+    // No secret in the database.
+    let database: Vec<u8> = std::fs::read_dir(site.folder.path())
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| path.to_string_lossy().contains("imaging.db"))
+        .flat_map(|path| std::fs::read(path).unwrap())
+        .collect();
+    assert!(!String::from_utf8_lossy(&database).contains("\"chap_secret\""));
+    site.service.end(claims.jti).await.unwrap();
+    site.service.end(claims.jti).await.unwrap();
+    assert!(site.gateway.status().await.exports.is_empty() && site.service.exports().await.is_empty());
+    let replayed = site.service.export(&result).await.unwrap_err();
+    assert_eq!(kind(&replayed), (409, "admission-ended"));
+    site.stop().await;
+}
+
+#[tokio::test]
+async fn results_that_do_not_count_open_nothing() {
+    let site = Site::new().await;
+    let rng = ring::rand::SystemRandom::new();
+    let stranger = Ed25519KeyPair::from_pkcs8(Ed25519KeyPair::generate_pkcs8(&rng).unwrap().as_ref()).unwrap();
+    let mut bad = site.claims();
+    bad.submods.get_mut("tpm").unwrap().status = EarStatus::Contraindicated;
+    let cases = [
+        ("another signer", SignedResult::sign(&site.claims(), &stranger), (403, "result-refused")),
+        ("not affirming", site.sign(&bad), (403, "result-refused")),
+        ("expired", site.sign(&Claims { exp: NOW_MS / 1000, ..site.claims() }), (403, "result-refused")),
+        ("malformed", SignedResult::from_wire("a.b.c".into()), (403, "result-refused")),
+        (
+            "unknown project",
+            site.sign(&Claims { project: "p2".parse().unwrap(), ..site.claims() }),
+            (403, "result-refused"),
+        ),
+        ("another node", site.sign(&Claims { node: "n2".parse().unwrap(), ..site.claims() }), (403, "other-disk")),
+        ("no disk", site.sign(&Claims { lease: LeaseId::random(), ..site.claims() }), (409, "no-disk")),
+        ("no EK", site.sign(&Claims { ek_public: String::new(), ..site.claims() }), (403, "result-unusable")),
+    ];
+    for (what, result, expected) in cases {
+        let refused = site.service.export(&result).await.unwrap_err();
+        assert_eq!(kind(&refused), expected, "{what}: {refused}");
+    }
+    assert!(site.service.exports().await.is_empty() && site.gateway.status().await.exports.is_empty());
+    site.stop().await;
+}
+
+#[tokio::test]
+async fn a_later_result_takes_the_lease_over_and_an_earlier_one_does_not() {
+    let site = Site::new().await;
+    let first = site.claims();
+    site.service.export(&site.sign(&first)).await.unwrap();
+    let later = Claims { iat: first.iat + 10, jti: AdmissionId::random(), ..first.clone() };
+    let answer = site.service.export(&site.sign(&later)).await.unwrap();
+    assert_eq!(answer.address.address.to_string(), "10.20.0.50/24", "the address was free again");
+    let served: Vec<_> = site.gateway.status().await.exports.iter().map(|export| export.admission).collect();
+    assert_eq!(served, [later.jti]);
+    let replayed = site.service.export(&site.sign(&first)).await.unwrap_err();
+    assert_eq!(kind(&replayed), (409, "admission-ended"));
+    let earlier = Claims { iat: first.iat - 5, jti: AdmissionId::random(), ..first };
+    let refused = site.service.export(&site.sign(&earlier)).await.unwrap_err();
+    assert_eq!(kind(&refused), (409, "superseded"));
+    site.stop().await;
+}
+
+#[tokio::test]
+async fn an_admission_that_ended_before_its_export_stays_ended() {
+    let site = Site::new().await;
+    let claims = site.claims();
+    site.service.end(claims.jti).await.unwrap();
+    let refused = site.service.export(&site.sign(&claims)).await.unwrap_err();
+    assert_eq!(kind(&refused), (409, "admission-ended"));
+    site.stop().await;
+}
+
+async fn until(mut what: impl AsyncFnMut() -> bool) {
+    let mut ticks = tokio::time::interval(Duration::from_millis(20));
+    let holds = async {
+        while !what().await {
+            ticks.tick().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(15), holds).await.unwrap();
+}
+
+#[tokio::test]
+async fn restarts_of_either_side_bring_the_same_export_back() {
+    let mut site = Site::new().await;
+    let claims = site.claims();
+    let answer = site.service.export(&site.sign(&claims)).await.unwrap();
+    // The gateway forgets everything when it ends; imaging puts the export up again.
+    let portal = site.gateway.portal;
+    site.gateway.stop().await;
+    site.gateway = RunningGateway::start_on(site.folder.path(), &site.clock, portal).await;
+    until(async || site.gateway.status().await.exports.len() == 1).await;
+    // Imaging ends: the gateway goes on. It comes back: the same grant, and orders that agree with the gateway's.
+    site.service.stop().await;
+    assert_eq!(site.gateway.status().await.exports.len(), 1);
+    site.service = Service::start(site.folder.path(), &site.clock).await;
+    assert_eq!(site.service.export(&site.sign(&claims)).await.unwrap().grant, answer.grant);
+    assert_eq!(site.service.exports().await.len(), 1);
+    // What the gateway serves but is not on record comes down.
+    let stray = order(&assay_store(&site).await);
+    site.gateway.put_up(AdmissionId::random(), &stray).await.unwrap();
+    until(async || site.gateway.status().await.exports.len() == 1).await;
+    assert_eq!(site.gateway.status().await.exports[0].admission, claims.jti);
+    site.stop().await;
+}
+
+/// A store elsewhere whose clone is moved beneath the site's, as a stray.
+async fn assay_store(site: &Site) -> assay_imaging::store::ImageStore {
+    let elsewhere = site.folder.path().join("elsewhere");
+    std::fs::create_dir(&elsewhere).unwrap();
+    let store = store_with_image(&elsewhere, &pattern(1 << 20));
+    std::fs::remove_dir(elsewhere.join("store/disks")).unwrap();
+    std::os::unix::fs::symlink(site.folder.path().join("store/disks"), elsewhere.join("store/disks")).unwrap();
+    store
+}
+
+#[tokio::test]
+async fn an_export_is_gone_when_its_result_expires() {
+    let site = Site::new().await;
+    let claims = site.claims();
+    site.service.export(&site.sign(&claims)).await.unwrap();
+    site.clock.advance_ms(600_000);
+    until(async || site.service.exports().await.is_empty()).await;
+    assert!(site.gateway.status().await.exports.is_empty());
+    site.stop().await;
+}
+
+#[tokio::test]
+async fn a_gateway_that_is_away_fails_the_export_and_leaves_nothing_open() {
+    let mut site = Site::new().await;
+    let (portal, claims) = (site.gateway.portal, site.claims());
+    let result = site.sign(&claims);
+    site.gateway.stop().await;
+    let refused = site.service.export(&result).await.unwrap_err();
+    assert_eq!(kind(&refused), (503, "gateway"), "{refused}");
+    site.gateway = RunningGateway::start_on(site.folder.path(), &site.clock, portal).await;
+    // The record is unwound as soon as the gateway can say that nothing is up; then the same result may try again.
+    until(async || site.service.exports().await.is_empty()).await;
+    site.service.export(&result).await.unwrap();
+    assert_eq!(site.gateway.status().await.exports.len(), 1);
+    site.stop().await;
+}
+
+#[tokio::test]
+async fn roles_reach_no_further_than_they_should() {
+    let site = Site::new().await;
+    let (own, other) = (site.service.project_client("p1"), site.service.project_client("p2"));
+    let lease = LeaseId::random();
+    let request = DiskRequest { project: "p1".parse().unwrap(), node: "n2".parse().unwrap(), image: image() };
+    let path = format!("v1/disks/{lease}");
+    assert_eq!(kind(&other.put::<_, Disk>(&path, &request).await.unwrap_err()).0, 403);
+    let disk: Disk = own.put(&path, &request).await.unwrap();
+    assert_eq!(own.put::<_, Disk>(&path, &request).await.unwrap(), disk, "idempotent");
+    let changed = DiskRequest { node: "n3".parse().unwrap(), ..request.clone() };
+    assert_eq!(kind(&own.put::<_, Disk>(&path, &changed).await.unwrap_err()), (409, "other-disk"));
+    // Another project's image is as good as none.
+    let theirs = DiskRequest { project: "p2".parse().unwrap(), ..request };
+    let path2 = format!("v1/disks/{}", LeaseId::random());
+    assert_eq!(kind(&other.put::<_, Disk>(&path2, &theirs).await.unwrap_err()).0, 404);
+    assert_eq!(own.get::<Vec<Disk>>("v1/disks").await.unwrap().len(), 2);
+    assert!(other.get::<Vec<Disk>>("v1/disks").await.unwrap().is_empty());
+    assert!(other.get::<Vec<Image>>("v1/images").await.unwrap().is_empty());
+    assert_eq!(kind(&own.get::<Vec<Export>>("v1/exports").await.unwrap_err()).0, 403);
+    assert_eq!(kind(&own.post::<_, Gateway>("v1/gateways", &site.gateway_record()).await.unwrap_err()).0, 403);
+    let project = Project { name: "p1".parse().unwrap(), verifier_keys: vec![] };
+    assert_eq!(kind(&own.post::<_, Project>("v1/projects", &project).await.unwrap_err()).0, 403);
+    assert_eq!(kind(&other.delete::<_, ()>(&path, &()).await.unwrap_err()).0, 403);
+    own.delete::<_, ()>(&path, &()).await.unwrap();
+    own.delete::<_, ()>(&path, &()).await.unwrap();
+    site.stop().await;
+}
+
+#[tokio::test]
+async fn a_disk_that_is_exported_is_not_deleted() {
+    let site = Site::new().await;
+    let claims = site.claims();
+    site.service.export(&site.sign(&claims)).await.unwrap();
+    let path = format!("v1/disks/{}", site.lease);
+    let refused = site.service.operator.delete::<_, ()>(&path, &()).await.unwrap_err();
+    assert_eq!(kind(&refused), (409, "exported"));
+    site.service.end(claims.jti).await.unwrap();
+    site.service.operator.delete::<_, ()>(&path, &()).await.unwrap();
+    assert!(site.service.operator.get::<Vec<Disk>>("v1/disks").await.unwrap().is_empty());
+    assert_eq!(std::fs::read_dir(site.folder.path().join("store/disks")).unwrap().count(), 0);
+    site.stop().await;
+}
+
+#[tokio::test]
+async fn imports_that_cannot_be_are_refused_in_words() {
+    let site = Site::new().await;
+    let taken = site.import("golden", "source.raw", ImageFormat::Raw).await.unwrap_err();
+    assert_eq!(kind(&taken), (409, "image-exists"));
+    let malformed = site.import("other", "source.raw", ImageFormat::Qcow2).await.unwrap_err();
+    assert_eq!(kind(&malformed), (400, "image-malformed"));
+    let outside = site.import("other", "../../etc/passwd", ImageFormat::Raw).await.unwrap_err();
+    assert_eq!(kind(&outside), (403, "outside-import-folders"));
+    let missing = site.import("other", "none.raw", ImageFormat::Raw).await.unwrap_err();
+    assert_eq!(kind(&missing), (503, "store"));
+    let images: Vec<Image> = site.service.operator.get("v1/images").await.unwrap();
+    assert_eq!(images.len(), 1);
+    assert_eq!((images[0].virtual_bytes, images[0].project.as_str()), (1 << 20, "p1"));
+    site.stop().await;
+}
+
+#[test]
+fn the_openapi_document_in_git_is_current() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("openapi.json");
+    let current = assay_imaging::openapi().to_pretty_json().unwrap() + "\n";
+    if std::env::var_os("ASSAY_WRITE_OPENAPI").is_some() {
+        std::fs::write(&path, &current).unwrap();
+    }
+    let recorded = std::fs::read_to_string(&path).unwrap_or_default();
+    assert!(recorded == current, "imaging/openapi.json has drifted: run this test with ASSAY_WRITE_OPENAPI=1");
+}

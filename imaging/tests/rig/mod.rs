@@ -1,0 +1,175 @@
+//! A gateway in this process over a store in a temporary folder, and the real initiators that are run against it.
+
+#![allow(dead_code, unused_imports, reason = "each test file uses its part")]
+
+use assay_imaging::gateway::order::{ExportOrder, GatewayStatus};
+use assay_imaging::store::ImageStore;
+use assay_imaging::store::import::{Import, Source};
+use assay_imaging::{Gateway, GatewayConfig, GatewayError};
+use assay_service::CancellationToken;
+use assay_service::client::{ClientError, ServiceClient};
+use assay_service::clock::ManualClock;
+use assay_wire::id::{AdmissionId, DiskId, ImageId};
+use assay_wire::imaging::ImageFormat;
+use std::net::SocketAddr;
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::task::JoinHandle;
+
+/// Where the clocks of these tests stand: 2026-01-01.
+pub(crate) const NOW_MS: i64 = 1_767_225_600_000;
+
+/// Content that differs everywhere, with zero stretches.
+pub(crate) fn pattern(length: usize) -> Vec<u8> {
+    (0..length).map(|at| if at / 140_000 % 3 == 1 { 0 } else { (at / 7 % 251) as u8 + 1 }).collect()
+}
+
+/// A golden image `golden` of `content`, in a store in `folder`.
+pub(crate) fn store_with_image(folder: &Path, content: &[u8]) -> ImageStore {
+    let source = folder.join("source.raw");
+    std::fs::write(&source, content).unwrap();
+    let store = ImageStore::open(&folder.join("store")).unwrap();
+    let source = Source::open(&source, ImageFormat::Raw, &[folder.to_owned()]).unwrap();
+    let job = Import { name: image(), project: "p1".parse().unwrap(), source, now_ms: NOW_MS };
+    store.import(&job, &mut |_, _| ControlFlow::Continue(())).unwrap();
+    store
+}
+
+pub(crate) fn image() -> ImageId {
+    "golden".parse().unwrap()
+}
+
+/// A gateway that runs until it is stopped.
+pub(crate) struct RunningGateway {
+    pub(crate) portal: SocketAddr,
+    pub(crate) control: ServiceClient,
+    pub(crate) socket: PathBuf,
+    shutdown: CancellationToken,
+    task: JoinHandle<Result<(), GatewayError>>,
+}
+
+impl RunningGateway {
+    pub(crate) async fn start(folder: &Path, clock: &Arc<ManualClock>) -> Self {
+        Self::start_on(folder, clock, "127.0.0.1:0".parse().unwrap()).await
+    }
+
+    pub(crate) async fn start_on(folder: &Path, clock: &Arc<ManualClock>, portal: SocketAddr) -> Self {
+        let socket = folder.join("gateway.sock");
+        let config = GatewayConfig {
+            control_socket: socket.clone(),
+            store: folder.join("store"),
+            portal,
+            relay: None,
+            clock: Arc::<ManualClock>::clone(clock),
+        };
+        let gateway = Gateway::bind(config).await.unwrap();
+        let (portal, shutdown) = (gateway.portal(), CancellationToken::new());
+        let task = tokio::spawn(gateway.serve(shutdown.clone()));
+        let control = ServiceClient::over_unix(&socket).unwrap();
+        Self { portal, control, socket, shutdown, task }
+    }
+
+    pub(crate) async fn put_up(&self, admission: AdmissionId, order: &ExportOrder) -> Result<(), ClientError> {
+        self.control.put(&format!("v1/exports/{admission}"), order).await
+    }
+
+    pub(crate) async fn take_down(&self, admission: AdmissionId) {
+        self.control.delete::<_, ()>(&format!("v1/exports/{admission}"), &()).await.unwrap();
+    }
+
+    pub(crate) async fn status(&self) -> GatewayStatus {
+        self.control.get("v1/exports").await.unwrap()
+    }
+
+    pub(crate) async fn stop(self) {
+        self.shutdown.cancel();
+        self.task.await.unwrap().unwrap();
+    }
+}
+
+/// An order for a new clone of the golden image in `store`.
+pub(crate) fn order(store: &ImageStore) -> ExportOrder {
+    let disk = DiskId::random();
+    store.create_disk(disk, &image()).unwrap();
+    ExportOrder {
+        target: format!("iqn.2026-01.dev.assay:{disk}").parse().unwrap(),
+        initiator: "iqn.2026-01.dev.assay:node:n1:boot".parse().unwrap(),
+        chap_name: "n1".into(),
+        chap_secret: "abcdefgh-_123456".into(),
+        disk,
+        image: image(),
+        expires_at_ms: NOW_MS + 3_600_000,
+    }
+}
+
+/// Runs a tool of libiscsi with the order's credentials, changed by `change`.
+pub(crate) async fn libiscsi(tool: &str, portal: SocketAddr, order: &ExportOrder) -> Output {
+    let ExportOrder { target, initiator, chap_name, chap_secret, .. } = order;
+    let url = format!("iscsi://{chap_name}%{chap_secret}@{portal}/{target}/0");
+    run(Command::new(tool).args(["-i", initiator.as_str(), &url])).await
+}
+
+/// What `qemu-img` and `qemu-io` need to open an export.
+pub(crate) fn qemu_options(portal: SocketAddr, order: &ExportOrder) -> [String; 3] {
+    let ExportOrder { target, initiator, chap_name, chap_secret, .. } = order;
+    [
+        "--object".into(),
+        format!("secret,id=chap,data={chap_secret}"),
+        format!(
+            "driver=raw,file.driver=iscsi,file.transport=tcp,file.portal={portal},file.target={target},file.lun=0,\
+             file.user={chap_name},file.password-secret=chap,file.initiator-name={initiator}"
+        ),
+    ]
+}
+
+/// `qemu-io` with commands, on an export.
+pub(crate) async fn qemu_io(portal: SocketAddr, order: &ExportOrder, commands: &[&str]) -> Output {
+    let [object, secret, options] = qemu_options(portal, order);
+    let mut command = Command::new("qemu-io");
+    command.args([&object, &secret, "-t", "writeback", "--image-opts", &options]);
+    for text in commands {
+        command.args(["-c", text]);
+    }
+    run(&mut command).await
+}
+
+/// Compares an export with a raw file.
+pub(crate) async fn assert_same(portal: SocketAddr, order: &ExportOrder, file: &Path) {
+    let [object, secret, options] = qemu_options(portal, order);
+    let file = format!("driver=raw,file.driver=file,file.filename={}", file.display());
+    let output =
+        run(Command::new("qemu-img").args(["compare", &object, &secret, "--image-opts", &options, &file])).await;
+    assert!(output.status.success(), "{}", text(&output));
+}
+
+pub(crate) async fn run(command: &mut Command) -> Output {
+    let mut command = tokio::process::Command::from(std::mem::replace(command, Command::new("true")));
+    tokio::time::timeout(Duration::from_secs(60), command.kill_on_drop(true).output()).await.unwrap().unwrap()
+}
+
+/// Both outputs of a tool.
+pub(crate) fn text(output: &Output) -> String {
+    format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
+}
+
+/// A file system with a size, mounted while this lives.
+pub(crate) struct SmallDisk(pub(crate) PathBuf);
+
+impl SmallDisk {
+    pub(crate) fn mount(path: &Path, byte_len: u64) -> Self {
+        std::fs::create_dir(path).unwrap();
+        let size = format!("size={byte_len}");
+        let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", &size, "tmpfs"]).arg(path).status().unwrap();
+        assert!(mounted.success(), "mounting a tmpfs needs root");
+        Self(path.to_owned())
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(&self.0).status();
+    }
+}
