@@ -1,7 +1,8 @@
 //! How long to wait before trying again: pure arithmetic, and one loop around it. Every wait of the agent is bounded,
 //! and says on the console what it waits for.
 
-use std::fmt::Display;
+use crate::console::Chain;
+use std::error::Error;
 use std::time::Duration;
 use tokio::time::Instant;
 
@@ -35,7 +36,7 @@ impl Backoff {
 ///
 /// # Errors
 /// The last error of `attempt`.
-pub async fn retry<T, E: Display>(
+pub async fn retry<T, E: Error + 'static>(
     what: &str,
     limit: Duration,
     is_transient: impl Fn(&E) -> bool,
@@ -52,7 +53,7 @@ pub async fn retry<T, E: Display>(
             return Err(error);
         };
         let left = limit.saturating_sub(started.elapsed()).as_secs();
-        tracing::warn!(event = "agent.retrying", %error, "waiting for {what}, up to {left} s more: {error}");
+        tracing::warn!(event = "agent.retrying", "waiting for {what}, up to {left} s more: {}", Chain(&error));
         tokio::time::sleep(delay).await;
     }
 }
@@ -71,41 +72,44 @@ mod tests {
         assert_eq!(backoff.next_delay(Duration::from_secs(60)), None);
     }
 
+    #[derive(Debug, PartialEq, Eq, thiserror::Error)]
+    #[error("not yet")]
+    struct NotYet;
+
     #[tokio::test(start_paused = true)]
     async fn retries_what_is_transient_and_nothing_else() {
         let mut calls = 0;
-        let result: Result<u32, String> = retry(
+        let result = retry(
             "a test",
             Duration::from_secs(5),
             |_| true,
             async || {
                 calls += 1;
-                if calls < 3 { Err("not yet".to_owned()) } else { Ok(calls) }
+                if calls < 3 { Err(NotYet) } else { Ok(calls) }
             },
         )
         .await;
         assert_eq!(result, Ok(3));
 
         let mut calls = 0;
-        let result: Result<u32, String> = retry(
+        let result: Result<(), _> = retry(
             "a test",
             Duration::from_secs(5),
             |_| false,
             async || {
                 calls += 1;
-                Err("for good".to_owned())
+                Err(NotYet)
             },
         )
         .await;
-        assert_eq!((result, calls), (Err("for good".to_owned()), 1));
+        assert_eq!((result, calls), (Err(NotYet), 1));
     }
 
     #[tokio::test(start_paused = true)]
     async fn gives_up_at_the_limit() {
         let started = Instant::now();
-        let result: Result<(), _> =
-            retry("a test", Duration::from_secs(9), |_| true, async || Err("never".to_owned())).await;
-        assert_eq!(result, Err("never".to_owned()));
+        let result: Result<(), _> = retry("a test", Duration::from_secs(9), |_| true, async || Err(NotYet)).await;
+        assert_eq!(result, Err(NotYet));
         assert_eq!(started.elapsed(), Duration::from_secs(9));
     }
 }

@@ -82,7 +82,10 @@ impl ReferenceValues {
         };
         let mut events = vec![
             application(authenticode(&parse(loader, "the loader")?, "the loader")?, "snponly.efi (iPXE)"),
-            application(authenticode(&pe, "the UKI")?, "agent.efi (UKI)"),
+            // iPXE loads an image once to see whether firmware takes it, unloads it, and loads it again to start it;
+            // firmware measures both times.
+            application(authenticode(&pe, "the UKI")?, "agent.efi (UKI), tried by iPXE"),
+            application(authenticode(&pe, "the UKI")?, "agent.efi (UKI), started by iPXE"),
             application(authenticode(&parse(linux, "the kernel")?, "the kernel")?, "Linux kernel of the UKI"),
         ];
         for name in MEASURED_SECTIONS {
