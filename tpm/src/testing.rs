@@ -79,24 +79,15 @@ impl SoftTpm {
     }
 
     fn start_in(directory: TempDir) -> Self {
-        let (state, socket) = (directory.path().join("state"), directory.path().join("tpm"));
-        let control = control_of(&socket);
-        fs::create_dir_all(&state).expect("state directory");
-        let process = Command::new("setpriv")
-            .args(["--pdeathsig", "KILL", "swtpm", "socket", "--tpm2", "--flags", "not-need-init,startup-clear"])
-            .args(["--tpmstate", &format!("dir={}", state.display())])
-            .args(["--server", &format!("type=unixio,path={}", socket.display())])
-            .args(["--ctrl", &format!("type=unixio,path={}", control.display())])
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .expect("swtpm starts (Debian packages swtpm, util-linux)");
-        let deadline = Instant::now() + Duration::from_secs(20);
-        while UnixStream::connect(&control).is_err() {
-            assert!(Instant::now() < deadline, "swtpm did not listen on {} in 20 s", control.display());
-            std::thread::park_timeout(Duration::from_millis(2));
-        }
+        let process = power_on(directory.path());
         Self { directory, process }
+    }
+
+    /// Cuts the power without `TPM2_Shutdown` and starts again: a TPM reset that the TPM was not told of. Keys are gone.
+    pub fn cut_power(&mut self) {
+        self.process.kill().expect("swtpm is killed");
+        self.process.wait().expect("swtpm ends");
+        self.process = power_on(self.directory.path());
     }
 
     /// Makes the EK with the default template and returns its `TPMT_PUBLIC`.
@@ -251,6 +242,28 @@ impl KeyKind {
             Self::Ecc => "ecdsa",
         }
     }
+}
+
+/// Starts swtpm on the state in `directory` and waits until it listens.
+fn power_on(directory: &Path) -> Child {
+    let (state, socket) = (directory.join("state"), directory.join("tpm"));
+    let control = control_of(&socket);
+    fs::create_dir_all(&state).expect("state directory");
+    let process = Command::new("setpriv")
+        .args(["--pdeathsig", "KILL", "swtpm", "socket", "--tpm2", "--flags", "not-need-init,startup-clear"])
+        .args(["--tpmstate", &format!("dir={}", state.display())])
+        .args(["--server", &format!("type=unixio,path={}", socket.display())])
+        .args(["--ctrl", &format!("type=unixio,path={}", control.display())])
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("swtpm starts (Debian packages swtpm, util-linux)");
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while UnixStream::connect(&control).is_err() {
+        assert!(Instant::now() < deadline, "swtpm did not listen on {} in 20 s", control.display());
+        std::thread::park_timeout(Duration::from_millis(2));
+    }
+    process
 }
 
 /// SHA-256 as an array.

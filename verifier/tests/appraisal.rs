@@ -148,6 +148,60 @@ fn b9_another_command_line_or_one_event_more_is_refused() {
 }
 
 #[test]
+fn a4_a_bank_that_firmware_did_not_extend_is_refused() {
+    // Zero PCRs and a log without events: replay has nothing against it, the policy has.
+    let found = reasons(&policy(), &LogWriter::new());
+    assert!(
+        found.iter().any(|reason| reason.starts_with("PCR 0: ") && reason.contains("was not measured")),
+        "{found:?}"
+    );
+    assert!(found.contains(&"PCR 5 has 0 separators instead of one".to_owned()), "{found:?}");
+}
+
+#[test]
+fn a14_an_unsafe_clock_is_refused_where_the_policy_says_so() {
+    let policy = policy();
+    let mut json: serde_json::Value = serde_json::from_str(&policy.to_json()).unwrap();
+    json["require_safe_clock"] = true.into();
+    let strict = Policy::from_json(&json.to_string()).unwrap();
+    let mut node = Node::boot(&boot_log(), KeyKind::Ecc);
+    node.tpm.cut_power();
+    let node = Node::boot_on(node.tpm, &boot_log(), KeyKind::Ecc);
+    let evidence = node.evidence();
+    let replayed = verify(&evidence, &node.challenge()).unwrap();
+    assert!(!replayed.clock().safe, "a TPM that lost power says that its clock is safe");
+    let settings = settings();
+    let expected = Expected { settings: &settings };
+    assert!(matches!(appraise(&policy, &replayed, &expected, 0), Appraisal::Accepted(_)));
+    let Appraisal::Refused(refusal) = appraise(&strict, &replayed, &expected, 0) else { panic!("accepted") };
+    assert!(refusal.reasons()[0].starts_with("the TPM's clock is not safe"));
+}
+
+#[test]
+fn b10_another_revocation_list_is_refused() {
+    let with_dbx = |content: &[u8]| {
+        LogWriter::new()
+            .measured(7, EventType::EFI_VARIABLE_DRIVER_CONFIG, &variable("SecureBoot", &[1]))
+            .measured(7, EventType::EFI_VARIABLE_DRIVER_CONFIG, &variable("dbx", content))
+            .measured(0, EventType::S_CRTM_VERSION, b"1")
+            .separators()
+            .event(4, EventType::EFI_BOOT_SERVICES_APPLICATION, sha256(b"snponly.efi"), b"")
+            .event(4, EventType::EFI_BOOT_SERVICES_APPLICATION, sha256(b"agent.efi"), b"")
+            .event(4, EventType::EFI_BOOT_SERVICES_APPLICATION, sha256(b"kernel"), b"")
+            .event(11, EventType::IPL, sha256(b"initrd"), b"")
+            .event(12, EventType::IPL, sha256(b"command line"), b"")
+    };
+    let node = Node::boot(&with_dbx(b"revoked"), KeyKind::Ecc);
+    let evidence = node.evidence();
+    let policy = learn("dbx", "n1", &verify(&evidence, &node.challenge()).unwrap(), &artefacts()).unwrap();
+    let found = reasons(&policy, &with_dbx(b""));
+    assert_eq!(found.len(), 1);
+    assert!(
+        found[0].starts_with("PCR 7 event 2 (EV_EFI_VARIABLE_DRIVER_CONFIG)") && found[0].contains("is not `dbx (")
+    );
+}
+
+#[test]
 fn d7_a_node_that_runs_something_else_teaches_nothing() {
     let node = Node::boot(&boot_log_with(sha256(b"rootkit")), KeyKind::Ecc);
     let evidence = node.evidence();

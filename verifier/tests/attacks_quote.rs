@@ -4,7 +4,7 @@ mod support;
 
 use assay_tpm::testing::{KeyKind, SoftTpm};
 use assay_verifier::evidence::{Challenge, EvidenceError, verify};
-use assay_verifier::quote::{AkError, AkPublic, QuoteError};
+use assay_verifier::quote::{AkError, AkPublic, ClockChange, QuoteError, check_clock};
 use support::{NONCE, Node, boot_log};
 
 #[test]
@@ -156,6 +156,20 @@ fn a14_a_clock_that_went_back_is_refused() {
     let error = verify(&evidence, &challenge).unwrap_err();
     assert!(matches!(error, EvidenceError::Clock(_)));
     assert!(error.reasons()[0].contains("TPM reset count went back"), "{:?}", error.reasons());
+}
+
+#[test]
+fn a14_a_power_cut_is_a_reset_and_an_earlier_quote_is_then_old() {
+    let mut node = Node::boot(&boot_log(), KeyKind::Ecc);
+    let before = *verify(&node.evidence(), &node.challenge()).unwrap().clock();
+    node.tpm.cut_power();
+    let node = Node::boot_on(node.tpm, &boot_log(), KeyKind::Ecc);
+    let evidence = node.evidence();
+    let challenge = Challenge { last_clock: Some(&before), ..node.challenge() };
+    let replayed = verify(&evidence, &challenge).unwrap();
+    assert_eq!(replayed.clock_change(), ClockChange::Reset);
+    assert_eq!(replayed.clock().reset_count, before.reset_count + 1);
+    assert!(check_clock(Some(replayed.clock()), &before).is_err());
 }
 
 #[test]

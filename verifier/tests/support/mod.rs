@@ -27,7 +27,11 @@ pub(crate) struct Node {
 impl Node {
     /// Boots: extends what the log says and what the agent would measure.
     pub(crate) fn boot(log: &LogWriter, kind: KeyKind) -> Self {
-        let tpm = SoftTpm::start();
+        Self::boot_on(SoftTpm::start(), log, kind)
+    }
+
+    /// Boots with a TPM that was just powered on.
+    pub(crate) fn boot_on(tpm: SoftTpm, log: &LogWriter, kind: KeyKind) -> Self {
         let _ = tpm.create_ek(KeyKind::Rsa);
         let ak = AkPublic::parse(&tpm.create_ak(kind)).unwrap();
         for (pcr, digest) in log.extensions() {
