@@ -9,6 +9,7 @@ pub mod events;
 pub mod image;
 pub mod machine;
 pub mod netns;
+pub mod probe;
 pub mod qmp;
 pub mod ramdisk;
 pub mod sandbox;

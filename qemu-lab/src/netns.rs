@@ -2,7 +2,7 @@
 //! them when the lab ends, however it ends.
 
 use crate::command::{command, run};
-use crate::error::Result;
+use crate::error::{LabError, Result};
 use std::path::PathBuf;
 use std::time::Duration;
 use tokio::process::Command;
@@ -80,6 +80,40 @@ impl Netns {
         self.ip(&["addr", "add", &address.to_string(), "dev", interface]).await?;
         self.ip(&["link", "set", interface, "up"]).await?;
         Ok(())
+    }
+
+    /// Runs `work` on a thread of its own inside: entering a namespace is for a thread's life.
+    ///
+    /// # Errors
+    /// The namespace cannot be entered, `work` fails, or takes longer than `limit`.
+    pub async fn act<T, W, F>(&self, limit: Duration, work: W) -> Result<T>
+    where
+        T: Send + 'static,
+        W: FnOnce() -> F + Send + 'static,
+        F: Future<Output = Result<T>>,
+    {
+        let doing = format!("acting in {self}");
+        let (answer, answered) = tokio::sync::oneshot::channel();
+        let netns = self.clone();
+        std::thread::spawn(move || {
+            let worked = netns.enter().and_then(|()| {
+                let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+                runtime.map_err(LabError::io("starting a runtime"))?.block_on(work())
+            });
+            let _gave_up = answer.send(worked);
+        });
+        let limited = tokio::time::timeout(limit, answered).await;
+        let hint = "it did not come to its end".to_owned();
+        let ended = limited.map_err(|_| LabError::Timeout { doing: doing.clone(), waited: limit, hint })?;
+        ended.map_err(|_| LabError::unexpected(doing, "the thread ended without an answer"))?
+    }
+
+    /// Moves this thread inside.
+    fn enter(&self) -> Result<()> {
+        let path = self.path();
+        let file = std::fs::File::open(&path).map_err(LabError::io(format!("opening {}", path.display())))?;
+        nix::sched::setns(file, nix::sched::CloneFlags::CLONE_NEWNET)
+            .map_err(|errno| LabError::unexpected(format!("entering {self}"), errno))
     }
 
     /// Makes a tap that outlives the programs which open it.

@@ -301,7 +301,7 @@ fn site_file(site: &Site, folder: &Path, ramdisks: &Ramdisks, image_folder: &str
             "airlock_vlan": topology.airlock_vlan,
             "reset_poll_ms": 500,
         },
-        "imaging": { "import_folders": [image_folder] },
+        "imaging": { "import_folders": [image_folder], "store": image_store(folder) },
         "verifier": {
             "agent_listen": format!("{airlock}:8443"),
             "agent_socket": agent_socket(folder),
@@ -325,13 +325,12 @@ fn site_file(site: &Site, folder: &Path, ramdisks: &Ramdisks, image_folder: &str
 }
 
 fn gateway_file(folder: &Path, network: &NetworkTopology) -> Result<String> {
-    let state = folder.join("state");
     let table = json!({
         "control_socket": control_socket(folder, network),
         "portal": portal(network),
         "relay": relay(network),
         "verifier_socket": agent_socket(folder),
-        "store": state.join("imaging"),
+        "store": image_store(folder),
     });
     to_toml(&table, "the gateway's file")
 }
@@ -350,6 +349,11 @@ fn relay(network: &NetworkTopology) -> SocketAddrV4 {
 
 fn control_socket(folder: &Path, network: &NetworkTopology) -> PathBuf {
     folder.join("gateways").join(format!("{}.sock", network.project))
+}
+
+/// Gateways read and write the store that imaging keeps.
+fn image_store(folder: &Path) -> PathBuf {
+    folder.join("state").join("images")
 }
 
 fn agent_socket(folder: &Path) -> PathBuf {

@@ -97,7 +97,7 @@ fn expect_closed(status: &Value) -> Result<()> {
     Err(LabError::unexpected("reading the port back", format!("expected quarantine, found {status}")))
 }
 
-const NODE: &str = "s1";
+pub(super) const NODE: &str = "s1";
 const JOURNAL_STEPS: [&str; 6] = ["admitted", "exported", "ready", "moved", "granted", "handed-over"];
 const CRASH_LIMIT: Duration = Duration::from_secs(90);
 const SETTLE_LIMIT: Duration = Duration::from_secs(400);

@@ -5,6 +5,7 @@ mod attacks;
 mod bench;
 mod boot;
 mod hardware;
+mod leaks;
 mod soft;
 
 pub use bench::{Bench, BenchOptions};
@@ -27,6 +28,8 @@ pub enum Scenario {
     Lies,
     /// The services die after each entry of a release's journal.
     ReleaseCrash,
+    /// Probe frames flow from a node's cable all the time; none reaches the tenant's network unless it may.
+    NoLeak,
 }
 
 impl Scenario {
@@ -35,7 +38,7 @@ impl Scenario {
     pub fn topology(self) -> Topology {
         match self {
             Self::Run | Self::Hardware => Topology::built_in(),
-            Self::Lies | Self::ReleaseCrash => Topology::soft(),
+            Self::Lies | Self::ReleaseCrash | Self::NoLeak => Topology::soft(),
         }
     }
 
@@ -44,7 +47,7 @@ impl Scenario {
     pub fn has_services(self) -> bool {
         match self {
             Self::Hardware => false,
-            Self::Run | Self::Lies | Self::ReleaseCrash => true,
+            Self::Run | Self::Lies | Self::ReleaseCrash | Self::NoLeak => true,
         }
     }
 
@@ -53,7 +56,7 @@ impl Scenario {
     pub fn tampered_nodes(self) -> Vec<String> {
         match self {
             Self::Run => vec!["n2".to_owned()],
-            Self::Hardware | Self::Lies | Self::ReleaseCrash => Vec::new(),
+            Self::Hardware | Self::Lies | Self::ReleaseCrash | Self::NoLeak => Vec::new(),
         }
     }
 
@@ -72,6 +75,7 @@ impl Scenario {
             Self::Hardware => hardware::bmc_and_firmware(&bench.site, &bench.events, "n1").await,
             Self::Lies => attacks::lies(bench).await,
             Self::ReleaseCrash => attacks::crashes(bench).await,
+            Self::NoLeak => leaks::none_but_when_admitted(bench).await,
         }
     }
 

@@ -153,30 +153,32 @@ impl SoftBoot {
     /// Talks to the verifier up to its verdict.
     pub(super) async fn attest(&self, conduct: Conduct) -> Result<Outcome> {
         let attempt = self.attempt(conduct);
-        in_netns(self.segment.clone(), move || async move {
-            match attempt.verdict().await {
-                Ok(_accepted) => Ok(Outcome::Accepted),
-                Err(Failure::Session(SessionError::Rejected { reasons })) => Ok(Outcome::Rejected(reasons)),
-                Err(failure) => Err(failure.into()),
-            }
-        })
-        .await
+        self.segment
+            .act(CONVERSATION_LIMIT, move || async move {
+                match attempt.verdict().await {
+                    Ok(_accepted) => Ok(Outcome::Accepted),
+                    Err(Failure::Session(SessionError::Rejected { reasons })) => Ok(Outcome::Rejected(reasons)),
+                    Err(failure) => Err(failure.into()),
+                }
+            })
+            .await
     }
 
     /// Goes on to the end as far as an agent can without a kernel to start: release, move, grant, hand-over.
     pub(super) async fn run_to_handover(&self) -> Result<()> {
         let attempt = self.attempt(Conduct::Honest);
         let segment = self.segment.clone();
-        in_netns(self.segment.clone(), move || async move {
-            let (accepted, mut tpm) = attempt.verdict().await?;
-            let released = accepted.await_release().await.map_err(Failure::Session)?;
-            let moved = released.ready().await.map_err(Failure::Session)?;
-            take_address(&segment, moved.address().address).await?;
-            let granted = moved.fetch_grant(&mut tpm).await.map_err(Failure::Session)?;
-            granted.handover().await.map_err(Failure::Session)?;
-            Ok(())
-        })
-        .await
+        self.segment
+            .act(CONVERSATION_LIMIT, move || async move {
+                let (accepted, mut tpm) = attempt.verdict().await?;
+                let released = accepted.await_release().await.map_err(Failure::Session)?;
+                let moved = released.ready().await.map_err(Failure::Session)?;
+                take_address(&segment, moved.address().address).await?;
+                let granted = moved.fetch_grant(&mut tpm).await.map_err(Failure::Session)?;
+                granted.handover().await.map_err(Failure::Session)?;
+                Ok(())
+            })
+            .await
     }
 
     fn attempt(&self, conduct: Conduct) -> Attempt {
@@ -361,38 +363,6 @@ impl From<Failure> for LabError {
 
 fn document(settings: &AgentSettings) -> std::result::Result<Vec<u8>, Failure> {
     serde_json::to_vec(settings).map_err(Failure::other)
-}
-
-/// Runs `work` on a thread of its own inside `netns`: a thread's network namespace is for life.
-async fn in_netns<T, W, F>(netns: Netns, work: W) -> Result<T>
-where
-    T: Send + 'static,
-    W: FnOnce() -> F + Send + 'static,
-    F: Future<Output = Result<T>>,
-{
-    let doing = format!("acting in {netns}");
-    let (answer, answered) = tokio::sync::oneshot::channel();
-    std::thread::spawn(move || {
-        let worked = enter(&netns).and_then(|()| {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-            runtime.map_err(LabError::io("starting a runtime"))?.block_on(work())
-        });
-        let _gave_up = answer.send(worked);
-    });
-    let limited = tokio::time::timeout(CONVERSATION_LIMIT, answered).await;
-    let ended = limited.map_err(|_| LabError::Timeout {
-        doing: doing.clone(),
-        waited: CONVERSATION_LIMIT,
-        hint: "the conversation with the verifier did not end".to_owned(),
-    })?;
-    ended.map_err(|_| LabError::unexpected(doing, "the thread ended without an answer"))?
-}
-
-fn enter(netns: &Netns) -> Result<()> {
-    let path = netns.path();
-    let file = fs::File::open(&path).map_err(LabError::io(format!("opening {}", path.display())))?;
-    nix::sched::setns(file, nix::sched::CloneFlags::CLONE_NEWNET)
-        .map_err(|errno| LabError::unexpected(format!("entering {netns}"), errno))
 }
 
 /// Gives the node's station this address and no other.

@@ -50,3 +50,13 @@ fn release_crash() {
     assert_eq!(survived.len(), 6, "{}", played.output);
     assert!(survived.iter().all(|event| matches!(event.text("outcome"), Some("all of it" | "none of it"))));
 }
+
+#[test]
+fn no_leak() {
+    let played = play("no-leak");
+    let counted = played.event("leaks.counted");
+    assert_eq!(counted.number("leaked"), Some(0.0));
+    assert!(counted.number("seen") > Some(0.0), "no frame came through while the node was admitted");
+    // The same probe sees what a careless switch driver lets through.
+    assert!(played.event("leaks.caught").number("careless_moves") > Some(0.0));
+}
