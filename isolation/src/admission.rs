@@ -187,3 +187,91 @@ fn same<T: PartialEq + ToString>(what: &'static str, said: &T, expected: &T) -> 
     }
     Err(AdmissionRefused::Other { what, said: said.to_string(), expected: expected.to_string() })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::record::LeaseRecord;
+    use assay_wire::isolation::NodeLease;
+
+    fn record(state: NodeState, entry: Entry) -> NodeRecord {
+        let node: NodeId = "n1".parse().unwrap();
+        let lease = NodeLease {
+            id: LeaseId::random(),
+            project: "alpha".parse().unwrap(),
+            node: node.clone(),
+            network: "net-a".parse().unwrap(),
+        };
+        NodeRecord {
+            name: node,
+            state,
+            reason: String::new(),
+            since_ms: 0,
+            boot: Some(BootId::random()),
+            entry,
+            entered_ms: 0,
+            reset_time: Some("r".into()),
+            nics: Vec::new(),
+            lease: Some(LeaseRecord { lease, vlan: VlanId::try_from(120).unwrap() }),
+            admission: None,
+        }
+    }
+
+    fn admission_of(airlocked: &Airlocked) -> Admission {
+        Admission {
+            id: AdmissionId::random(),
+            node: airlocked.node.clone(),
+            lease: airlocked.lease,
+            boot: airlocked.boot,
+            ak_name: String::new(),
+            expires_at_ms: 1000,
+        }
+    }
+
+    #[test]
+    fn only_a_node_that_is_on_in_the_airlock_can_be_admitted() {
+        for state in NodeState::ALL {
+            for entry in [Entry::Pending, Entry::Done] {
+                let airlocked = Airlocked::of(&record(state, entry));
+                assert_eq!(airlocked.is_ok(), state == NodeState::Airlock && entry == Entry::Done, "{state} {entry:?}");
+            }
+        }
+        let mut unleased = record(NodeState::Airlock, Entry::Done);
+        unleased.lease = None;
+        assert!(Airlocked::of(&unleased).is_err());
+    }
+
+    #[test]
+    fn an_admission_opens_the_port_of_its_own_node_and_boot_only() {
+        let (mine, other) = (record(NodeState::Airlock, Entry::Done), record(NodeState::Airlock, Entry::Done));
+        let admission = admission_of(&Airlocked::of(&mine).unwrap());
+        assert!(Airlocked::of(&other).unwrap().admit(admission).is_err());
+        let airlocked = Airlocked::of(&mine).unwrap();
+        let admission = admission_of(&airlocked);
+        assert_eq!(airlocked.admit(admission).unwrap().vlan().get(), 120);
+    }
+
+    #[test]
+    fn a_recorded_admission_stands_until_it_expires_is_revoked_or_is_of_another_boot() {
+        let mut node = record(NodeState::Airlock, Entry::Done);
+        let airlocked = Airlocked::of(&node).unwrap();
+        let admission = admission_of(&airlocked);
+        let recorded = airlocked.admit(admission).unwrap().record();
+        node.state = NodeState::Allocated;
+        node.admission = Some(recorded.clone());
+        assert_eq!(Admission::standing(&node, 999).unwrap().record(), recorded);
+        assert!(Admission::standing(&node, 1000).is_none());
+        for spoil in [
+            |n: &mut NodeRecord| n.boot = Some(BootId::random()),
+            |n: &mut NodeRecord| n.lease = None,
+            |n: &mut NodeRecord| n.state = NodeState::Airlock,
+            |n: &mut NodeRecord| n.admission = None,
+            |n: &mut NodeRecord| n.admission.as_mut().unwrap().revoked = Some("bad".into()),
+            |n: &mut NodeRecord| n.admission.as_mut().unwrap().lease = LeaseId::random(),
+        ] {
+            let mut spoiled = node.clone();
+            spoil(&mut spoiled);
+            assert!(Admission::standing(&spoiled, 999).is_none(), "{spoiled:?}");
+        }
+    }
+}

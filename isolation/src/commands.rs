@@ -3,7 +3,7 @@
 use crate::admission::{Admission, AdmissionRefused, Airlocked};
 use crate::hands::{Hands, HandsError, reset_seen};
 use crate::node::{Event, Refused};
-use crate::record::{Entry, LeaseRecord, NodeRecord};
+use crate::record::{LeaseRecord, NodeRecord};
 use crate::store::{Effect, RecordError};
 use assay_service::error::{ApiError, chain};
 use assay_service::telemetry::boot_step;
@@ -77,7 +77,7 @@ impl Hands {
         let mut record = self.record().await?;
         self.step(&mut record, Event::Leased, format!("leased by project {}", lease.project))?;
         record.lease = Some(LeaseRecord { lease: lease.clone(), vlan });
-        begin_entry(&mut record);
+        record.enter_anew();
         self.store.save(&record, &[Effect::LeaseBegins(lease.clone())], Event::Leased.as_str()).await?;
         Ok(lease)
     }
@@ -109,9 +109,7 @@ impl Hands {
         let mut record = self.record().await?;
         self.step(&mut record, Event::Cleared, "cleared by an operator")?;
         let ends = record.lease.take().map(|l| Effect::LeaseEnds(l.lease.id));
-        record.boot = None;
-        record.entry = Entry::Pending;
-        record.reset_time = None;
+        record.enter_anew();
         record.desire(PortIntent::Quarantine);
         self.store.save(&record, ends.as_slice(), Event::Cleared.as_str()).await?;
         Ok(record.status())
@@ -126,9 +124,7 @@ impl Hands {
         }
         crate::node::next(record.state, Event::Cycled)?;
         let reason = "asked to go through the airlock again";
-        let mut record = self.close(record, Event::Cycled, reason, Vec::new()).await.map_err(|(_, error)| error)?;
-        begin_entry(&mut record);
-        self.store.save(&record, &[], Event::Cycled.as_str()).await?;
+        let record = self.close(record, Event::Cycled, reason, Vec::new()).await.map_err(|(_, error)| error)?;
         Ok(record.status())
     }
 
@@ -235,13 +231,6 @@ impl Hands {
     async fn answer(&self, id: AdmissionId) -> Result<AdmissionAnswer, ApiError> {
         self.store.admission(id).await?.ok_or_else(|| ApiError::not_found(format!("there is no admission {id}")))
     }
-}
-
-fn begin_entry(record: &mut NodeRecord) {
-    record.boot = None;
-    record.entry = Entry::Pending;
-    record.reset_time = None;
-    record.admission = None;
 }
 
 /// Words of callers as they may be shown: one line, no control characters, bounded.

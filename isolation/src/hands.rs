@@ -14,7 +14,7 @@ use crate::switch::{SwitchDriver, SwitchError};
 use assay_service::clock::Clock;
 use assay_service::error::chain;
 use assay_wire::id::{BootId, NodeId};
-use assay_wire::isolation::PortIntent;
+use assay_wire::isolation::{NodeState, PortIntent};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::OnceCell;
@@ -143,6 +143,9 @@ impl Hands {
             return Err((before, refused.into()));
         }
         record.desire(PortIntent::Quarantine);
+        if record.state == NodeState::Airlock {
+            record.enter_anew();
+        }
         effects.push(Effect::AdmissionsEnd(reason.to_owned()));
         if let Err(error) = &fenced {
             record.reason = format!("{reason}; its port is not known to be closed: {}", chain(error));
@@ -252,9 +255,7 @@ impl Hands {
         let bmc = self.bmc().await?;
         self.power_to(bmc.as_ref(), PowerAction::ForceOff).await?;
         self.step(&mut record, Event::Cleaned, "powered off, port closed")?;
-        record.boot = None;
-        record.entry = Entry::Pending;
-        record.reset_time = None;
+        record.enter_anew();
         Ok(self.store.save(&record, &[], Event::Cleaned.as_str()).await?)
     }
 
@@ -267,7 +268,7 @@ impl Hands {
         let reading = self.read_bmc().await?;
         let Some(reason) = reset_seen(&record, &reading) else { return Ok(()) };
         tracing::warn!(event = "node.reset", node = %record.name, state = %record.state, "{reason}");
-        if record.state == assay_wire::isolation::NodeState::Allocated {
+        if record.state == NodeState::Allocated {
             return self.close(record, Event::ResetSeen, &reason, Vec::new()).await.map(drop).map_err(|(_, e)| e);
         }
         self.step(&mut record, Event::ResetSeen, reason)?;

@@ -139,3 +139,145 @@ pub fn select(record: &NodeRecord, progress: &Progress, periods: &Periods, now_m
 fn gate(retry: Retry, now_ms: i64) -> Option<i64> {
     (retry.not_before_ms > now_ms).then_some(retry.not_before_ms)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::record::{AdmissionRecord, LeaseRecord, NicRecord};
+    use assay_wire::id::{AdmissionId, BootId, LeaseId};
+    use assay_wire::isolation::{Nic, NodeLease};
+    use assay_wire::net::VlanId;
+    use proptest::prelude::*;
+
+    const PERIODS: Periods = Periods { airlock_timeout_ms: 600_000, reset_poll_ms: 1000, observe_ms: 2000 };
+
+    fn access() -> PortIntent {
+        PortIntent::Access { vlan: VlanId::try_from(120).unwrap() }
+    }
+
+    fn record(state: NodeState, desired: PortIntent, observed: Option<PortIntent>) -> NodeRecord {
+        let nic = Nic {
+            name: "eth0".parse().unwrap(),
+            mac: "52:54:00:00:00:01".parse().unwrap(),
+            switch: "sw".parse().unwrap(),
+            port: "p1".into(),
+        };
+        NodeRecord {
+            name: "n1".parse().unwrap(),
+            state,
+            reason: String::new(),
+            since_ms: 0,
+            boot: Some(BootId::random()),
+            entry: Entry::Done,
+            entered_ms: 0,
+            reset_time: Some("r".into()),
+            nics: vec![NicRecord { nic, desired, observed }],
+            lease: None,
+            admission: None,
+        }
+    }
+
+    /// Allocated, with an admission until `expires_at_ms`.
+    fn allocated(expires_at_ms: i64) -> NodeRecord {
+        let mut record = record(NodeState::Allocated, access(), Some(access()));
+        let lease = NodeLease {
+            id: LeaseId::random(),
+            project: "alpha".parse().unwrap(),
+            node: record.name.clone(),
+            network: "net-a".parse().unwrap(),
+        };
+        record.admission = Some(AdmissionRecord {
+            id: AdmissionId::random(),
+            lease: lease.id,
+            boot: record.boot.unwrap(),
+            ak_name: String::new(),
+            expires_at_ms,
+            revoked: None,
+        });
+        record.lease = Some(LeaseRecord { lease, vlan: VlanId::try_from(120).unwrap() });
+        record
+    }
+
+    fn settled(now_ms: i64) -> Progress {
+        Progress { ports_read: true, observed_ms: now_ms, reset_checked_ms: now_ms, ..Progress::default() }
+    }
+
+    #[test]
+    fn an_admitted_node_is_left_alone_until_its_admission_ends() {
+        let record = allocated(5000);
+        assert_eq!(select(&record, &settled(4500), &PERIODS, 4500), Action::WaitUntil(5000));
+        assert_eq!(select(&record, &settled(5000), &PERIODS, 5000), Action::EndAdmission);
+        let mut revoked = allocated(5000);
+        revoked.admission.as_mut().unwrap().revoked = Some("bad".into());
+        assert_eq!(select(&revoked, &settled(10), &PERIODS, 10), Action::EndAdmission);
+        let mut other_boot = allocated(5000);
+        other_boot.boot = Some(BootId::random());
+        assert_eq!(select(&other_boot, &settled(10), &PERIODS, 10), Action::EndAdmission);
+    }
+
+    #[test]
+    fn after_a_start_ports_are_read_before_anything_is_believed() {
+        assert_eq!(select(&allocated(5000), &Progress::default(), &PERIODS, 10), Action::Observe);
+        assert_eq!(select(&allocated(5000), &Progress::default(), &PERIODS, 5000), Action::EndAdmission);
+    }
+
+    #[test]
+    fn the_airlock_is_entered_with_closed_ports_only_and_left_by_the_clock() {
+        let mut node = record(NodeState::Airlock, PortIntent::Quarantine, None);
+        node.entry = Entry::Pending;
+        assert_eq!(select(&node, &settled(0), &PERIODS, 0), Action::SetPort(0));
+        node.nics[0].observed = Some(PortIntent::Quarantine);
+        assert_eq!(select(&node, &settled(0), &PERIODS, 0), Action::EnterAirlock);
+        let inside = record(NodeState::Airlock, PortIntent::Airlock, Some(PortIntent::Airlock));
+        assert_eq!(select(&inside, &settled(600_000), &PERIODS, 600_000), Action::TimeOut);
+        assert_eq!(
+            select(&inside, &Progress { reset_checked_ms: 0, ..settled(1500) }, &PERIODS, 1500),
+            Action::CheckReset
+        );
+    }
+
+    #[test]
+    fn failures_are_waited_out_longer_each_time_and_forgotten_on_success() {
+        let node = record(NodeState::Free, PortIntent::Quarantine, None);
+        let mut progress = settled(0);
+        let mut delays = Vec::new();
+        for _ in 0..9 {
+            progress.switch_retry.failed(0);
+            match select(&node, &progress, &PERIODS, 0) {
+                Action::WaitUntil(at) => delays.push(at),
+                other => panic!("{other:?} although the switch just failed"),
+            }
+        }
+        assert_eq!(delays[..3], [500, 1000, 2000]);
+        assert_eq!(delays[8], 30_000);
+        progress.switch_retry.succeeded();
+        assert_eq!(select(&node, &progress, &PERIODS, 0), Action::SetPort(0));
+    }
+
+    fn intents() -> impl Strategy<Value = PortIntent> {
+        prop_oneof![Just(PortIntent::Quarantine), Just(PortIntent::Airlock), Just(access())]
+    }
+
+    proptest! {
+        #[test]
+        fn an_open_port_without_admission_is_closed_next_whatever_else_is_due(
+            state in prop::sample::select(NodeState::ALL.to_vec()), desired in intents(), observed in prop::option::of(intents()),
+            ports_read: bool, observed_ms in 0_i64..10_000, now_ms in 0_i64..10_000, entered in any::<bool>()
+        ) {
+            let mut node = record(state, desired, observed);
+            node.entry = if entered { Entry::Done } else { Entry::Pending };
+            let progress = Progress { ports_read, observed_ms, ..Progress::default() };
+            let action = select(&node, &progress, &PERIODS, now_ms);
+            if desired == access() || state == NodeState::Allocated {
+                prop_assert_eq!(action, Action::EndAdmission);
+            }
+            // Power is touched only while every port is known to be closed as desired.
+            if matches!(action, Action::EnterAirlock | Action::Clean) {
+                prop_assert!(ports_read && observed == Some(desired) && desired != access());
+            }
+            if let Action::WaitUntil(at) = action {
+                prop_assert!(at > now_ms, "waiting for {at} at {now_ms} never ends");
+            }
+        }
+    }
+}

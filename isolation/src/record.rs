@@ -85,6 +85,14 @@ impl NodeRecord {
         }
     }
 
+    /// Forgets the boot that was: whatever comes next goes through the whole airlock.
+    pub fn enter_anew(&mut self) {
+        self.boot = None;
+        self.entry = Entry::Pending;
+        self.reset_time = None;
+        self.admission = None;
+    }
+
     /// The NIC that boots.
     #[must_use]
     pub fn boot_nic(&self) -> Option<&NicRecord> {

@@ -94,3 +94,17 @@ async fn a_bmc_outage_during_a_lease_does_not_cut_the_tenant_off() {
     let node: NodeStatus = site.node().await;
     assert_eq!(node.state, NodeState::Allocated);
 }
+
+#[tokio::test]
+async fn a_cycle_over_a_frozen_switch_is_a_new_boot_once_the_switch_is_back() {
+    let site = Site::start().await;
+    let (context, _) = site.allocated().await;
+    site.switch.freeze();
+    let error = site.operator.post::<_, NodeStatus>("/v1/nodes/n1/cycle", &()).await.unwrap_err();
+    assert_eq!(problem(&error).status, 503);
+    // The old boot cannot be admitted again, whatever a verifier says of it.
+    let refused = site.admit(&site.claims(&context)).await.unwrap_err();
+    assert_eq!(problem(&refused).kind, "not-in-airlock");
+    site.switch.thaw();
+    assert_ne!(site.entered().await.boot, context.boot);
+}

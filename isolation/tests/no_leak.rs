@@ -205,3 +205,23 @@ async fn the_same_harness_catches_frames_after_a_plain_tag_change() {
     println!("plain tag change: 150 closings, {leaked} of {sent} frames sent while closed were delivered");
     assert!(leaked > 0, "none of {sent} frames leaked: this harness would not have seen a leak");
 }
+
+#[tokio::test]
+async fn many_ports_move_at_once() {
+    let bench = Bench::start();
+    let ports: Vec<_> = (0..8).map(|index| format!("idle{index}")).collect();
+    for port in &ports {
+        bench.switch.add_port("br0", port, QUARANTINE, true).expect("a port");
+    }
+    for intent in [PortIntent::Access { vlan: vlan(TENANT) }, PortIntent::Airlock, PortIntent::Quarantine] {
+        let moves = ports.iter().map(|port| bench.driver.apply(port, intent));
+        for moved in futures_util::future::join_all(moves).await {
+            moved.expect("applied");
+        }
+        for port in &ports {
+            assert_eq!(bench.driver.observe(port).await.expect("observed"), Some(intent));
+        }
+    }
+    let (_, leaked, _) = bench.finish();
+    assert_eq!(leaked, 0);
+}

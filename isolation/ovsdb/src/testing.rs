@@ -23,7 +23,7 @@ pub struct OpenVswitch {
 /// Where `ovs-vswitchd`, and with it every port, lives.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Namespace {
-    /// The caller's network namespace.
+    /// The caller's network namespace. Bridges become devices there, and outlive a killed switch.
     Current,
     /// One made by `ip netns add`.
     Named(String),
