@@ -87,7 +87,8 @@ impl Connection {
         self.link.poll_event()
     }
 
-    /// The next PDU to send. Take as many as one vectored write carries; taking one frees its share of memory.
+    /// The next PDU to send. Take as many as one vectored write carries. Taking one frees its share of memory, so that
+    /// tasks that waited for it go on: poll for events again afterwards.
     pub fn poll_transmit(&mut self) -> Option<Transmit> {
         let transmit = self.link.poll_transmit()?;
         if transmit.releases > 0

@@ -12,6 +12,7 @@
 //!         ...                                             // Close → flush transmits, then return
 //!     }
 //!     while let Some(transmit) = connection.poll_transmit() { batch.push(transmit) }   // then one writev
+//!     if something moved { continue }     // taking a transmit frees memory, which may raise further events
 //!     select! {
 //!         n = socket.read_buf(buffer), if let Some(buffer) = connection.receive_buffer() => ...   // 0: closed
 //!         (tag, result) = completions.recv() => connection.complete(tag, result),
@@ -34,6 +35,7 @@ mod login;
 mod management;
 mod negotiation;
 mod pdu;
+mod response;
 mod scsi;
 mod sessions;
 mod target;

@@ -22,7 +22,8 @@ pub struct ConnectionId(pub u64);
 pub enum SessionDecision {
     /// A new session.
     New(Tsih),
-    /// It takes the place of the session on `closes`: close that one, wait until its I/O has ended, then admit.
+    /// It takes the place of the session on `closes`: close that one, wait until its I/O has ended, then admit. A login
+    /// that is itself replaced while it waits so must not count as ended before the one that it waits for.
     Reinstated {
         /// The new session's handle.
         tsih: Tsih,

@@ -12,6 +12,7 @@ use crate::full_feature::{FullFeature, IMMEDIATE_LIMIT, Kind, Owner, Reject, rej
 use crate::io::{Event, Io, IoRequest, IoResult, IoTag};
 use crate::link::{Link, StatSn};
 use crate::pdu::{Answer, FINAL, Header, Pdu, RESERVED_TAG};
+use crate::response::{Residual, respond};
 use crate::scsi::{self, Cdb, Completion, Finished, Plan, Purpose, Refusal, Sense, Status};
 use crate::target::Target;
 use bytes::{BufMut as _, Bytes, BytesMut};
@@ -19,9 +20,6 @@ use std::sync::Arc;
 
 /// Task data held or promised at once, in octets. A task that needs more than is free waits; four of the largest fit.
 const HELD_LIMIT: usize = 4 * scsi::MAX_TRANSFER_OCTETS as usize;
-/// The O and U bits of a response.
-const OVERFLOW: u8 = 0x04;
-const UNDERFLOW: u8 = 0x02;
 
 /// One task that is not finished.
 pub(crate) struct Task {
@@ -332,7 +330,7 @@ impl FullFeature {
         let residual = Residual::of(transferred, task.expected_octets);
         data.truncate(task.expected_octets as usize);
         if data.is_empty() {
-            respond(link, &task, task_tag, status, residual, payload);
+            respond(link, task.lun, task_tag, status, residual, payload);
             self.release(link, task.held_octets);
         } else {
             self.send_data_in(link, &task, task_tag, residual, data);
@@ -460,50 +458,4 @@ impl Collecting {
             (true, _) => Ok(Arrival::BurstDone),
         }
     }
-}
-
-/// By how much the transfer missed what the initiator expected (§11.4.5).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Residual {
-    None,
-    Overflow(u32),
-    Underflow(u32),
-}
-
-impl Residual {
-    fn of(transferred: u64, expected: u32) -> Self {
-        let expected = u64::from(expected);
-        if transferred > expected {
-            Self::Overflow(u32::try_from(transferred - expected).unwrap_or(u32::MAX))
-        } else if transferred < expected {
-            Self::Underflow(u32::try_from(expected - transferred).unwrap_or(u32::MAX))
-        } else {
-            Self::None
-        }
-    }
-
-    fn flags(self) -> u8 {
-        match self {
-            Self::None => 0,
-            Self::Overflow(_) => OVERFLOW,
-            Self::Underflow(_) => UNDERFLOW,
-        }
-    }
-
-    fn octets(self) -> u32 {
-        match self {
-            Self::None => 0,
-            Self::Overflow(octets) | Self::Underflow(octets) => octets,
-        }
-    }
-}
-
-/// A SCSI Response PDU (§11.4).
-fn respond(link: &mut Link, task: &Task, task_tag: u32, status: Status, residual: Residual, payload: Bytes) {
-    let header = Header::answer(Answer::ScsiResponse, FINAL | residual.flags())
-        .set(3, &[status as u8])
-        .set(8, &task.lun)
-        .set_word(16, task_tag)
-        .set_word(44, residual.octets());
-    link.send(header, payload, StatSn::Advance, 0);
 }
