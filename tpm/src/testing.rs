@@ -54,7 +54,8 @@ impl SoftTpm {
         let path = |name: &str| directory.path().join(name).display().to_string();
         fs::create_dir(path("state")).expect("state directory");
         let ca = format!(
-            "statedir = {0}\nsigningkey = {0}/signkey.pem\nissuercert = {0}/issuercert.pem\ncertserial = {0}/certserial\n",
+            "statedir = {0}\nsigningkey = {0}/signkey.pem\nissuercert = {0}/issuercert.pem\n\
+             certserial = {0}/certserial\n",
             path("ca")
         );
         fs::create_dir(path("ca")).expect("CA directory");
@@ -62,7 +63,8 @@ impl SoftTpm {
         fs::write(path("ca.options"), "--platform-manufacturer Assay\n--platform-version 1\n--platform-model test\n")
             .expect("CA options");
         let setup = format!(
-            "create_certs_tool = /usr/bin/swtpm_localca\ncreate_certs_tool_config = {}\ncreate_certs_tool_options = {}\n",
+            "create_certs_tool = /usr/bin/swtpm_localca\ncreate_certs_tool_config = {}\n\
+             create_certs_tool_options = {}\n",
             path("ca.conf"),
             path("ca.options")
         );
@@ -83,7 +85,8 @@ impl SoftTpm {
         Self { directory, process }
     }
 
-    /// Cuts the power without `TPM2_Shutdown` and starts again: a TPM reset that the TPM was not told of. Keys are gone.
+    /// Cuts the power without `TPM2_Shutdown` and starts again: a TPM reset that the TPM was not told of. Keys are
+    /// gone.
     pub fn cut_power(&mut self) {
         self.process.kill().expect("swtpm is killed");
         self.process.wait().expect("swtpm ends");

@@ -66,7 +66,9 @@ proptest! {
     }
 
     #[test]
-    fn a_changed_structure_is_refused_or_says_what_changed(at in 0usize..105, to in any::<u8>(), nonce: [u8; 32], clock in any::<u64>()) {
+    fn a_changed_structure_is_refused_or_says_what_changed(
+        at in 0usize..105, to in any::<u8>(), nonce: [u8; 32], clock in any::<u64>(),
+    ) {
         let original = attest(&nonce, clock);
         let mut changed = original.clone();
         prop_assume!(at < changed.len());
@@ -78,7 +80,9 @@ proptest! {
     }
 
     #[test]
-    fn public_areas_round_trip_and_names_differ(modulus in proptest::collection::vec(any::<u8>(), 256), at in 0usize..256) {
+    fn public_areas_round_trip_and_names_differ(
+        modulus in proptest::collection::vec(any::<u8>(), 256), at in 0usize..256,
+    ) {
         let mut modulus = modulus;
         modulus[0] |= 0x80;
         let public = Public::parse(&rsa_public(&modulus)).unwrap();
@@ -91,7 +95,9 @@ proptest! {
     }
 
     #[test]
-    fn signatures_round_trip(r in proptest::collection::vec(any::<u8>(), 0..=48), s in proptest::collection::vec(any::<u8>(), 0..=48)) {
+    fn signatures_round_trip(
+        r in proptest::collection::vec(any::<u8>(), 0..=48), s in proptest::collection::vec(any::<u8>(), 0..=48),
+    ) {
         let mut bytes = vec![0, 0x18, 0, 0x0b];
         for number in [&r, &s] {
             bytes.extend_from_slice(&u16::try_from(number.len()).unwrap().to_be_bytes());

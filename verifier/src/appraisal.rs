@@ -225,8 +225,8 @@ fn rule_problems(rule: &PcrRule, log: &ReplayedLog<'_>) -> Vec<String> {
     problems
 }
 
-/// Known by its data alone: the digest that was extended must be of the policy's own text, so what the log shows as data
-/// does not matter.
+/// Known by its data alone: the digest that was extended must be of the policy's own text, so what the log shows as
+/// data does not matter.
 fn is_allowed(allowed: &AllowedEvent, event: &Event<'_>) -> bool {
     let digest = HashAlgorithm::Sha256.digest(allowed.data.as_bytes());
     event.kind() == allowed.kind && event.digest(HashAlgorithm::Sha256) == Some(digest.as_ref())
@@ -258,8 +258,8 @@ fn digests(wanted: &ExpectedEvent) -> String {
     wanted.sha256.iter().map(|digest| short_hex(&digest.0)).collect::<Vec<_>>().join(" or ")
 }
 
-/// What holds for the frame of any PCR of firmware (PFP 1.06, section 10.4.4): one separator, which says that firmware met
-/// no error, and in PCR 7 no configuration after it.
+/// What holds for the frame of any PCR of firmware (PFP 1.06, section 10.4.4): one separator, which says that firmware
+/// met no error, and in PCR 7 no configuration after it.
 fn frame_problems(pcr: u8, log: &ReplayedLog<'_>) -> Vec<String> {
     let mut separators = 0;
     let mut problems = Vec::new();

@@ -171,9 +171,9 @@ fn measured_by_agent(measurements: &[AgentMeasurement]) -> Result<Vec<LaterExten
     measurements.iter().enumerate().map(extension).collect()
 }
 
-/// What the agent's kernel extends into PCR 10 without being asked: the `boot_aggregate` of IMA, the digest of PCRs 0 to 9
-/// (Linux `security/integrity/ima/ima_init.c`), in the template `ima-ng` or `ima-sig`. It follows from the quoted PCRs
-/// themselves, so it is not a claim of the node's; given only if PCR 10 holds exactly that.
+/// What the agent's kernel extends into PCR 10 without being asked: the `boot_aggregate` of IMA, the digest of PCRs 0
+/// to 9 (Linux `security/integrity/ima/ima_init.c`), in the template `ima-ng` or `ima-sig`. It follows from the quoted
+/// PCRs themselves, so it is not a claim of the node's; given only if PCR 10 holds exactly that.
 fn measured_by_ima(quote: &VerifiedQuote) -> Option<LaterExtension> {
     let boot_aggregate = sha256(&quote.pcrs()[..=9].iter().map(|pcr| &pcr.as_bytes()[..]).collect::<Vec<_>>());
     let digest_field = [b"sha256:\0", &boot_aggregate[..]].concat();

@@ -1,7 +1,8 @@
 //! Identity: is this EK a real TPM's? On the boot path: step 4, before any credential is made.
 //!
 //! What vouches for an EK: its certificate, whose path ends at a CA that the operator configured. No CA, no node. The
-//! certificate counts only for the very key in it, which is compared with the public area that credentials are made for.
+//! certificate counts only for the very key in it, which is compared with the public area that credentials are made
+//! for.
 
 use crate::event_log::data::shown;
 use assay_tpm::algorithm::HashAlgorithm;
@@ -50,8 +51,8 @@ impl EkCas {
         self.certificates.is_empty()
     }
 
-    /// The configured certificates that a path from `leaf` can go through: of each issuer's name those whose key signed.
-    /// OpenSSL alone takes the first of a name, and makers do have several CAs of one name.
+    /// The configured certificates that a path from `leaf` can go through: of each issuer's name those whose key
+    /// signed. OpenSSL alone takes the first of a name, and makers do have several CAs of one name.
     fn issuers_of(&self, leaf: &X509) -> Vec<X509> {
         let mut path: Vec<X509> = Vec::new();
         let mut current = leaf.clone();

@@ -1,7 +1,7 @@
 //! Drafts of policies: firmware values from a node that an operator trusts today, boot images from their artefacts.
 //!
-//! Only what firmware alone decides is learnt from the node (PCRs 0, 2, 7, and in PCR 4 what stands between the images).
-//! Images are never learnt: a node that ran another image than the artefacts' cannot teach it.
+//! Only what firmware alone decides is learnt from the node (PCRs 0, 2, 7, and in PCR 4 what stands between the
+//! images). Images are never learnt: a node that ran another image than the artefacts' cannot teach it.
 
 use crate::appraisal::appraise_firmware;
 use crate::event_log::Event;
@@ -130,8 +130,8 @@ fn expected(event: &Event<'_>) -> Option<ExpectedEvent> {
 const FIRMWARE_PCRS: [u8; 3] = [0, 2, 7];
 /// What the artefacts must speak about.
 const ARTEFACT_PCRS: [u8; 3] = [BOOT_IMAGE_PCR, 11, 12];
-/// UEFI's boot manager measures which way the boot went (PFP 1.06, section 3.3.4.5): a boot option that failed before the
-/// network's adds a pair of these.
+/// UEFI's boot manager measures which way the boot went (PFP 1.06, section 3.3.4.5): a boot option that failed before
+/// the network's adds a pair of these.
 const BOOT_MANAGER_ACTIONS: [&str; 2] =
     ["Calling EFI Application from Boot Option", "Returning from EFI Application from Boot Option"];
 /// Four octets each at most, so within a policy's text.

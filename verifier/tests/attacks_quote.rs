@@ -88,7 +88,8 @@ fn a5_a_key_that_signs_anything_is_no_ak() {
     let ek = tpm.create_ek(KeyKind::Rsa);
     let ak = tpm.create_ak(KeyKind::Rsa);
     assert_eq!(AkPublic::parse(&ek).unwrap_err(), AkError::Attribute("a signing key"));
-    // objectAttributes are the four octets from the fifth on: fixedTPM 0x02, fixedParent 0x10, sensitiveDataOrigin 0x20.
+    // objectAttributes are the four octets from the fifth on: fixedTPM 0x02, fixedParent 0x10, sensitiveDataOrigin
+    // 0x20.
     for (octet, bit, word) in [(7, 0x02, "fixedTPM"), (7, 0x10, "fixedParent"), (7, 0x20, "sensitiveDataOrigin")] {
         let mut changed = ak.clone();
         changed[octet] &= !bit;

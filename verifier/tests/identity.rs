@@ -12,6 +12,7 @@ use openssl::rsa::Rsa;
 use openssl::x509::extension::{BasicConstraints, ExtendedKeyUsage, KeyUsage};
 use openssl::x509::{X509, X509Builder, X509Extension, X509Name};
 use proptest::prelude::*;
+use std::sync::LazyLock;
 
 const NOW: i64 = 1_800_000_000;
 
@@ -201,9 +202,10 @@ fn makers_ca_files_are_read() {
 proptest! {
     #[test]
     fn arbitrary_certificates_never_panic(head in 0usize..3, tail in proptest::collection::vec(any::<u8>(), 0..400)) {
-        static FIXTURE: std::sync::LazyLock<(Vec<u8>, EkCas)> = std::sync::LazyLock::new(|| (ek().0, Ca::new("CA").trusted()));
+        static FIXTURE: LazyLock<(Vec<u8>, EkCas)> = LazyLock::new(|| (ek().0, Ca::new("CA").trusted()));
         let length = u16::try_from(tail.len()).unwrap().to_be_bytes();
-        let certificate = [[&[][..], &[0x30, 0x82, length[0], length[1]], &[0x30, 0x81, length[1]]][head], &tail[..]].concat();
+        let heads = [&[][..], &[0x30, 0x82, length[0], length[1]], &[0x30, 0x81, length[1]]];
+        let certificate = [heads[head], &tail[..]].concat();
         prop_assert!(verify_ek(&FIXTURE.1, &FIXTURE.0, &certificate, NOW).is_err());
     }
 }

@@ -170,7 +170,8 @@ impl<'a> Event<'a> {
         quirks::data_digest(self)
     }
 
-    /// The data if its SHA-256 is the very digest that was extended. In a [`ReplayedLog`] this data is what was measured.
+    /// The data if its SHA-256 is the very digest that was extended. In a [`ReplayedLog`] this data is what was
+    /// measured.
     #[must_use]
     pub fn measured_data(&self) -> Option<&'a [u8]> {
         let digest = self.digest(HashAlgorithm::Sha256)?;

@@ -70,7 +70,8 @@ pub(super) fn parse<'a>(bytes: &'a [u8], limits: &Limits) -> Result<UnverifiedLo
     locality.observe(&first)?;
     check(&first, 0)?;
     log.events.push(first);
-    while reader.left() > 0 && !is_padding(reader.rest()) {
+    let padding = padding_start(bytes);
+    while reader.left() > 0 && reader.offset() < padding {
         let index = log.events.len();
         if index >= limits.events {
             return Err(LogError::TooManyEvents { limit: limits.events });
@@ -117,8 +118,8 @@ fn sha1_event<'a>(reader: &mut Reader<'a>, index: usize, limits: &Limits) -> Res
     Ok(Event { index, pcr, kind, digests, data })
 }
 
-/// `TCG_PCR_EVENT2`. An event has at most one digest for each algorithm of the Spec ID. Genuine firmware leaves some out
-/// (quirks); a bank with a gap is shown, and refused by replay, because the gap is for somebody else to extend.
+/// `TCG_PCR_EVENT2`. An event has at most one digest for each algorithm of the Spec ID. Genuine firmware leaves some
+/// out (quirks); a bank with a gap is shown, and refused by replay, because the gap is for somebody else to extend.
 fn agile_event<'a>(
     reader: &mut Reader<'a>,
     index: usize,
@@ -192,7 +193,8 @@ fn spec_id(data: &[u8]) -> Result<Vec<(u16, u16)>, LogError> {
     Ok(sizes)
 }
 
-/// Follows the one claim that EV_NO_ACTION makes and that replay checks: where PCR 0 began (PFP 1.06, section 10.4.5.3).
+/// Follows the one claim that EV_NO_ACTION makes and that replay checks: where PCR 0 began (PFP 1.06, section
+/// 10.4.5.3).
 #[derive(Default)]
 struct StartupLocality {
     value: Option<u8>,
@@ -224,11 +226,14 @@ impl StartupLocality {
     }
 }
 
-/// Firmware and kernels may hand over the whole log area, unused octets and all.
-fn is_padding(rest: &[u8]) -> bool {
-    // Most often the first octets tell, so the whole rest is looked at only once, at the log's end.
-    let uniform = |octet| rest.iter().all(|found| *found == octet);
-    uniform(0) || uniform(0xff)
+/// Firmware and kernels may hand over the whole log area, unused octets and all: where the last run of 0 or 0xff
+/// begins. The run may begin inside the last event, which is then read whole. Found once: a look at the rest before
+/// each event would make a log of zeros cost its square.
+fn padding_start(log: &[u8]) -> usize {
+    match log.last() {
+        Some(filler @ (0 | 0xff)) => log.iter().rposition(|octet| octet != filler).map_or(0, |last| last + 1),
+        Some(_) | None => log.len(),
+    }
 }
 
 const SPEC_ID_PREFIX: &[u8] = b"Spec ID Event0";

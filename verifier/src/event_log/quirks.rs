@@ -1,13 +1,13 @@
 //! Which events' digests are of the data that the log shows, by type, and which genuine firmware does it otherwise.
 //!
-//! | who | what |
+//! | who (logs of the corpus) | what |
 //! |---|---|
-//! | UEFI firmware of about 2015–2019 (also some RHEL guests' shim) | `EV_EFI_VARIABLE_AUTHORITY`: digest of the variable's content only, or of another rendering of it |
-//! | many | `EV_EFI_VARIABLE_BOOT`: digest of the variable's content, without GUID and name (PFP before 1.05) |
+//! | UEFI with shim (`rhel`, `event-postcode`) | `EV_EFI_VARIABLE_AUTHORITY`: digest of neither data nor content |
+//! | many, before PFP 1.05 | `EV_EFI_VARIABLE_BOOT`: digest of the variable's content, without GUID and name |
 //! | GRUB | `EV_IPL`: the text has a prefix (`grub_cmd: `, `kernel_cmdline: `) that was not hashed |
-//! | systemd-boot, systemd-stub, Linux's EFI stub | `EV_IPL`, `EV_EVENT_TAG`: digest of what was loaded, data names it |
-//! | Dell, HPE, Lenovo | `EV_S_CRTM_VERSION`, `EV_POST_CODE`, `EV_EFI_HANDOFF_TABLES`: digest of what the data points to |
-//! | Lenovo ThinkPad (2020) | some events have a digest for fewer banks than the Spec ID lists |
+//! | systemd-stub, Linux's EFI stub (`event-sd-boot-fedora37`) | `EV_IPL`, `EV_EVENT_TAG`: data names what was hashed |
+//! | some servers | `EV_S_CRTM_VERSION`, `EV_POST_CODE`: digest of what the data names or points to |
+//! | Lenovo (`thinkpad`) | some events have a digest for fewer banks than the Spec ID lists |
 //!
 //! A type not listed here has a digest of something that is not in the log (an image, a table).
 

@@ -154,7 +154,8 @@ struct Pcr {
 }
 
 impl Bank {
-    /// The values after `TPM2_Startup(CLEAR)`: PCR 0 holds the locality, others up to 16 nothing (PFP 1.06, section 3.3.2).
+    /// The values after `TPM2_Startup(CLEAR)`: PCR 0 holds the locality, others up to 16 nothing (PFP 1.06, section
+    /// 3.3.2).
     fn start(algorithm: HashAlgorithm, startup_locality: u8) -> Self {
         let mut pcrs = [Pcr { value: [0; 64], events: 0 }; super::PCR_COUNT as usize];
         pcrs[0].value[algorithm.digest_bytes() - 1] = startup_locality;
