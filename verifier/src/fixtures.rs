@@ -49,6 +49,14 @@ impl TestStore {
     }
 }
 
+impl VerifierStore {
+    /// Makes SQLite refuse every write, or accept them again.
+    pub(crate) async fn refuse_writes(&self, refuse: bool) {
+        let pragma = if refuse { "PRAGMA query_only = ON" } else { "PRAGMA query_only = OFF" };
+        sqlx::query(pragma).execute(self.pool()).await.unwrap();
+    }
+}
+
 fn url(folder: &FilePath) -> String {
     format!("sqlite:{}", folder.join("verifier.db").display())
 }

@@ -166,12 +166,17 @@ impl Driver {
             self.fail(format!("{doing}: {}", chain(error))).await
         } else {
             self.log_retry(doing, error);
+            self.retry.last_error = Some(format!("{doing}: {}", chain(error)));
             self.retry.later(self.shared.clock.now_ms());
             Ok(())
         }
     }
 
-    async fn fail(&mut self, reason: String) -> Result<(), Trouble> {
+    async fn fail(&mut self, mut reason: String) -> Result<(), Trouble> {
+        // What was tried before says more than the deadline, or than a peer that has closed up since.
+        if let Some(before) = &self.retry.last_error {
+            reason = format!("{reason}; before that, {before}");
+        }
         tracing::warn!(
             event = "release.failed",
             node = %self.release.node,
@@ -394,6 +399,7 @@ struct Retry {
     at_ms: Option<i64>,
     failures: u32,
     journal_failed: bool,
+    last_error: Option<String>,
 }
 
 impl Retry {

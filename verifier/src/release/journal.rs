@@ -203,7 +203,7 @@ pub struct ReleaseTimeouts {
     /// From the moment the answer to `ready` left this process to the move: time for the last segment to reach the
     /// agent and be acknowledged before its port goes away.
     pub settle_ms: i64,
-    /// After a restart in `ready`: time for an agent that never got its answer to ask again.
+    /// After a restart in `ready`: time for an agent that never got its answer to ask again; agents try every 5 s.
     pub resume_grace_ms: i64,
 }
 
@@ -216,7 +216,7 @@ impl Default for ReleaseTimeouts {
             grant_ms: 120_000,
             handover_ms: 180_000,
             settle_ms: 50,
-            resume_grace_ms: 2_000,
+            resume_grace_ms: 10_000,
         }
     }
 }

@@ -241,8 +241,8 @@ fn the_move_waits_for_the_answer_and_no_longer() {
     assert_eq!(at(ReadyAnswer::Leaving, 1_500), Action::Wait { until_ms: 61_000 });
     assert_eq!(at(ReadyAnswer::Left { at_ms: 1_010 }, 1_059), Action::Wait { until_ms: 1_060 });
     assert_eq!(at(ReadyAnswer::Left { at_ms: 1_010 }, 1_060), Action::Move);
-    assert_eq!(at(ReadyAnswer::NotAsked, 2_899), Action::Wait { until_ms: 2_900 });
-    assert_eq!(at(ReadyAnswer::NotAsked, 2_900), Action::Move);
+    assert_eq!(at(ReadyAnswer::NotAsked, 10_899), Action::Wait { until_ms: 10_900 });
+    assert_eq!(at(ReadyAnswer::NotAsked, 10_900), Action::Move);
     assert_eq!(at(ReadyAnswer::NotAsked, 61_000), Action::GiveUp(Reason::MoveTimeout));
 }
 

@@ -138,6 +138,42 @@ async fn peers_that_fail_for_a_while_only_cost_time() {
 }
 
 #[tokio::test]
+async fn a_move_that_failed_before_it_was_refused_is_undone_with_the_first_reason() {
+    let test = TestStore::open(StoreLimits::default()).await;
+    let scripted = ScriptedPeers::start().await;
+    let closed = ApiError::unavailable("port-not-moved", "the switch does not answer");
+    scripted.world.fail("admit", [closed, ApiError::conflict("admission-ended", "it ended")]);
+    let process = Process::start(&test, &scripted, quick());
+    let release = admitted(&test.store, "n1", now_ms()).await;
+    process.releases.begin(release.clone());
+    moved(&process, release.admission).await;
+    drop(process.releases.ready(release.admission).await.unwrap());
+    let release = finished(&process, &test, release.admission).await;
+    assert_eq!(release.step, ReleaseStep::Unwound);
+    let failure = release.failure.unwrap();
+    assert!(failure.contains("it ended") && failure.contains("the switch does not answer"), "{failure}");
+}
+
+#[tokio::test]
+async fn a_journal_that_cannot_be_written_stops_the_release_where_it_is() {
+    let test = TestStore::open(StoreLimits::default()).await;
+    let scripted = ScriptedPeers::start().await;
+    let process = Process::start(&test, &scripted, quick());
+    let release = admitted(&test.store, "n1", now_ms()).await;
+    process.releases.begin(release.clone());
+    moved(&process, release.admission).await;
+    // As on a full disk: reading works, writing does not.
+    test.store.refuse_writes(true).await;
+    let refused = process.releases.ready(release.admission).await.unwrap_err();
+    assert!(matches!(refused, CallError::Busy), "{refused}");
+    assert_eq!(test.store.release(release.admission).await.unwrap().unwrap().step, ReleaseStep::Exported);
+    assert_eq!(scripted.world.names(), ["export"]);
+    test.store.refuse_writes(false).await;
+    agent(&process, release.admission).await;
+    assert_eq!(finished(&process, &test, release.admission).await.step, ReleaseStep::HandedOver);
+}
+
+#[tokio::test]
 async fn a_refused_export_is_undone_without_touching_the_port() {
     let test = TestStore::open(StoreLimits::default()).await;
     let scripted = ScriptedPeers::start().await;

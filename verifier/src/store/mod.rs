@@ -56,7 +56,7 @@ impl VerifierStore {
         self.pool().close().await;
     }
 
-    fn pool(&self) -> &AnyPool {
+    pub(crate) fn pool(&self) -> &AnyPool {
         self.store.pool()
     }
 }
