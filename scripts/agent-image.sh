@@ -1,0 +1,7 @@
+#!/bin/sh
+# Builds the agent (small), then its UKI and Reference Values, into target/agent-image/.
+set -eu
+cd "$(dirname "$0")/.."
+cargo build --locked --profile agent -p assay-ramdisk-agent --bin assay-agent
+cargo build --locked -p assay-ramdisk-agent --bin agent-image
+exec target/debug/agent-image build --agent target/agent/assay-agent --out target/agent-image

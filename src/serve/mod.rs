@@ -1,0 +1,199 @@
+//! Running services: all in one process (`assay up`), or one of them.
+
+mod site;
+
+use crate::client::BoxError;
+use assay_imaging::{FileExport, GatewayConfig, RelayConfig};
+use assay_service::CancellationToken;
+use assay_service::auth::Tokens;
+use assay_service::clock::SystemClock;
+use assay_service::http::ServiceContext;
+use assay_service::telemetry::{self, LogFormat};
+use assay_service::tls::SiteIdentity;
+use assay_wire::net::Iqn;
+use clap::{Args, Subcommand};
+use serde::Deserialize;
+use site::{Service, SiteFile};
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use tokio::task::JoinSet;
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Run every service in one process, on embedded defaults: SQLite and a local image store
+    Up(ServeArguments),
+    /// Run netboot: DHCP, TFTP and HTTP boot
+    #[command(subcommand)]
+    Netboot(One),
+    /// Run the verifier
+    #[command(subcommand)]
+    Verifier(One),
+    /// Run isolation: nodes, switches, leases
+    #[command(subcommand)]
+    Isolation(One),
+    /// Run imaging, or export a single file
+    #[command(subcommand)]
+    Imaging(Imaging),
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum One {
+    /// Serve until told to stop
+    Serve(ServeArguments),
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Imaging {
+    /// Serve until told to stop
+    Serve(ServeArguments),
+    /// Export one raw disk file over iSCSI; needs no site
+    ExportFile(ExportFileArguments),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ServeArguments {
+    /// The site's file: a `[site]` table and one a service
+    #[arg(long, default_value = "/etc/assay/site.toml")]
+    config: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ExportFileArguments {
+    /// The raw disk file
+    file: PathBuf,
+    /// Where to listen
+    #[arg(long, default_value = "127.0.0.1:3260")]
+    listen: SocketAddr,
+    /// The target's name
+    #[arg(long, default_value = "iqn.2026-01.dev.assay:file", value_name = "IQN")]
+    target: Iqn,
+    /// Refuse writes
+    #[arg(long)]
+    read_only: bool,
+    /// The one initiator that may log in; default: any
+    #[arg(long, value_name = "IQN")]
+    initiator: Option<Iqn>,
+    /// CHAP user, and a file with its secret
+    #[arg(long, value_name = "USER:FILE")]
+    chap: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct GatewayArguments {
+    /// The gateway's file
+    #[arg(long)]
+    config: PathBuf,
+}
+
+/// A gateway's file.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct GatewayFile {
+    /// Unix socket on which imaging gives orders.
+    control_socket: PathBuf,
+    /// Imaging's store, as this process sees it.
+    store: PathBuf,
+    /// Address and port of the iSCSI portal.
+    portal: SocketAddr,
+    /// Address and port of the relay to the verifier.
+    relay: SocketAddr,
+    /// Unix socket of the verifier's agent API.
+    verifier_socket: PathBuf,
+}
+
+pub(crate) async fn run(command: Command) -> Result<(), BoxError> {
+    match command {
+        Command::Up(arguments) => serve(&arguments, &Service::ALL).await,
+        Command::Netboot(One::Serve(arguments)) => serve(&arguments, &[Service::Netboot]).await,
+        Command::Verifier(One::Serve(arguments)) => serve(&arguments, &[Service::Verifier]).await,
+        Command::Isolation(One::Serve(arguments)) => serve(&arguments, &[Service::Isolation]).await,
+        Command::Imaging(Imaging::Serve(arguments)) => serve(&arguments, &[Service::Imaging]).await,
+        Command::Imaging(Imaging::ExportFile(arguments)) => export_file(arguments).await,
+    }
+}
+
+/// Runs `services` until one of them ends or the process is told to stop; then stops the others.
+async fn serve(arguments: &ServeArguments, services: &[Service]) -> Result<(), BoxError> {
+    let file = SiteFile::read(&arguments.config)?;
+    telemetry::init(file.log_format());
+    let state_dir = file.state_dir();
+    std::fs::create_dir_all(state_dir)?;
+    let context = ServiceContext {
+        clock: Arc::new(SystemClock),
+        tokens: Arc::new(Tokens::load_or_create(state_dir)?),
+        identity: Arc::new(SiteIdentity::load_or_create(&state_dir.join("tls"), file.names())?),
+        shutdown: stop_on_signal()?,
+    };
+    file.write_client_file()?;
+
+    let mut running = JoinSet::new();
+    for service in services {
+        let task = file.start(*service, &context)?;
+        let service = *service;
+        running.spawn(async move { (service, task.await) });
+    }
+    if services.len() == Service::ALL.len() {
+        tracing::info!(event = "site.started", state_dir = %state_dir.display(), "all services are starting");
+    }
+    let mut ended = Ok(());
+    while let Some(joined) = running.join_next().await {
+        // One service down takes the others down: a supervisor restarts the whole, and the journal resumes.
+        context.shutdown.cancel();
+        let (service, result) = joined?;
+        match &result {
+            Ok(()) => tracing::info!(event = "service.stopped", %service, "service stopped"),
+            Err(error) => {
+                let cause = assay_service::error::chain(error.as_ref());
+                tracing::error!(event = "service.failed", %service, cause, "service failed");
+            }
+        }
+        ended = ended.and(result);
+    }
+    ended
+}
+
+/// Runs a project's gateway.
+pub(crate) async fn run_gateway(arguments: GatewayArguments) -> Result<(), BoxError> {
+    telemetry::init(LogFormat::Json);
+    let file: GatewayFile = assay_service::config::read(&arguments.config)?;
+    let config = GatewayConfig {
+        control_socket: file.control_socket,
+        store: file.store,
+        portal: file.portal,
+        relay: Some(RelayConfig { listen: file.relay, verifier_socket: file.verifier_socket }),
+        clock: Arc::new(SystemClock),
+    };
+    Ok(assay_imaging::run_gateway(config, stop_on_signal()?).await?)
+}
+
+async fn export_file(arguments: ExportFileArguments) -> Result<(), BoxError> {
+    telemetry::init(LogFormat::Text);
+    let chap = arguments.chap.as_deref().map(read_chap).transpose()?;
+    let ExportFileArguments { file: path, listen, target, initiator, read_only, .. } = arguments;
+    let export = FileExport { path, listen, target, initiator, chap, read_only };
+    Ok(assay_imaging::export_file(export, stop_on_signal()?).await?)
+}
+
+/// `USER:FILE` as user and secret: the secret itself would be in the process list.
+fn read_chap(argument: &str) -> Result<(String, String), BoxError> {
+    let (user, path) = argument.split_once(':').ok_or("--chap takes USER:FILE, where FILE holds the secret")?;
+    let secret = std::fs::read_to_string(path).map_err(|cause| format!("reading the CHAP secret {path}: {cause}"))?;
+    Ok((user.to_owned(), secret.trim_end_matches('\n').to_owned()))
+}
+
+/// A token that SIGINT and SIGTERM cancel.
+fn stop_on_signal() -> Result<CancellationToken, BoxError> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let token = CancellationToken::new();
+    let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    let cancelled = token.clone();
+    tokio::spawn(async move {
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+        }
+        cancelled.cancel();
+    });
+    Ok(token)
+}

@@ -1,0 +1,118 @@
+//! Rules about the repository's text that no compiler checks.
+
+#![expect(clippy::unwrap_used, reason = "a test's set-up fails loudly")]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// More than this and a file has two subjects.
+const MOST_LINES: usize = 800;
+const MOST_BLOB_BYTES: u64 = 256 * 1024;
+
+/// Every file that git tracks, with its text where it has any.
+fn tracked() -> Vec<(PathBuf, Option<String>)> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let listed = Command::new("git").args(["ls-files", "-z"]).current_dir(root).output().unwrap();
+    assert!(listed.status.success(), "git ls-files failed: is this a git checkout?");
+    let names = String::from_utf8(listed.stdout).unwrap();
+    let files: Vec<_> = names
+        .split_terminator('\0')
+        .filter(|name| root.join(name).is_file())
+        .map(|name| (PathBuf::from(name), fs::read_to_string(root.join(name)).ok()))
+        .collect();
+    assert!(files.len() > 50, "only {} files tracked", files.len());
+    files
+}
+
+fn rust() -> impl Iterator<Item = (PathBuf, String)> {
+    tracked().into_iter().filter_map(|(path, text)| {
+        let is_rust = path.extension().is_some_and(|ending| ending == "rs");
+        text.filter(|_| is_rust).map(|text| (path, text))
+    })
+}
+
+fn report(what: &str, found: &[String]) {
+    assert!(found.is_empty(), "{what}:\n{}", found.join("\n"));
+}
+
+#[test]
+fn every_module_says_what_it_is_for() {
+    let silent: Vec<_> = rust()
+        .filter(|(_, text)| !text.trim_start_matches("#![no_main]").trim_start().starts_with("//!"))
+        .map(|(path, _)| path.display().to_string())
+        .collect();
+    report("modules without an opening //! comment", &silent);
+}
+
+#[test]
+fn no_file_has_two_subjects() {
+    let long: Vec<_> = rust()
+        .filter(|(_, text)| text.lines().count() > MOST_LINES)
+        .map(|(path, text)| format!("{}: {} lines", path.display(), text.lines().count()))
+        .collect();
+    report(&format!("files over {MOST_LINES} lines"), &long);
+}
+
+#[test]
+fn nothing_is_left_for_later() {
+    // Spelt in halves, so that this file does not find itself.
+    let marks = [concat!("FIX", "ME"), concat!("TO", "DO"), concat!("XX", "X:"), concat!("Placeholder", ".")];
+    let found: Vec<_> = rust()
+        .flat_map(|(path, text)| {
+            let lines = text.lines().enumerate().filter(|(_, line)| marks.iter().any(|mark| line.contains(mark)));
+            lines.map(|(number, line)| format!("{}:{}: {line}", path.display(), number + 1)).collect::<Vec<_>>()
+        })
+        .collect();
+    report("leftovers", &found);
+}
+
+#[test]
+fn time_and_processes_are_used_at_the_edges_only() {
+    // `Clock` is the one reader of the calendar; programs are started by the lab, the agent's edges, tests and build tools.
+    let rules: [(&str, &[&str]); 2] = [
+        (concat!("SystemTime::", "now"), &["service/src/clock.rs", "ramdisk-agent/", "qemu-lab/", "/testing"]),
+        (
+            concat!("Command::", "new"),
+            &["qemu-lab/", "ramdisk-agent/src/", "/testing", "/tests/", "tests/", "/benches/", "/examples/"],
+        ),
+    ];
+    let mut found = Vec::new();
+    for (path, text) in rust() {
+        let name = path.display().to_string();
+        // Unit tests stand last in a file: what comes before them is the product.
+        let product = text.split("#[cfg(test)]").next().unwrap_or_default();
+        for (call, edges) in &rules {
+            if product.contains(call) && !edges.iter().any(|edge| name.contains(edge)) {
+                found.push(format!("{name}: {call}"));
+            }
+        }
+    }
+    report("calls outside the edge files", &found);
+}
+
+#[test]
+fn no_blobs() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let blobs: Vec<_> = tracked()
+        .into_iter()
+        .filter(|(path, _)| fs::metadata(root.join(path)).unwrap().len() > MOST_BLOB_BYTES)
+        .map(|(path, _)| path.display().to_string())
+        .filter(|name| name != "Cargo.lock")
+        .collect();
+    report("large files in git", &blobs);
+}
+
+#[test]
+fn no_machine_of_ours_is_named() {
+    let forbidden = [concat!("/wo", "rk/"), concat!("/ro", "ot/"), concat!("/ho", "me/"), concat!("registry+", "http")];
+    let found: Vec<_> = tracked()
+        .into_iter()
+        .filter(|(path, _)| path != Path::new("Cargo.lock"))
+        .filter_map(|(path, text)| {
+            let mark = *forbidden.iter().find(|mark| text.as_ref().is_some_and(|text| text.contains(**mark)))?;
+            Some(format!("{}: {mark}", path.display()))
+        })
+        .collect();
+    report("paths of one machine", &found);
+}
