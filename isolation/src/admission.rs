@@ -1,8 +1,9 @@
 //! Admission: the one way from an attestation result to a tenant's network (boot path step 8).
 //!
-//! [`Admission`] has private fields and two makers, both here: [`Airlocked::check`], which verifies a signed result, and
-//! [`Admission::standing`], which takes up one that this service verified and recorded earlier. A port is opened with an
-//! [`Admitted`], by value; an [`Airlocked`] node has no way to its tenant's network, so that bug does not compile.
+//! [`Admission`] has private fields and two makers, both here: [`Airlocked::check`], which verifies a signed result,
+//! and [`Admission::standing`], which takes up one that this service verified and recorded earlier. A port is opened
+//! with an [`Admitted`], by value; an [`Airlocked`] node has no way to its tenant's network, so that bug does not
+//! compile.
 
 use crate::record::{AdmissionRecord, Entry, NodeRecord};
 use assay_wire::id::{AdmissionId, BootId, LeaseId, NodeId, ProjectId};

@@ -1,5 +1,5 @@
-//! The HTTP API (HTTPS, bearer tokens, RFC 9457 problems). Who may: operators everything; services what the boot path needs
-//! (airlock context, admissions, bad verdicts, boot records); projects their own leases and nodes.
+//! The HTTP API (HTTPS, bearer tokens, RFC 9457 problems). Who may: operators everything; services what the boot path
+//! needs (airlock context, admissions, bad verdicts, boot records); projects their own leases and nodes.
 
 mod admissions;
 mod inventory;

@@ -5,8 +5,9 @@ use crate::admission::Admission;
 use crate::commands::Command;
 use crate::hands::{ClosedPort, Hands, HandsError};
 use crate::node::Event;
-use crate::plan::{Action, Periods, Progress, select};
+use crate::plan::{Action, Periods, Progress, Trouble, select};
 use crate::record::NodeRecord;
+use crate::store::RecordError;
 use assay_service::CancellationToken;
 use assay_service::error::chain;
 use assay_wire::isolation::PortIntent;
@@ -16,6 +17,11 @@ use tokio::time::sleep;
 
 /// After the database failed.
 const RECORD_BACKOFF: Duration = Duration::from_secs(1);
+/// The longest back-off for what closes ports and sees resets: how long it may go unnoticed that a switch or BMC is
+/// back.
+const WATCH_BACKOFF_MS: i64 = 5_000;
+/// The longest back-off for power cycles: BMCs lock accounts, and wear out, when they are hammered.
+const POWER_BACKOFF_MS: i64 = 30_000;
 
 /// One node's driver, before it runs.
 pub struct Driver {
@@ -48,6 +54,7 @@ impl Driver {
             if !matches!(action, Action::Observe | Action::SetPort(_) | Action::EndAdmission) {
                 self.tell_reconciled();
             }
+            let reason = record.reason.clone();
             tokio::select! {
                 biased;
                 () = self.shutdown.cancelled() => return,
@@ -58,12 +65,20 @@ impl Driver {
                     progress.switch_retry.succeeded();
                     progress.bmc_retry.succeeded();
                 }
-                outcome = perform(&self.hands, record, action, now_ms) => self.settle(&mut progress, action, outcome).await,
+                outcome = perform(&self.hands, record, action, now_ms) => {
+                    self.settle(&mut progress, action, reason, outcome).await;
+                }
             }
         }
     }
 
-    async fn settle(&mut self, progress: &mut Progress, action: Action, outcome: Result<(), HandsError>) {
+    async fn settle(
+        &mut self,
+        progress: &mut Progress,
+        action: Action,
+        reason: String,
+        outcome: Result<(), HandsError>,
+    ) {
         let now_ms = self.hands.clock.now_ms();
         match action {
             Action::Observe => progress.observed_ms = now_ms,
@@ -71,23 +86,57 @@ impl Driver {
             Action::EndAdmission | Action::SetPort(_) | Action::EnterAirlock => {}
             Action::TimeOut | Action::Clean | Action::WaitUntil(_) => {}
         }
-        let retry = match action {
-            Action::EndAdmission | Action::SetPort(_) | Action::TimeOut | Action::Observe => &mut progress.switch_retry,
-            Action::EnterAirlock | Action::Clean | Action::CheckReset => &mut progress.bmc_retry,
+        let (retry, longest_ms) = match action {
+            Action::EndAdmission | Action::SetPort(_) | Action::TimeOut | Action::Observe => {
+                (&mut progress.switch_retry, WATCH_BACKOFF_MS)
+            }
+            Action::CheckReset => (&mut progress.bmc_retry, WATCH_BACKOFF_MS),
+            Action::EnterAirlock | Action::Clean => (&mut progress.bmc_retry, POWER_BACKOFF_MS),
             Action::WaitUntil(_) => return,
         };
-        let Err(error) = outcome else {
-            retry.succeeded();
-            progress.ports_read |= action == Action::Observe;
-            return;
+        let explained = match outcome {
+            Ok(()) => {
+                retry.succeeded();
+                progress.ports_read |= action == Action::Observe;
+                self.recovered(progress).await
+            }
+            Err(error) => {
+                retry.failed(now_ms, longest_ms);
+                self.tell_reconciled();
+                self.failed(progress, action, reason, &error).await
+            }
         };
-        retry.failed(now_ms);
-        self.tell_reconciled();
-        let reason = chain(&error);
-        tracing::warn!(event = "node.retry", node = %self.hands.name, action = ?action, cause = reason, "failed, will be tried again");
-        if let Err(error) = self.hands.store.explain(&self.hands.name, &reason, "retry").await {
+        if let Err(error) = explained {
             tracing::error!(event = "node.unwritable", node = %self.hands.name, cause = chain(&error));
         }
+    }
+
+    async fn failed(
+        &self,
+        progress: &mut Progress,
+        action: Action,
+        reason: String,
+        error: &HandsError,
+    ) -> Result<(), RecordError> {
+        let shown = chain(error);
+        let node = &self.hands.name;
+        tracing::warn!(event = "node.retry", %node, action = ?action, cause = shown, "failed, will be tried again");
+        let hidden = match progress.trouble.take() {
+            Some(trouble) if trouble.shown == reason => trouble.hidden,
+            Some(_) | None => reason,
+        };
+        self.hands.store.explain(node, &shown, "retry").await?;
+        progress.trouble = Some(Trouble { shown, hidden });
+        Ok(())
+    }
+
+    /// Nothing fails any more: the node's reason is again what it was, unless something else was recorded since.
+    async fn recovered(&self, progress: &mut Progress) -> Result<(), RecordError> {
+        if !(progress.switch_retry.is_clear() && progress.bmc_retry.is_clear()) {
+            return Ok(());
+        }
+        let Some(Trouble { shown, hidden }) = progress.trouble.take() else { return Ok(()) };
+        self.hands.store.recovered(&self.hands.name, &shown, &hidden).await
     }
 
     fn tell_reconciled(&mut self) {
@@ -116,8 +165,8 @@ async fn perform(hands: &Hands, record: NodeRecord, action: Action, now_ms: i64)
     }
 }
 
-/// Sets a port to what the record desires. An open one only with the admission that stands, and only if the node was not
-/// reset meanwhile: this may be the first thing that runs after hours of absence.
+/// Sets a port to what the record desires. An open one only with the admission that stands, and only if the node was
+/// not reset meanwhile: this may be the first thing that runs after hours of absence.
 async fn set_port(hands: &Hands, record: NodeRecord, index: usize, now_ms: i64) -> Result<(), HandsError> {
     let Some(nic) = record.nics.get(index) else { return Ok(()) };
     match nic.desired {

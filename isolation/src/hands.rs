@@ -1,8 +1,8 @@
 //! Doing: the sequences of effects on one node's ports and BMC, and putting on record what came of them. Deciding is in
 //! [`crate::plan`] and [`crate::node`].
 //!
-//! Two orders matter here. Closing: fence first, record after, so that no record says "closed" of an open port. Opening:
-//! record first, open after, so that no port is open without an admission on record.
+//! Two orders matter here. Closing: fence first, record after, so that no record says "closed" of an open port.
+//! Opening: record first, open after, so that no port is open without an admission on record.
 
 use crate::admission::Admitted;
 use crate::bmc::{BmcDriver, BmcError, PowerAction, PowerState, SystemReading};
@@ -102,7 +102,8 @@ impl Hands {
     pub fn step(&self, record: &mut NodeRecord, event: Event, reason: impl Into<String>) -> Result<(), Refused> {
         let state = next(record.state, event)?;
         if state != record.state {
-            tracing::info!(event = "node.state", node = %record.name, from = %record.state, to = %state, by = %event, "{state}");
+            let from = record.state;
+            tracing::info!(event = "node.state", node = %record.name, %from, to = %state, by = %event, "{state}");
         }
         record.state = state;
         record.reason = reason.into();
@@ -125,8 +126,8 @@ impl Hands {
         outcome
     }
 
-    /// Fences, then records the end of whatever the node was under. Recorded even if the fence failed: the record is what
-    /// is tried again.
+    /// Fences, then records the end of whatever the node was under. Recorded even if the fence failed: the record is
+    /// what is tried again.
     ///
     /// # Errors
     /// See [`HandsError`]: of the fence, once all is recorded.
@@ -149,7 +150,7 @@ impl Hands {
         effects.push(Effect::AdmissionsEnd(reason.to_owned()));
         if let Err(error) = &fenced {
             record.reason = format!("{reason}; its port is not known to be closed: {}", chain(error));
-            tracing::error!(event = "port.not_fenced", node = %record.name, cause = chain(error), "will be tried again");
+            tracing::error!(event = "port.not_fenced", node = %record.name, cause = chain(error), "tried again");
         }
         if let Err(error) = self.store.save(&record, &effects, event.as_str()).await {
             return Err((before, error.into()));

@@ -1,5 +1,5 @@
-//! Isolation, the relying party: it owns nodes, networks, switches, ports, BMCs and leases, and moves a port only for an
-//! attestation result that it verified itself (boot path step 8; the way into the airlock before step 1).
+//! Isolation, the relying party: it owns nodes, networks, switches, ports, BMCs and leases, and moves a port only for
+//! an attestation result that it verified itself (boot path step 8; the way into the airlock before step 1).
 //!
 //! Deciding is pure: [`node`] (the life cycle), [`plan`] (what to do next), [`admission`] (from result to port),
 //! [`validate`]. Doing is at the edges: [`switch`], [`bmc`], [`store`], and [`hands`], which puts effects in order. A
@@ -47,7 +47,8 @@ pub enum RunError {
     Http(#[from] HttpError),
 }
 
-/// Runs isolation until `context.shutdown`. Listens once every port on record has been reconciled, or is known not to be.
+/// Runs isolation until `context.shutdown`. Listens once every port on record has been reconciled, or is known not to
+/// be.
 ///
 /// # Errors
 /// See [`RunError`].

@@ -12,16 +12,16 @@
 //! ```
 //!
 //! * `Free`: nobody's; its port is in quarantine.
-//! * `Airlock`: leased; powered off, moved to the airlock network, booted from PXE, being appraised. `ResetSeen` keeps it
-//!   here, as another boot.
+//! * `Airlock`: leased; powered off, moved to the airlock network, booted from PXE, being appraised. `ResetSeen`
+//!   keeps it here, as another boot.
 //! * `Allocated`: admitted: on its tenant's network for as long as an admission stands.
 //! * `Rejected`: on the quarantine network until an operator clears it. `LeaseEnded` keeps it here: a lessee cannot
 //!   wash off a bad verdict by giving the node back.
 //! * `Cleaning`: its lease ended; being powered off and closed.
 //!
-//! One departure from the published drawing: `Cycled` leads from Allocated, Rejected or Airlock back to Airlock while the
-//! lease is alive. Without it a node that its tenant rebooted could only come back through a new lease. Nothing is won by
-//! it: the port closes first, and the node is appraised again as if it were new.
+//! One departure from the published drawing: `Cycled` leads from Allocated, Rejected or Airlock back to Airlock while
+//! the lease is alive. Without it a node that its tenant rebooted could only come back through a new lease. Nothing is
+//! won by it: the port closes first, and the node is appraised again as if it were new.
 
 use assay_wire::isolation::NodeState;
 use std::fmt;

@@ -52,9 +52,20 @@ pub struct Progress {
     pub switch_retry: Retry,
     /// BMC work that failed.
     pub bmc_retry: Retry,
+    /// While something fails: what was said of it, and what the node's reason was before.
+    pub trouble: Option<Trouble>,
 }
 
-/// Back-off after failures: 0.5 s doubling to 30 s.
+/// A node's reason while something fails.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Trouble {
+    /// The failure, as shown.
+    pub shown: String,
+    /// The reason that it hides.
+    pub hidden: String,
+}
+
+/// Back-off after failures: 0.5 s, doubling.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Retry {
     failures: u32,
@@ -62,9 +73,9 @@ pub struct Retry {
 }
 
 impl Retry {
-    /// It failed: wait longer than last time.
-    pub fn failed(&mut self, now_ms: i64) {
-        let delay_ms = (500_i64 << self.failures.min(6)).min(30_000);
+    /// It failed: wait twice as long as last time, at most `longest_ms`.
+    pub fn failed(&mut self, now_ms: i64, longest_ms: i64) {
+        let delay_ms = (500_i64 << self.failures.min(6)).min(longest_ms);
         self.failures = self.failures.saturating_add(1);
         self.not_before_ms = now_ms.saturating_add(delay_ms);
     }
@@ -72,6 +83,12 @@ impl Retry {
     /// It worked.
     pub fn succeeded(&mut self) {
         *self = Self::default();
+    }
+
+    /// Whether nothing failed lately.
+    #[must_use]
+    pub fn is_clear(self) -> bool {
+        self.failures == 0
     }
 }
 
@@ -242,14 +259,14 @@ mod tests {
         let mut progress = settled(0);
         let mut delays = Vec::new();
         for _ in 0..9 {
-            progress.switch_retry.failed(0);
+            progress.switch_retry.failed(0, 5000);
             match select(&node, &progress, &PERIODS, 0) {
                 Action::WaitUntil(at) => delays.push(at),
                 other => panic!("{other:?} although the switch just failed"),
             }
         }
         assert_eq!(delays[..3], [500, 1000, 2000]);
-        assert_eq!(delays[8], 30_000);
+        assert_eq!(delays[8], 5000);
         progress.switch_retry.succeeded();
         assert_eq!(select(&node, &progress, &PERIODS, 0), Action::SetPort(0));
     }
@@ -261,7 +278,8 @@ mod tests {
     proptest! {
         #[test]
         fn an_open_port_without_admission_is_closed_next_whatever_else_is_due(
-            state in prop::sample::select(NodeState::ALL.to_vec()), desired in intents(), observed in prop::option::of(intents()),
+            state in prop::sample::select(NodeState::ALL.to_vec()), desired in intents(),
+            observed in prop::option::of(intents()),
             ports_read: bool, observed_ms in 0_i64..10_000, now_ms in 0_i64..10_000, entered in any::<bool>()
         ) {
             let mut node = record(state, desired, observed);

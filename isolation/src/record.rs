@@ -21,7 +21,8 @@ pub struct NodeRecord {
     pub entry: Entry,
     /// When it was powered on in the airlock, in ms since the epoch; meaningful once `entry` is done.
     pub entered_ms: i64,
-    /// What its BMC said of its last reset when it was powered on: any other value later is a reset that we did not make.
+    /// What its BMC said of its last reset when it was powered on: any other value later is a reset that we did not
+    /// make.
     pub reset_time: Option<String>,
     /// Its NICs, in order; the first boots and is the only one that ever leaves quarantine.
     pub nics: Vec<NicRecord>,

@@ -1,7 +1,7 @@
 //! Isolation's database: the record of what should be. One file of SQL per kind of object.
 //!
-//! A node's row has one writer, its [`crate::driver`] task, and every change of state is one transaction that carries the
-//! lease, the admission, the ports' desired states and the audit entry with it.
+//! A node's row has one writer, its [`crate::driver`] task, and every change of state is one transaction that carries
+//! the lease, the admission, the ports' desired states and the audit entry with it.
 
 mod inventory;
 mod leases;

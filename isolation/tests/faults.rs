@@ -93,6 +93,9 @@ async fn a_bmc_outage_during_a_lease_does_not_cut_the_tenant_off() {
     assert_eq!(site.port().await, (NET, false));
     let node: NodeStatus = site.node().await;
     assert_eq!(node.state, NodeState::Allocated);
+    // Trouble that is over is not shown any more.
+    site.bmc.change(|bmc| bmc.broken = false);
+    site.until("itself again", |n| n.reason.starts_with("admitted by")).await;
 }
 
 #[tokio::test]

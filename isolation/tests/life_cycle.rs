@@ -213,7 +213,10 @@ async fn registration_is_validated_and_projects_see_their_own() {
         assert_eq!(post("/v1/networks", json!({"name": "net-b", "project": "alpha", "vlan": vlan})).await.0, 400);
     }
     assert_eq!(post("/v1/networks", json!({"name": "net-b", "project": "alpha", "vlan": 5000})).await.0, 400);
-    let node = |name: &str, mac: &str, bmc: &Value| json!({"name": name, "bmc": bmc, "nics": [{"name": "eth0", "mac": mac, "switch": "sw", "port": "p2"}]});
+    let node = |name: &str, mac: &str, bmc: &Value| {
+        json!({"name": name, "bmc": bmc,
+            "nics": [{"name": "eth0", "mac": mac, "switch": "sw", "port": "p2"}]})
+    };
     let bmc = serde_json::to_value(&site.bmc.record).unwrap();
     assert_eq!(post("/v1/nodes", node("n2", "52:54:00:00:00:01", &bmc)).await.0, 409, "one MAC, one NIC");
     let mut plain = bmc.clone();

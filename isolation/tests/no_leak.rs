@@ -1,5 +1,5 @@
-//! Frames, for real: two hosts in network namespaces of their own on a real Open vSwitch, both talking all the time, while
-//! the node's port is opened and closed. Not one frame sent after a port was said to be closed may arrive.
+//! Frames, for real: two hosts in network namespaces of their own on a real Open vSwitch, both talking all the time,
+//! while the node's port is opened and closed. Not one frame sent after a port was said to be closed may arrive.
 //!
 //! The control does the same with a plain tag change, and must catch frames: otherwise the harness proves nothing.
 

@@ -1,4 +1,5 @@
-//! The Redfish driver against a server that we did not write: sushy-tools' emulator, over TLS with basic authentication.
+//! The Redfish driver against a server that we did not write: sushy-tools' emulator, over TLS with basic
+//! authentication.
 //!
 //! The emulator comes from PyPI into a virtual environment below the target folder. Where that is not to be had (no
 //! python3-venv, no network) the test says so and ends.

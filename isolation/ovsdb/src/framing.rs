@@ -1,7 +1,7 @@
 //! JSON texts on a stream: RFC 7047 section 4 sends JSON-RPC messages back to back with nothing between them.
 //!
-//! [`JsonDecoder`] finds where an object ends by counting brackets outside strings, octet by octet and never twice, so a
-//! message that arrives in a thousand pieces costs no more than one that arrives whole. It holds at most
+//! [`JsonDecoder`] finds where an object ends by counting brackets outside strings, octet by octet and never twice, so
+//! a message that arrives in a thousand pieces costs no more than one that arrives whole. It holds at most
 //! `max_message_bytes`; a peer that sends more is cut off.
 
 use bytes::{Buf as _, BufMut as _, BytesMut};

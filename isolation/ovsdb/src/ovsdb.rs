@@ -44,8 +44,8 @@ impl Ovsdb {
     /// Runs operations as one transaction; answers one result an operation.
     ///
     /// # Errors
-    /// See [`RpcError`]. An operation that failed, or a commit that did, is [`RpcError::Refused`]: `ovsdb-server` reports
-    /// it inside `result`, with the top-level `error` null.
+    /// See [`RpcError`]. An operation that failed, or a commit that did, is [`RpcError::Refused`]: `ovsdb-server`
+    /// reports it inside `result`, with the top-level `error` null.
     pub async fn transact(&self, database: &str, operations: Vec<Value>) -> Result<Vec<Value>, RpcError> {
         let expected = operations.len();
         let mut params = vec![json!(database)];

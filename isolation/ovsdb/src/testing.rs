@@ -76,8 +76,8 @@ impl OpenVswitch {
         Self::start_in(directory, &Namespace::Current)
     }
 
-    /// Starts `ovsdb-server` and `ovs-vswitchd` with everything in `directory`, which must exist and be empty. Both have
-    /// bound their sockets when this returns (about 40 ms).
+    /// Starts `ovsdb-server` and `ovs-vswitchd` with everything in `directory`, which must exist and be empty. Both
+    /// have bound their sockets when this returns (about 40 ms).
     ///
     /// # Errors
     /// See [`TestingError`]. What was started is killed.
@@ -184,8 +184,8 @@ impl OpenVswitch {
     }
 }
 
-/// A network namespace for one test, deleted when dropped: a bridge is also a device of its name, and two tests' bridges
-/// must not meet. Needs root.
+/// A network namespace for one test, deleted when dropped: a bridge is also a device of its name, and two tests'
+/// bridges must not meet. Needs root.
 #[derive(Debug)]
 pub struct ScratchNamespace {
     name: String,

@@ -1,5 +1,5 @@
-//! OVSDB's notation for values (RFC 7047 section 5.1): sets, UUIDs. Reading is strict: what is not the promised shape is
-//! `None`, never a default.
+//! OVSDB's notation for values (RFC 7047 section 5.1): sets, UUIDs. Reading is strict: what is not the promised shape
+//! is `None`, never a default.
 
 use serde_json::{Value, json};
 

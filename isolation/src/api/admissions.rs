@@ -22,7 +22,9 @@ pub(super) async fn list(caller: Caller, State(api): State<Api>) -> Result<Json<
 }
 
 /// One admission.
-#[utoipa::path(get, path = "/v1/admissions/{admission}", params(("admission" = String, Path)), responses((status = 200, body = Admission)))]
+#[utoipa::path(get, path = "/v1/admissions/{admission}",
+    params(("admission" = String, Path)),
+    responses((status = 200, body = Admission)))]
 pub(super) async fn show(
     caller: Caller,
     State(api): State<Api>,
@@ -58,8 +60,10 @@ pub(super) async fn admit(
 }
 
 /// Ends an admission: the port closes first, then that is recorded. Idempotent.
-#[utoipa::path(delete, path = "/v1/admissions/{admission}", params(("admission" = String, Path)), request_body = RevokeRequest,
-    responses((status = 200, body = Admission), (status = 503, description = "recorded, but the port is not known to be closed")))]
+#[utoipa::path(delete, path = "/v1/admissions/{admission}",
+    params(("admission" = String, Path)), request_body = RevokeRequest,
+    responses((status = 200, body = Admission),
+        (status = 503, description = "recorded, but the port is not known to be closed")))]
 pub(super) async fn revoke(
     caller: Caller,
     State(api): State<Api>,

@@ -30,7 +30,9 @@ pub(super) async fn ask(
 }
 
 /// Ends a lease: the port closes, the node is powered off and becomes free.
-#[utoipa::path(delete, path = "/v1/leases/{lease}", params(("lease" = String, Path)), responses((status = 200, body = NodeStatus)))]
+#[utoipa::path(delete, path = "/v1/leases/{lease}",
+    params(("lease" = String, Path)),
+    responses((status = 200, body = NodeStatus)))]
 pub(super) async fn end(
     caller: Caller,
     State(api): State<Api>,

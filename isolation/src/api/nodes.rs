@@ -49,7 +49,9 @@ pub(super) async fn list(caller: Caller, State(api): State<Api>) -> Result<Json<
 }
 
 /// One node.
-#[utoipa::path(get, path = "/v1/nodes/{node}", params(("node" = String, Path)), responses((status = 200, body = NodeStatus)))]
+#[utoipa::path(get, path = "/v1/nodes/{node}",
+    params(("node" = String, Path)),
+    responses((status = 200, body = NodeStatus)))]
 pub(super) async fn show(
     caller: Caller,
     State(api): State<Api>,
@@ -86,7 +88,9 @@ pub(super) async fn airlock(
 }
 
 /// An operator clears a rejected node: Free again. Ends its lease, if it is still under one.
-#[utoipa::path(post, path = "/v1/nodes/{node}/clear", params(("node" = String, Path)), responses((status = 200, body = NodeStatus)))]
+#[utoipa::path(post, path = "/v1/nodes/{node}/clear",
+    params(("node" = String, Path)),
+    responses((status = 200, body = NodeStatus)))]
 pub(super) async fn clear(
     caller: Caller,
     State(api): State<Api>,
@@ -97,7 +101,9 @@ pub(super) async fn clear(
 }
 
 /// Closes the port and takes the node through the airlock again, under the same lease.
-#[utoipa::path(post, path = "/v1/nodes/{node}/cycle", params(("node" = String, Path)), responses((status = 200, body = NodeStatus)))]
+#[utoipa::path(post, path = "/v1/nodes/{node}/cycle",
+    params(("node" = String, Path)),
+    responses((status = 200, body = NodeStatus)))]
 pub(super) async fn cycle(
     caller: Caller,
     State(api): State<Api>,
@@ -130,7 +136,9 @@ pub(super) struct AfterRevision {
 }
 
 /// What netboot must know of every node, once it is something else than at revision `after`, or after 25 s.
-#[utoipa::path(get, path = "/v1/boot-records", params(("after" = Option<u64>, Query)), responses((status = 200, body = BootRecords)))]
+#[utoipa::path(get, path = "/v1/boot-records",
+    params(("after" = Option<u64>, Query)),
+    responses((status = 200, body = BootRecords)))]
 pub(super) async fn boot_records(
     caller: Caller,
     State(api): State<Api>,

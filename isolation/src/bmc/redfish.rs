@@ -1,9 +1,9 @@
 //! Redfish (DMTF DSP0266): `ComputerSystem` resources.
 //!
-//! BMCs accept settings that they do not keep (sushy-tools answers 204 to boot "Once" and then shows "Continuous"), so the
-//! boot override is read back. Target must be `Pxe` and mode `UEFI`. Enabled must be `Once`: a BMC that shows `Continuous`
-//! is refused unless the site allows it, because every later boot would also come from the network, and a tenant's own
-//! reboots would surprise it; nothing less safe happens, so it may be allowed.
+//! BMCs accept settings that they do not keep (sushy-tools answers 204 to boot "Once" and then shows "Continuous"), so
+//! the boot override is read back. Target must be `Pxe` and mode `UEFI`. Enabled must be `Once`: a BMC that shows
+//! `Continuous` is refused unless the site allows it, because every later boot would also come from the network, and a
+//! tenant's own reboots would surprise it; nothing less safe happens, so it may be allowed.
 
 use super::{BmcDriver, BmcError, PowerAction, PowerState, SystemReading};
 use crate::secret::Password;
@@ -71,7 +71,8 @@ impl Redfish {
                 builder.tls_backend_preconfigured(config)
             }
             None => {
-                // reqwest takes its cryptography from the process-wide default; whoever set one before us is left alone.
+                // reqwest takes its cryptography from the process-wide default; whoever set one before us is left
+                // alone.
                 let _ = Arc::unwrap_or_clone(tls::provider()).install_default();
                 builder
             }

@@ -195,7 +195,8 @@ impl Store {
         .map_err(failed(doing))?;
         for (position, nic) in (0_i64..).zip(&node.nics) {
             sqlx::query(
-                "INSERT INTO nics (node, name, position, mac, switch, port, desired) VALUES ($1, $2, $3, $4, $5, $6, $7)",
+                "INSERT INTO nics (node, name, position, mac, switch, port, desired) \
+                 VALUES ($1, $2, $3, $4, $5, $6, $7)",
             )
             .bind(node.name.to_string())
             .bind(nic.name.to_string())

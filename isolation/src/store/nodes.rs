@@ -178,6 +178,26 @@ impl Store {
         transaction.commit().await.map_err(failed(doing))
     }
 
+    /// Takes back what [`Store::explain`] said, if it is still what is said.
+    ///
+    /// # Errors
+    /// See [`RecordError`].
+    pub async fn recovered(&self, node: &NodeId, shown: &str, hidden: &str) -> Result<(), RecordError> {
+        let doing = "recording the node's recovery";
+        let mut transaction = self.begin(doing).await?;
+        let changed = sqlx::query("UPDATE nodes SET reason = $1 WHERE name = $2 AND reason = $3")
+            .bind(hidden.to_owned())
+            .bind(node.to_string())
+            .bind(shown.to_owned())
+            .execute(&mut *transaction)
+            .await
+            .map_err(failed(doing))?;
+        if changed.rows_affected() > 0 {
+            self.audit(&mut transaction, Some(node), "recovered", hidden).await?;
+        }
+        transaction.commit().await.map_err(failed(doing))
+    }
+
     /// Puts on record what a port reads back as.
     ///
     /// # Errors
@@ -222,7 +242,8 @@ async fn live_lease(transaction: &mut Transaction<'_, Any>, node: &NodeId) -> Re
     let doing = "reading the node's lease";
     let row = sqlx::query(
         "SELECT leases.id AS id, leases.project AS project, leases.network AS network, networks.vlan AS vlan \
-         FROM leases JOIN networks ON networks.name = leases.network WHERE leases.node = $1 AND leases.ended_ms IS NULL",
+         FROM leases JOIN networks ON networks.name = leases.network \
+         WHERE leases.node = $1 AND leases.ended_ms IS NULL",
     )
     .bind(node.to_string())
     .fetch_optional(&mut **transaction)

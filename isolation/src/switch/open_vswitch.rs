@@ -126,7 +126,8 @@ impl Work<'_> {
             .transact(
                 ovsdb,
                 vec![
-                    json!({"op": "select", "table": "Bridge", "where": [["name", "==", self.switch.bridge]], "columns": ["ports"]}),
+                    json!({"op": "select", "table": "Bridge", "where": [["name", "==", self.switch.bridge]],
+                        "columns": ["ports"]}),
                     json!({"op": "select", "table": "Port", "where": [["name", "==", self.port]], "columns": columns}),
                 ],
             )
@@ -142,7 +143,8 @@ impl Work<'_> {
         })?;
         let interfaces = value::as_set(&row["interfaces"]).unwrap_or_default();
         let interface = interfaces.first().and_then(|i| value::as_uuid(i)).unwrap_or_default();
-        let select = json!({"op": "select", "table": "Interface", "where": [["_uuid", "==", value::uuid(interface)]], "columns": ["ofport"]});
+        let select = json!({"op": "select", "table": "Interface", "where": [["_uuid", "==", value::uuid(interface)]],
+            "columns": ["ofport"]});
         let results = self.transact(ovsdb, vec![select]).await?;
         let ofport = results.first().and_then(|r| r["rows"][0]["ofport"].as_i64()).filter(|number| *number > 0);
         Ok(PortRow { id, row, ofport })
@@ -177,9 +179,10 @@ impl Work<'_> {
         }
     }
 
-    /// Waits in `ovsdb-server` until no row says `cur_cfg < generation`; it answers "timed out" otherwise.
+    /// Waits in `ovsdb-server` until no row says `cur_cfg < generation`. Our own timeout comes first and says it
+    /// better; the server's is there so that a wait whose connection was lost does not stay with it.
     fn wait_for_generation(&self, generation: i64) -> Value {
-        let timeout_ms = u64::try_from(self.switch.timeout.as_millis()).unwrap_or(u64::MAX);
+        let timeout_ms = u64::try_from(2 * self.switch.timeout.as_millis()).unwrap_or(u64::MAX);
         json!({"op": "wait", "timeout": timeout_ms, "table": OPEN_VSWITCH, "where": [["cur_cfg", "<", generation]],
             "columns": ["cur_cfg"], "until": "==", "rows": []})
     }
@@ -223,8 +226,8 @@ fn row_of(intent: PortIntent, vlans: SiteVlans) -> Value {
         PortIntent::Quarantine | PortIntent::Airlock => true,
         PortIntent::Access { .. } => false,
     };
-    json!({"tag": vlan_of(intent, vlans).get(), "vlan_mode": "access", "trunks": value::set([]), "cvlans": value::set([]),
-        "protected": protected})
+    json!({"tag": vlan_of(intent, vlans).get(), "vlan_mode": "access", "trunks": value::set([]),
+        "cvlans": value::set([]), "protected": protected})
 }
 
 /// The intent that a row amounts to. None for a trunk, an implicit mode, or a site VLAN without protection.
@@ -295,7 +298,10 @@ mod tests {
 
     #[test]
     fn addresses_learned_in_another_vlan_are_counted() {
-        let learned = " port  VLAN  MAC                Age\n    1   120  52:54:00:00:00:01    3\n    2   120  52:54:00:00:00:02    0\n    1   998  52:54:00:00:00:01    0\nLOCAL     0  52:54:00:00:00:03    1\n";
+        let learned = " port  VLAN  MAC                Age\n\
+             \x20   1   120  52:54:00:00:00:01    3\n\
+             \x20   2   120  52:54:00:00:00:02    0\n\
+             \x20   1   998  52:54:00:00:00:01    0\nLOCAL     0  52:54:00:00:00:03    1\n";
         assert_eq!(stale_entries(learned, 1, vlans().quarantine), 1);
         assert_eq!(stale_entries(learned, 2, VlanId::try_from(120).unwrap()), 0);
         assert_eq!(stale_entries(learned, 3, vlans().quarantine), 0);

@@ -215,7 +215,8 @@ impl Site {
     pub(crate) async fn port(&self) -> (u16, bool) {
         let socket = self.switch.ovsdb_socket();
         let ovsdb = assay_ovsdb::Ovsdb::connect(&socket, assay_ovsdb::Limits::default());
-        let select = json!({"op": "select", "table": "Port", "where": [["name", "==", "n1-eth0"]], "columns": ["tag", "protected"]});
+        let select = json!({"op": "select", "table": "Port", "where": [["name", "==", "n1-eth0"]],
+            "columns": ["tag", "protected"]});
         let rows = ovsdb.await.expect("ovsdb").transact("Open_vSwitch", vec![select]).await.expect("rows");
         let row = &rows[0]["rows"][0];
         let tag = row["tag"].as_u64().and_then(|tag| u16::try_from(tag).ok());
