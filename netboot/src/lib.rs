@@ -12,7 +12,7 @@
 //! ```
 //!
 //! Pure: [`boot_plan`], [`boot_token`], [`script`], [`range`], and of [`dhcp`] all but its `server`. [`site`] joins them;
-//! sockets are in [`http`], `dhcp::server` and `assay_tftp::socket`. A machine that is no node in the airlock gets no
+//! sockets are in [`http`], [`router_advertisement`], `dhcp::server` and `assay_tftp::socket`. A machine that is no node in the airlock gets no
 //! byte from any of the three servers.
 
 pub mod boot_plan;
@@ -22,6 +22,7 @@ pub mod dhcp;
 pub mod http;
 pub mod range;
 pub mod records;
+pub mod router_advertisement;
 pub mod script;
 pub mod site;
 pub mod supervise;
@@ -32,10 +33,12 @@ use crate::dhcp::lease_log::{LeaseLog, LeaseLogError};
 use crate::dhcp::server::{DhcpError, DhcpServer};
 use crate::http::{BootHttp, HttpListenError};
 use crate::records::Records;
+use crate::router_advertisement::{AdvertiserError, RouterAdvertiser};
 use crate::site::{InterfaceSite, Site, UnreadableFile};
 use crate::supervise::{BoxedError, Serving, supervise};
 use assay_service::client::ServiceClient;
 use assay_service::clock::Clock;
+use assay_service::error::chain;
 use assay_service::http::ServiceContext;
 use assay_tftp::socket::Listener as TftpListener;
 use assay_tftp::{Limits, ListenConfig, TftpError};
@@ -63,6 +66,9 @@ pub enum RunError {
     /// HTTP.
     #[error("starting the boot files' HTTP server")]
     Http(#[from] HttpListenError),
+    /// Router advertisements.
+    #[error("starting router advertisements")]
+    Router(#[from] AdvertiserError),
 }
 
 /// Serves until `context.shutdown`. `isolation` is asked for boot records; its token must have the service role.
@@ -130,6 +136,20 @@ impl Services {
                 let first = open(&parts)?;
                 listeners.push(Supervised { name, first, open: Box::new(move || Ok(open(&parts)?)) });
             }
+            // A site may do without IPv6: its nodes boot slower, but they boot.
+            match parts.router() {
+                Ok(first) => {
+                    let name = format!("router advertisements on {}", interface.name);
+                    listeners.push(Supervised { name, first, open: Box::new(move || Ok(parts.router()?)) });
+                }
+                Err(error) => {
+                    tracing::warn!(
+                        event = "router.absent",
+                        error = chain(&error),
+                        "iPXE will wait 16 s for IPv6 in every boot"
+                    );
+                }
+            }
         }
         Ok(Self { listeners, shutdown })
     }
@@ -185,6 +205,12 @@ impl Parts {
             server.serve(site, shutdown).await;
             Ok(())
         }))
+    }
+
+    fn router(&self) -> Result<Serving, RunError> {
+        let advertiser = RouterAdvertiser::bind(&self.interface.name)?;
+        let shutdown = self.shutdown.clone();
+        Ok(Box::pin(async move { Ok(advertiser.serve(shutdown).await?) }))
     }
 }
 

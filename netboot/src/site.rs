@@ -265,14 +265,17 @@ impl Authority for InterfaceSite {
 
 impl Observer for InterfaceSite {
     fn answered(&self, answer: &Answer, elapsed: Duration) {
-        match answer.kind {
-            ReplyKind::Offer => {
-                let node = self.site.records.borrow().get(answer.mac).map(|record| record.node.clone());
-                if let Some(node) = node {
-                    boot_step(Step::DhcpOffered, &node, elapsed);
-                }
-            }
-            ReplyKind::Acknowledge | ReplyKind::Refuse => {}
+        // Step 1 is the firmware's and iPXE's; when the agent asks, the path is past step 3.
+        let booting = match answer.client {
+            ClientKind::UefiPxe | ClientKind::UefiHttp | ClientKind::Ipxe => true,
+            ClientKind::Agent | ClientKind::Other => false,
+        };
+        if !booting || answer.kind != ReplyKind::Offer {
+            return;
+        }
+        let node = self.site.records.borrow().get(answer.mac).map(|record| record.node.clone());
+        if let Some(node) = node {
+            boot_step(Step::DhcpOffered, &node, elapsed);
         }
     }
 }
