@@ -23,29 +23,98 @@ use axum::http::Method;
 use axum::routing::{delete, post};
 use axum::{Json, Router};
 use std::collections::{BTreeSet, HashMap, VecDeque};
-use std::path::{Path as FilePath, PathBuf};
+use std::os::unix::fs::MetadataExt as _;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use tempfile::TempDir;
 use tokio::sync::watch;
 
-/// A store in a folder of its own.
+/// A store of its own.
 pub(crate) struct TestStore {
-    pub(crate) folder: TempDir,
     pub(crate) store: VerifierStore,
+    url: String,
+    /// Holds the SQLite file; gone with the test.
+    _folder: Option<TempDir>,
 }
 
 impl TestStore {
     pub(crate) async fn open(limits: StoreLimits) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let store = VerifierStore::open(&url(folder.path()), limits).await.unwrap();
-        Self { folder, store }
+        let url = format!("sqlite:{}", folder.path().join("verifier.db").display());
+        let store = VerifierStore::open(&url, limits).await.unwrap();
+        Self { store, url, _folder: Some(folder) }
     }
 
-    /// Opens the same file anew, as after a restart.
+    /// Opens the same database anew, as after a restart.
     pub(crate) async fn reopen(&mut self) {
         self.store.close().await;
-        self.store = VerifierStore::open(&url(self.folder.path()), StoreLimits::default()).await.unwrap();
+        self.store = VerifierStore::open(&self.url, StoreLimits::default()).await.unwrap();
+    }
+}
+
+/// A PostgreSQL server of the test's own, on a Unix socket. Gone when dropped.
+pub(crate) struct Postgresql {
+    folder: TempDir,
+    programs: PathBuf,
+    process: Child,
+    databases: AtomicU32,
+}
+
+impl Postgresql {
+    /// Starts one; none where none is installed.
+    pub(crate) fn start() -> Option<Self> {
+        let versions = std::fs::read_dir("/usr/lib/postgresql").ok()?.flatten();
+        let programs = versions.map(|version| version.path().join("bin")).find(|bin| bin.join("initdb").exists())?;
+        let folder = tempfile::tempdir().unwrap();
+        // The server refuses to run as root.
+        let as_root = std::fs::metadata(folder.path()).unwrap().uid() == 0;
+        if as_root {
+            assert!(Command::new("chown").arg("postgres:").arg(folder.path()).status().unwrap().success());
+        }
+        let program = |name: &str| {
+            let mut command = Command::new("setpriv");
+            if as_root {
+                command.args(["--reuid=postgres", "--regid=postgres", "--clear-groups"]);
+            }
+            command.args(["--pdeathsig", "KILL"]).arg(programs.join(name)).arg("-D").arg(folder.path().join("data"));
+            command.stdout(Stdio::null()).stderr(Stdio::null());
+            command
+        };
+        let made = program("initdb").args(["-A", "trust", "-U", "assay", "-E", "UTF8", "--no-sync"]).status().unwrap();
+        assert!(made.success(), "initdb failed: {made}");
+        let process = program("postgres")
+            .args(["-c", "listen_addresses=", "-c", "fsync=off", "-k"])
+            .arg(folder.path())
+            .spawn()
+            .unwrap();
+        Some(Self { folder, programs, process, databases: AtomicU32::new(0) })
+    }
+
+    /// A store in a new database.
+    pub(crate) async fn open(&self, limits: StoreLimits) -> TestStore {
+        let name = format!("case{}", self.databases.fetch_add(1, Ordering::Relaxed));
+        let deadline = Instant::now() + Duration::from_secs(30);
+        let created = || {
+            let mut createdb = Command::new(self.programs.join("createdb"));
+            createdb.args(["-U", "assay", "-h"]).arg(self.folder.path()).arg(&name).stderr(Stdio::null());
+            createdb.status().unwrap().success()
+        };
+        while !created() {
+            assert!(Instant::now() < deadline, "PostgreSQL did not answer in 30 s");
+        }
+        let url = format!("postgres://assay@localhost/{name}?host={}", self.folder.path().display());
+        TestStore { store: VerifierStore::open(&url, limits).await.unwrap(), url, _folder: None }
+    }
+}
+
+impl Drop for Postgresql {
+    fn drop(&mut self) {
+        // It may have died already; the folder goes either way.
+        let _ = self.process.kill();
+        let _ = self.process.wait();
     }
 }
 
@@ -55,10 +124,6 @@ impl VerifierStore {
         let pragma = if refuse { "PRAGMA query_only = ON" } else { "PRAGMA query_only = OFF" };
         sqlx::query(pragma).execute(self.pool()).await.unwrap();
     }
-}
-
-fn url(folder: &FilePath) -> String {
-    format!("sqlite:{}", folder.join("verifier.db").display())
 }
 
 pub(crate) fn challenged(node: &str, proof: &Proof, created_at_ms: i64) -> Challenged {

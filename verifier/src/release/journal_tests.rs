@@ -208,6 +208,29 @@ proptest! {
     }
 }
 
+/// The property above would hold of a machine that always undoes; this one also completes, with the same model.
+#[test]
+fn the_model_sees_both_ends() {
+    let mut world = World::new();
+    for turn in [
+        Turn::CrashAfterEffect,
+        Turn::Work,
+        Turn::AgentReady,
+        Turn::AnswerLost,
+        Turn::AnswerLeaves,
+        Turn::Pass(50),
+        Turn::CrashAfterEffect,
+        Turn::Pass(10_000),
+        Turn::Work,
+        Turn::AgentGrant,
+        Turn::AgentHandover,
+    ] {
+        world.take(turn);
+    }
+    assert_eq!(world.position.step, ReleaseStep::HandedOver);
+    assert!(world.port_open && world.export_open);
+}
+
 #[test]
 fn the_straight_way_through() {
     use ReleaseEvent::{AgentHandedOver, AgentReady, ExportMade, GrantFetched, PortMoved};

@@ -1,172 +1,191 @@
-//! The store on a real SQLite file.
+//! The store, on a real SQLite file and on a real PostgreSQL server: the same cases on both.
 
-use super::archive::{Outcome, VerdictWord};
-use super::identities::{IdentityClaim, Incident};
-use super::policies::PolicyRecord;
 use super::*;
-use crate::fixtures::{TestStore, admitted, challenged, enrolled, release_of, verdict};
-use crate::quote::ClockInfo;
-use crate::release::journal::ReleaseStep;
-use crate::session::{Proof, Session};
+use crate::fixtures::{Postgresql, TestStore};
 
-#[tokio::test]
-async fn a1_a_nonce_is_used_once_also_by_two_at_once() {
-    let test = TestStore::open(StoreLimits::default()).await;
-    let enrolled = enrolled(&test.store, "n1", 1_000).await;
-    let (one, other) = (release_of(&enrolled, 2_000), release_of(&enrolled, 2_000));
-    let (one_verdict, other_verdict) =
-        (verdict(&enrolled, Outcome::Accepted(&one), 2_000), verdict(&enrolled, Outcome::Accepted(&other), 2_000));
-    let (first, second) =
-        tokio::join!(test.store.record_verdict(&one_verdict), test.store.record_verdict(&other_verdict));
-    assert!(first.unwrap() ^ second.unwrap(), "exactly one use of the nonce must count");
-    assert_eq!(test.store.releases().await.unwrap().len(), 1);
-    match test.store.session(enrolled.attester.session).await.unwrap() {
-        Some(Session::Appraised(session)) => assert!(session.admission.is_some()),
-        other => panic!("expected an appraised session, found {other:?}"),
-    }
-}
+macro_rules! on_both {
+    ($($case:ident: $limits:expr,)*) => {
+        $(#[tokio::test]
+        async fn $case() {
+            cases::$case(TestStore::open($limits).await).await;
+        })*
 
-#[tokio::test]
-async fn a_renewed_nonce_makes_the_old_one_worthless() {
-    let test = TestStore::open(StoreLimits::default()).await;
-    let old = enrolled(&test.store, "n1", 1_000).await;
-    let mut renewed = old.clone();
-    renewed.nonce.nonce = crate::session::Nonce::random();
-    assert!(test.store.activate(&renewed, super::sessions::ActivatedFrom::Enrolled).await.unwrap());
-    let reasons = ["bad".to_owned()];
-    assert!(!test.store.record_verdict(&verdict(&old, Outcome::Rejected(&reasons), 2)).await.unwrap());
-    assert!(test.store.record_verdict(&verdict(&renewed, Outcome::Rejected(&reasons), 2)).await.unwrap());
-}
-
-#[tokio::test]
-async fn d5_half_open_sessions_are_bounded_and_never_push_out_activated_ones() {
-    let limits = StoreLimits { half_open_per_node: 2, half_open: 5, ..StoreLimits::default() };
-    let test = TestStore::open(limits).await;
-    let activated = enrolled(&test.store, "n1", 0).await;
-    let proof = Proof::random();
-    let mut sessions = Vec::new();
-    for index in 0..10_i64 {
-        let session = challenged(if index < 4 { "n1" } else { "n2" }, &proof, 10 + index);
-        test.store.insert_challenge(&session).await.unwrap();
-        sessions.push(session.attester.session);
-    }
-    for node in 3..20 {
-        test.store.insert_challenge(&challenged(&format!("n{node}"), &proof, 30 + node)).await.unwrap();
-    }
-    let mut left = 0;
-    for id in sessions {
-        left += usize::from(test.store.session(id).await.unwrap().is_some());
-    }
-    assert_eq!(left, 0, "the oldest half-open sessions must have gone");
-    assert!(test.store.session(activated.attester.session).await.unwrap().is_some());
-    let (half_open,): (i64,) = sqlx::query_as("SELECT COUNT(*) FROM sessions WHERE state = 'challenged'")
-        .fetch_one(test.store.pool())
-        .await
-        .unwrap();
-    assert_eq!(half_open, 5);
-}
-
-#[tokio::test]
-async fn a9_one_node_has_one_ek_and_one_ek_one_node() {
-    let test = TestStore::open(StoreLimits::default()).await;
-    let (n1, n2) = ("n1".parse().unwrap(), "n2".parse().unwrap());
-    assert_eq!(test.store.check_identity(&n1, "aa").await.unwrap(), IdentityClaim::New);
-    assert_eq!(test.store.bind_identity(&n1, "aa", 1).await.unwrap(), IdentityClaim::Known);
-    assert_eq!(test.store.bind_identity(&n1, "aa", 2).await.unwrap(), IdentityClaim::Known);
-    assert!(matches!(test.store.bind_identity(&n1, "bb", 3).await.unwrap(), IdentityClaim::OtherEk(_)));
-    assert!(matches!(test.store.bind_identity(&n2, "aa", 3).await.unwrap(), IdentityClaim::OtherNode(_)));
-    assert_eq!(test.store.identities().await.unwrap().len(), 1);
-    assert!(test.store.clear_identity(&n1).await.unwrap());
-    assert!(!test.store.clear_identity(&n1).await.unwrap());
-    assert_eq!(test.store.bind_identity(&n2, "aa", 4).await.unwrap(), IdentityClaim::Known);
-}
-
-#[tokio::test]
-async fn the_tpm_clock_of_the_last_verified_quote_is_kept() {
-    let test = TestStore::open(StoreLimits::default()).await;
-    let node = "n1".parse().unwrap();
-    test.store.bind_identity(&node, "aa", 1).await.unwrap();
-    let enrolled = enrolled(&test.store, "n1", 1).await;
-    let clock = ClockInfo { clock_ms: u64::MAX, reset_count: 7, restart_count: 1, safe: true, firmware_version: 3 };
-    let reasons = ["bad".to_owned()];
-    let mut new = verdict(&enrolled, Outcome::Rejected(&reasons), 2);
-    new.clock = Some(&clock);
-    assert!(test.store.record_verdict(&new).await.unwrap());
-    let kept = test.store.last_clock(&node).await.unwrap().unwrap();
-    assert_eq!((kept.clock_ms, kept.reset_count), (u64::MAX, 7));
-}
-
-#[tokio::test]
-async fn one_policy_is_active_and_all_are_kept() {
-    let test = TestStore::open(StoreLimits::default()).await;
-    assert!(test.store.active_policy().await.unwrap().is_none());
-    let policy = |digest: &str, at| PolicyRecord {
-        name: "p".to_owned(),
-        digest: digest.to_owned(),
-        document: "d".to_owned(),
-        added_by: "operator".to_owned(),
-        added_at_ms: at,
-        active: true,
+        #[tokio::test]
+        async fn all_of_it_on_postgresql() {
+            let Some(server) = Postgresql::start() else {
+                println!("skipped: there is no PostgreSQL server below /usr/lib/postgresql (Debian package postgresql)");
+                return;
+            };
+            $(cases::$case(server.open($limits).await).await;)*
+        }
     };
-    for (digest, at) in [("sha256:1", 1), ("sha256:2", 2), ("sha256:1", 3)] {
-        test.store.activate_policy(&policy(digest, at)).await.unwrap();
-        assert_eq!(test.store.active_policy().await.unwrap().unwrap().digest, digest);
-    }
-    let all = test.store.policies().await.unwrap();
-    assert_eq!(
-        all.iter().map(|p| (p.digest.as_str(), p.active)).collect::<Vec<_>>(),
-        [("sha256:2", false), ("sha256:1", true)]
-    );
 }
 
-#[tokio::test]
-async fn the_archive_keeps_the_newest_of_each_node_and_what_is_unreported() {
-    let test = TestStore::open(StoreLimits { evidence_per_node: 2, ..StoreLimits::default() }).await;
-    let reasons = ["PCR 4 is wrong".to_owned()];
-    let mut ids = Vec::new();
-    for (index, node) in [(1, "n1"), (2, "n1"), (3, "n1"), (4, "n2")] {
-        let enrolled = enrolled(&test.store, node, index).await;
-        let new = verdict(&enrolled, Outcome::Rejected(&reasons), index);
+on_both! {
+    a1_a_nonce_is_used_once_also_by_two_at_once: StoreLimits::default(),
+    a_renewed_nonce_makes_the_old_one_worthless: StoreLimits::default(),
+    d5_half_open_sessions_are_bounded_and_never_push_out_activated_ones:
+        StoreLimits { half_open_per_node: 2, half_open: 5, ..StoreLimits::default() },
+    a9_one_node_has_one_ek_and_one_ek_one_node: StoreLimits::default(),
+    the_tpm_clock_of_the_last_verified_quote_is_kept: StoreLimits::default(),
+    one_policy_is_active_and_all_are_kept: StoreLimits::default(),
+    the_archive_keeps_the_newest_of_each_node_and_what_is_unreported:
+        StoreLimits { evidence_per_node: 2, ..StoreLimits::default() },
+    the_journal_survives_and_moves_by_compare_and_set: StoreLimits::default(),
+    incidents_are_bounded: StoreLimits { incidents: 3, ..StoreLimits::default() },
+}
+
+mod cases {
+    use super::super::archive::{Outcome, VerdictWord};
+    use super::super::identities::{IdentityClaim, Incident};
+    use super::super::policies::PolicyRecord;
+    use super::super::sessions::ActivatedFrom;
+    use crate::fixtures::{TestStore, admitted, challenged, enrolled, release_of, verdict};
+    use crate::quote::ClockInfo;
+    use crate::release::journal::ReleaseStep;
+    use crate::session::{Proof, Session};
+
+    pub(super) async fn a1_a_nonce_is_used_once_also_by_two_at_once(test: TestStore) {
+        let enrolled = enrolled(&test.store, "n1", 1_000).await;
+        let (one, other) = (release_of(&enrolled, 2_000), release_of(&enrolled, 2_000));
+        let (one_verdict, other_verdict) =
+            (verdict(&enrolled, Outcome::Accepted(&one), 2_000), verdict(&enrolled, Outcome::Accepted(&other), 2_000));
+        let (first, second) =
+            tokio::join!(test.store.record_verdict(&one_verdict), test.store.record_verdict(&other_verdict));
+        assert!(first.unwrap() ^ second.unwrap(), "exactly one use of the nonce must count");
+        assert_eq!(test.store.releases().await.unwrap().len(), 1);
+        match test.store.session(enrolled.attester.session).await.unwrap() {
+            Some(Session::Appraised(session)) => assert!(session.admission.is_some()),
+            other => panic!("expected an appraised session, found {other:?}"),
+        }
+    }
+
+    pub(super) async fn a_renewed_nonce_makes_the_old_one_worthless(test: TestStore) {
+        let old = enrolled(&test.store, "n1", 1_000).await;
+        let mut renewed = old.clone();
+        renewed.nonce.nonce = crate::session::Nonce::random();
+        assert!(test.store.activate(&renewed, ActivatedFrom::Enrolled).await.unwrap());
+        let reasons = ["bad".to_owned()];
+        assert!(!test.store.record_verdict(&verdict(&old, Outcome::Rejected(&reasons), 2)).await.unwrap());
+        assert!(test.store.record_verdict(&verdict(&renewed, Outcome::Rejected(&reasons), 2)).await.unwrap());
+    }
+
+    pub(super) async fn d5_half_open_sessions_are_bounded_and_never_push_out_activated_ones(test: TestStore) {
+        let activated = enrolled(&test.store, "n1", 0).await;
+        let proof = Proof::random();
+        let mut sessions = Vec::new();
+        for index in 0..10_i64 {
+            let session = challenged(if index < 4 { "n1" } else { "n2" }, &proof, 10 + index);
+            test.store.insert_challenge(&session).await.unwrap();
+            sessions.push(session.attester.session);
+        }
+        for node in 3..20 {
+            test.store.insert_challenge(&challenged(&format!("n{node}"), &proof, 30 + node)).await.unwrap();
+        }
+        let mut left = 0;
+        for id in sessions {
+            left += usize::from(test.store.session(id).await.unwrap().is_some());
+        }
+        assert_eq!(left, 0, "the oldest half-open sessions must have gone");
+        assert!(test.store.session(activated.attester.session).await.unwrap().is_some());
+        let (half_open,): (i64,) = sqlx::query_as("SELECT COUNT(*) FROM sessions WHERE state = 'challenged'")
+            .fetch_one(test.store.pool())
+            .await
+            .unwrap();
+        assert_eq!(half_open, 5);
+    }
+
+    pub(super) async fn a9_one_node_has_one_ek_and_one_ek_one_node(test: TestStore) {
+        let (n1, n2) = ("n1".parse().unwrap(), "n2".parse().unwrap());
+        assert_eq!(test.store.check_identity(&n1, "aa").await.unwrap(), IdentityClaim::New);
+        assert_eq!(test.store.bind_identity(&n1, "aa", 1).await.unwrap(), IdentityClaim::Known);
+        assert_eq!(test.store.bind_identity(&n1, "aa", 2).await.unwrap(), IdentityClaim::Known);
+        assert!(matches!(test.store.bind_identity(&n1, "bb", 3).await.unwrap(), IdentityClaim::OtherEk(_)));
+        assert!(matches!(test.store.bind_identity(&n2, "aa", 3).await.unwrap(), IdentityClaim::OtherNode(_)));
+        assert_eq!(test.store.identities().await.unwrap().len(), 1);
+        assert!(test.store.clear_identity(&n1).await.unwrap());
+        assert!(!test.store.clear_identity(&n1).await.unwrap());
+        assert_eq!(test.store.bind_identity(&n2, "aa", 4).await.unwrap(), IdentityClaim::Known);
+    }
+
+    pub(super) async fn the_tpm_clock_of_the_last_verified_quote_is_kept(test: TestStore) {
+        let node = "n1".parse().unwrap();
+        test.store.bind_identity(&node, "aa", 1).await.unwrap();
+        let enrolled = enrolled(&test.store, "n1", 1).await;
+        let clock = ClockInfo { clock_ms: u64::MAX, reset_count: 7, restart_count: 1, safe: true, firmware_version: 3 };
+        let reasons = ["bad".to_owned()];
+        let mut new = verdict(&enrolled, Outcome::Rejected(&reasons), 2);
+        new.clock = Some(&clock);
         assert!(test.store.record_verdict(&new).await.unwrap());
-        ids.push(new.id);
+        let kept = test.store.last_clock(&node).await.unwrap().unwrap();
+        assert_eq!((kept.clock_ms, kept.reset_count), (u64::MAX, 7));
     }
-    assert!(test.store.evidence(ids[0]).await.unwrap().is_none());
-    let kept = test.store.evidence(ids[2]).await.unwrap().unwrap();
-    assert_eq!(kept.verdict.reasons, reasons);
-    assert_eq!(kept.verdict.verdict, VerdictWord::Rejected);
-    assert_eq!(kept.ak_public_bytes().unwrap(), [4, 5, 6]);
-    let latest = test.store.latest_verdicts().await.unwrap();
-    assert_eq!(latest.iter().map(|v| v.evidence).collect::<Vec<_>>(), [ids[2], ids[3]]);
-    assert_eq!(test.store.latest_verdict(&"n1".parse().unwrap()).await.unwrap().unwrap().evidence, ids[2]);
-    assert_eq!(test.store.unreported_rejections().await.unwrap().len(), 3);
-    test.store.mark_reported(ids[3], 9).await.unwrap();
-    assert_eq!(test.store.unreported_rejections().await.unwrap().len(), 2);
-}
 
-#[tokio::test]
-async fn the_journal_survives_and_moves_by_compare_and_set() {
-    let mut test = TestStore::open(StoreLimits::default()).await;
-    let mut release = admitted(&test.store, "n1", 1_000).await;
-    release.step = ReleaseStep::Unwinding;
-    release.failure = Some("it failed".to_owned());
-    assert!(!test.store.write_step(&release, ReleaseStep::Exported).await.unwrap(), "it does not stand there");
-    assert!(test.store.write_step(&release, ReleaseStep::Admitted).await.unwrap());
-    assert!(!test.store.write_step(&release, ReleaseStep::Admitted).await.unwrap(), "it moved on");
-    test.reopen().await;
-    assert_eq!(test.store.unfinished_releases().await.unwrap(), std::slice::from_ref(&release));
-    release.step = ReleaseStep::Unwound;
-    assert!(test.store.write_step(&release, ReleaseStep::Unwinding).await.unwrap());
-    assert!(test.store.unfinished_releases().await.unwrap().is_empty());
-    assert_eq!(test.store.release(release.admission).await.unwrap(), Some(release));
-}
-
-#[tokio::test]
-async fn incidents_are_bounded() {
-    let test = TestStore::open(StoreLimits { incidents: 3, ..StoreLimits::default() }).await;
-    for at_ms in 0..10 {
-        let incident = Incident { node: "n1".parse().unwrap(), kind: "k".to_owned(), detail: at_ms.to_string(), at_ms };
-        test.store.record_incident(&incident).await.unwrap();
+    pub(super) async fn one_policy_is_active_and_all_are_kept(test: TestStore) {
+        assert!(test.store.active_policy().await.unwrap().is_none());
+        let policy = |digest: &str, at| PolicyRecord {
+            name: "p".to_owned(),
+            digest: digest.to_owned(),
+            document: "d".to_owned(),
+            added_by: "operator".to_owned(),
+            added_at_ms: at,
+            active: true,
+        };
+        for (digest, at) in [("sha256:1", 1), ("sha256:2", 2), ("sha256:1", 3)] {
+            test.store.activate_policy(&policy(digest, at)).await.unwrap();
+            assert_eq!(test.store.active_policy().await.unwrap().unwrap().digest, digest);
+        }
+        let all = test.store.policies().await.unwrap();
+        assert_eq!(
+            all.iter().map(|p| (p.digest.as_str(), p.active)).collect::<Vec<_>>(),
+            [("sha256:2", false), ("sha256:1", true)]
+        );
     }
-    let left: Vec<i64> = test.store.incidents().await.unwrap().iter().map(|incident| incident.at_ms).collect();
-    assert_eq!(left, [9, 8, 7]);
+
+    pub(super) async fn the_archive_keeps_the_newest_of_each_node_and_what_is_unreported(test: TestStore) {
+        let reasons = ["PCR 4 is wrong".to_owned()];
+        let mut ids = Vec::new();
+        for (index, node) in [(1, "n1"), (2, "n1"), (3, "n1"), (4, "n2")] {
+            let enrolled = enrolled(&test.store, node, index).await;
+            let new = verdict(&enrolled, Outcome::Rejected(&reasons), index);
+            assert!(test.store.record_verdict(&new).await.unwrap());
+            ids.push(new.id);
+        }
+        assert!(test.store.evidence(ids[0]).await.unwrap().is_none());
+        let kept = test.store.evidence(ids[2]).await.unwrap().unwrap();
+        assert_eq!(kept.verdict.reasons, reasons);
+        assert_eq!(kept.verdict.verdict, VerdictWord::Rejected);
+        assert_eq!(kept.ak_public_bytes().unwrap(), [4, 5, 6]);
+        let latest = test.store.latest_verdicts().await.unwrap();
+        assert_eq!(latest.iter().map(|v| v.evidence).collect::<Vec<_>>(), [ids[2], ids[3]]);
+        assert_eq!(test.store.latest_verdict(&"n1".parse().unwrap()).await.unwrap().unwrap().evidence, ids[2]);
+        assert_eq!(test.store.unreported_rejections().await.unwrap().len(), 3);
+        test.store.mark_reported(ids[3], 9).await.unwrap();
+        assert_eq!(test.store.unreported_rejections().await.unwrap().len(), 2);
+    }
+
+    pub(super) async fn the_journal_survives_and_moves_by_compare_and_set(mut test: TestStore) {
+        let mut release = admitted(&test.store, "n1", 1_000).await;
+        release.step = ReleaseStep::Unwinding;
+        release.failure = Some("it failed".to_owned());
+        assert!(!test.store.write_step(&release, ReleaseStep::Exported).await.unwrap(), "it does not stand there");
+        assert!(test.store.write_step(&release, ReleaseStep::Admitted).await.unwrap());
+        assert!(!test.store.write_step(&release, ReleaseStep::Admitted).await.unwrap(), "it moved on");
+        test.reopen().await;
+        assert_eq!(test.store.unfinished_releases().await.unwrap(), std::slice::from_ref(&release));
+        release.step = ReleaseStep::Unwound;
+        assert!(test.store.write_step(&release, ReleaseStep::Unwinding).await.unwrap());
+        assert!(test.store.unfinished_releases().await.unwrap().is_empty());
+        assert_eq!(test.store.release(release.admission).await.unwrap(), Some(release));
+    }
+
+    pub(super) async fn incidents_are_bounded(test: TestStore) {
+        for at_ms in 0..10 {
+            let incident =
+                Incident { node: "n1".parse().unwrap(), kind: "k".to_owned(), detail: at_ms.to_string(), at_ms };
+            test.store.record_incident(&incident).await.unwrap();
+        }
+        let left: Vec<i64> = test.store.incidents().await.unwrap().iter().map(|incident| incident.at_ms).collect();
+        assert_eq!(left, [9, 8, 7]);
+    }
 }
