@@ -107,7 +107,8 @@ async fn boot() -> Result<Infallible, BootError> {
         Handover { grant: granted.grant(), address: granted.address(), nic: mac, node: &settings.settings().node };
     let prepared = handover.prepare().await?;
     granted.handover().await.map_err(BootError::LastWord)?;
-    tracing::info!(event = "agent.handing_over", "starting the tenant's kernel");
+    let memory = peak_memory_kib();
+    tracing::info!(event = "agent.handing_over", memory, "starting the tenant's kernel (I used {memory} KiB at most)");
     let Err(error) = prepared.start();
     Err(error.into())
 }
@@ -134,4 +135,11 @@ async fn address(network: &Network) -> Result<(Nic, AddressLease), BootError> {
 
 async fn open_tpm() -> Result<EsapiTpm, TpmError> {
     retry("the TPM", TPM_LIMIT, |_| true, async || EsapiTpm::open(DEVICE_TCTI)).await
+}
+
+/// The most memory that this process ever had resident (`VmHWM` of proc(5)), in KiB; 0 if the kernel does not tell.
+fn peak_memory_kib() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    line.and_then(|line| line.split_ascii_whitespace().next()?.parse().ok()).unwrap_or_default()
 }

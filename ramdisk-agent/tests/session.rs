@@ -1,5 +1,7 @@
 //! The whole conversation with a verifier, with a real TPM on one side and real cryptography on the other.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on says so by a panic")]
+
 mod support;
 
 use assay_ramdisk_agent::client::Client;

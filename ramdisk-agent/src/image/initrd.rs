@@ -146,11 +146,11 @@ fn needed(name: &str, content: &[u8]) -> Result<Vec<String>, InitrdError> {
 }
 
 fn find(name: &str, packages: &Packages) -> Option<PathBuf> {
-    let on_this_machine = |directory: &&str| Some(Path::new("/").join(directory).join(name)).filter(|p| p.is_file());
+    let on_this_machine = |directory: &str| Some(Path::new("/").join(directory).join(name)).filter(|p| p.is_file());
     LIBRARY_DIRECTORIES
         .iter()
         .find_map(|directory| packages.file(&format!("{directory}/{name}")))
-        .or_else(|| LIBRARY_DIRECTORIES.iter().find_map(|directory| on_this_machine(&directory)))
+        .or_else(|| LIBRARY_DIRECTORIES.iter().find_map(|directory| on_this_machine(directory)))
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, InitrdError> {
