@@ -252,7 +252,8 @@ proptest! {
         for step in steps {
             match step {
                 Step::Write(at, len, fill) => {
-                    overlay.write_at(at as u64, &vec![fill; len]).unwrap();
+                    let pieces: Vec<_> = vec![fill; len].chunks(1460).map(bytes::Bytes::copy_from_slice).collect();
+                    overlay.write_pieces_at(at as u64, &pieces).unwrap();
                     model[at..at + len].fill(fill);
                 }
                 Step::Unmap(at, len) => {

@@ -37,10 +37,7 @@ pub trait BlockDevice: fmt::Debug + Send + Sync + 'static {
     /// # Errors
     /// As [`BlockDevice::write_at`].
     fn write_pieces_at(&self, offset: u64, pieces: &[Bytes]) -> Result<(), DeviceError> {
-        match pieces {
-            [piece] => self.write_at(offset, piece),
-            pieces => self.write_at(offset, &pieces.concat()),
-        }
+        pieces.iter().try_fold(offset, |at, piece| self.write_at(at, piece).map(|()| at + piece.len() as u64)).map(drop)
     }
 
     /// Makes `length` octets from `offset` read as zero, and gives their space back where that is possible.

@@ -17,6 +17,7 @@ use super::allocation::{AllocationMap, GRANULE_BYTES, GRANULE_LEN, map_bytes, pa
 use super::device::{BlockDevice, DeviceError, check_range};
 use super::file::{punch_hole, read_if_cached, reserve, sync_folder};
 use super::golden::GoldenImage;
+use bytes::Bytes;
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io;
 use std::os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _};
@@ -141,6 +142,24 @@ impl Overlay {
         Ok(metadata.blocks() * 512)
     }
 
+    /// Writes pieces as one: their borders fall anywhere, and all of them together decide whether to copy first.
+    fn write(&self, offset: u64, pieces: &[impl AsRef<[u8]>]) -> Result<(), DeviceError> {
+        let length = pieces.iter().map(|piece| piece.as_ref().len() as u64).sum();
+        check_range(offset, length, self.byte_len())?;
+        self.check_writable()?;
+        if length == 0 {
+            return Ok(());
+        }
+        {
+            let _shared = self.copying.read().unwrap_or_else(PoisonError::into_inner);
+            if !self.needs_copy(offset, offset + length) {
+                return self.write_own(offset, pieces);
+            }
+        }
+        let data: Vec<u8> = pieces.iter().flat_map(|piece| piece.as_ref()).copied().collect();
+        self.copy_and_write(offset, &data)
+    }
+
     /// Writes while nobody else copies: for ranges whose first and last granule need content from the golden image.
     fn copy_and_write(&self, offset: u64, data: &[u8]) -> Result<(), DeviceError> {
         let _alone = self.copying.write().unwrap_or_else(PoisonError::into_inner);
@@ -152,15 +171,19 @@ impl Overlay {
         self.golden.read_at(start, &mut merged[..head])?;
         merged[head..head + data.len()].copy_from_slice(data);
         self.golden.read_at(end, &mut merged[head + data.len()..])?;
-        self.write_own(start, &merged)
+        self.write_own(start, &[merged])
     }
 
     /// Writes whole granules, or into granules that are the clone's own.
-    fn write_own(&self, offset: u64, data: &[u8]) -> Result<(), DeviceError> {
-        self.data
-            .write_all_at(data, offset)
-            .map_err(|source| DeviceError::from_io("writing to a clone", offset, source))?;
-        self.record(offset, data.len() as u64)
+    fn write_own(&self, offset: u64, pieces: &[impl AsRef<[u8]>]) -> Result<(), DeviceError> {
+        let mut at = offset;
+        for piece in pieces.iter().map(AsRef::as_ref) {
+            self.data
+                .write_all_at(piece, at)
+                .map_err(|source| DeviceError::from_io("writing to a clone", offset, source))?;
+            at += piece.len() as u64;
+        }
+        self.record(offset, at - offset)
     }
 
     /// Takes the range over into the map: file first, so that no granule is owned that a restart would forget.
@@ -246,18 +269,11 @@ impl BlockDevice for Overlay {
     }
 
     fn write_at(&self, offset: u64, data: &[u8]) -> Result<(), DeviceError> {
-        check_range(offset, data.len() as u64, self.byte_len())?;
-        self.check_writable()?;
-        if data.is_empty() {
-            return Ok(());
-        }
-        {
-            let _shared = self.copying.read().unwrap_or_else(PoisonError::into_inner);
-            if !self.needs_copy(offset, offset + data.len() as u64) {
-                return self.write_own(offset, data);
-            }
-        }
-        self.copy_and_write(offset, data)
+        self.write(offset, &[data])
+    }
+
+    fn write_pieces_at(&self, offset: u64, pieces: &[Bytes]) -> Result<(), DeviceError> {
+        self.write(offset, pieces)
     }
 
     fn unmap(&self, offset: u64, length: u64) -> Result<(), DeviceError> {

@@ -2,6 +2,8 @@
 
 #![allow(dead_code, unused_imports, reason = "each test file uses its part")]
 
+pub(crate) mod site;
+
 use assay_imaging::gateway::order::{ExportOrder, GatewayStatus};
 use assay_imaging::store::ImageStore;
 use assay_imaging::store::import::{Import, Source};
@@ -53,7 +55,9 @@ pub(crate) struct RunningGateway {
 
 impl RunningGateway {
     pub(crate) async fn start(folder: &Path, clock: &Arc<ManualClock>) -> Self {
-        Self::start_on(folder, clock, "127.0.0.1:0".parse().unwrap()).await
+        // A loopback address of its own, so that no other test gets the port between a stop and a start.
+        let [high, low] = assay_service::secret_file::random::<2>();
+        Self::start_on(folder, clock, SocketAddr::from(([127, 1, high, low.max(1)], 0))).await
     }
 
     pub(crate) async fn start_on(folder: &Path, clock: &Arc<ManualClock>, portal: SocketAddr) -> Self {
