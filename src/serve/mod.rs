@@ -104,18 +104,30 @@ struct GatewayFile {
 
 pub(crate) async fn run(command: Command) -> Result<(), BoxError> {
     match command {
-        Command::Up(arguments) => serve(&arguments, &Service::ALL).await,
-        Command::Netboot(One::Serve(arguments)) => serve(&arguments, &[Service::Netboot]).await,
-        Command::Verifier(One::Serve(arguments)) => serve(&arguments, &[Service::Verifier]).await,
-        Command::Isolation(One::Serve(arguments)) => serve(&arguments, &[Service::Isolation]).await,
-        Command::Imaging(Imaging::Serve(arguments)) => serve(&arguments, &[Service::Imaging]).await,
+        Command::Up(arguments) => up(&arguments).await,
+        Command::Netboot(One::Serve(arguments)) => serve(&arguments, Service::Netboot).await,
+        Command::Verifier(One::Serve(arguments)) => serve(&arguments, Service::Verifier).await,
+        Command::Isolation(One::Serve(arguments)) => serve(&arguments, Service::Isolation).await,
+        Command::Imaging(Imaging::Serve(arguments)) => serve(&arguments, Service::Imaging).await,
         Command::Imaging(Imaging::ExportFile(arguments)) => export_file(arguments).await,
     }
 }
 
-/// Runs `services` until one of them ends or the process is told to stop; then stops the others.
-async fn serve(arguments: &ServeArguments, services: &[Service]) -> Result<(), BoxError> {
+/// Runs one service.
+async fn serve(arguments: &ServeArguments, service: Service) -> Result<(), BoxError> {
     let file = SiteFile::read(&arguments.config)?;
+    serve_all(&file, &[service]).await
+}
+
+/// Runs every service. Which interfaces nodes boot from cannot be guessed: without a `[netboot]` table nobody boots.
+async fn up(arguments: &ServeArguments) -> Result<(), BoxError> {
+    let file = SiteFile::read(&arguments.config)?;
+    let services: Vec<_> = Service::ALL.into_iter().filter(|s| *s != Service::Netboot || file.has_netboot()).collect();
+    serve_all(&file, &services).await
+}
+
+/// Runs `services` until one of them ends or the process is told to stop; then stops the others.
+async fn serve_all(file: &SiteFile, services: &[Service]) -> Result<(), BoxError> {
     telemetry::init(file.log_format());
     let state_dir = file.state_dir();
     std::fs::create_dir_all(state_dir)?;
@@ -133,8 +145,8 @@ async fn serve(arguments: &ServeArguments, services: &[Service]) -> Result<(), B
         let service = *service;
         running.spawn(async move { (service, task.await) });
     }
-    if services.len() == Service::ALL.len() {
-        tracing::info!(event = "site.started", state_dir = %state_dir.display(), "all services are starting");
+    if !services.contains(&Service::Netboot) {
+        tracing::warn!(event = "netboot.absent", "netboot does not run here: no node boots from this process");
     }
     let mut ended = Ok(());
     while let Some(joined) = running.join_next().await {

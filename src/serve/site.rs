@@ -104,6 +104,10 @@ impl SiteFile {
         &self.site.state_dir
     }
 
+    pub(crate) fn has_netboot(&self) -> bool {
+        !self.netboot.is_empty()
+    }
+
     pub(crate) fn names(&self) -> &[String] {
         &self.site.names
     }
