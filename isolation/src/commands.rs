@@ -165,7 +165,14 @@ impl Hands {
         record.desire(PortIntent::Access { vlan: admitted.vlan() });
         record.admission = Some(admitted.record());
         let effects = [Effect::Admits(admitted.record())];
-        self.store.save(&record, &effects, Event::Admitted.as_str()).await?;
+        match self.store.save(&record, &effects, Event::Admitted.as_str()).await {
+            Ok(()) => {}
+            Err(RecordError::Taken { .. }) => {
+                let detail = format!("admission {id} was revoked before it was made");
+                return Err(ApiError::conflict("admission-ended", detail));
+            }
+            Err(error @ (RecordError::Database { .. } | RecordError::Corrupt { .. })) => return Err(error.into()),
+        }
         fail::fail_point!("isolation::admitted", |_| std::process::abort());
         if let Err(error) = self.move_to_tenant(&record, admitted).await {
             return Err(self.undo_admission(record, error).await);

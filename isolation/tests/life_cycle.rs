@@ -257,3 +257,14 @@ async fn netboot_is_told_of_changes() {
     assert_eq!(site.node().await.nics[0].nic.port, "n1-eth0");
     assert_ne!(site.node().await.nics[0].desired, PortIntent::Access { vlan: 120.try_into().unwrap() });
 }
+
+#[tokio::test]
+async fn a_revocation_that_overtakes_its_admission_wins() {
+    let site = Site::start().await;
+    let context = site.airlocked().await;
+    let late = site.claims(&context);
+    assert_eq!(problem(&site.revoke(late.jti).await.unwrap_err()).status, 404);
+    assert_eq!(problem(&site.admit(&late).await.unwrap_err()).kind, "admission-ended");
+    assert_eq!(site.port().await, (AIRLOCK, true));
+    site.admit(&site.claims(&context)).await.unwrap();
+}

@@ -59,7 +59,8 @@ pub(super) async fn admit(
     api.fleet.ask(&node, |reply| Command::Admit(result, reply)).await.map(Json)
 }
 
-/// Ends an admission: the port closes first, then that is recorded. Idempotent.
+/// Ends an admission: the port closes first, then that is recorded. Idempotent. 404 says that it was never made, and that it
+/// cannot be made any more.
 #[utoipa::path(delete, path = "/v1/admissions/{admission}",
     params(("admission" = String, Path)), request_body = RevokeRequest,
     responses((status = 200, body = Admission),
@@ -71,6 +72,10 @@ pub(super) async fn revoke(
     Body(request): Body<RevokeRequest>,
 ) -> Result<Json<Admission>, ApiError> {
     caller.require_service()?;
+    if api.store.admission(id).await?.is_none() {
+        api.store.revoke_unmade(id).await?;
+    }
+    // Looked up again: it may have been made in between, and cannot be any more.
     let admission = find(&api, id).await?;
     api.fleet.ask(&admission.node, |reply| Command::Revoke(id, request.reason, reply)).await.map(Json)
 }

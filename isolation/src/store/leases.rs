@@ -52,6 +52,20 @@ impl Store {
         row.as_ref().map(wire_admission).transpose()
     }
 
+    /// Revokes an admission that was never made: from now on it cannot be. Otherwise a revocation that overtakes its
+    /// admission would be answered "no such thing", and then the port would open.
+    ///
+    /// # Errors
+    /// See [`RecordError`].
+    pub async fn revoke_unmade(&self, id: AdmissionId) -> Result<(), RecordError> {
+        sqlx::query("INSERT INTO result_ids (id, purpose) VALUES ($1, 'revocation') ON CONFLICT (id) DO NOTHING")
+            .bind(id.to_string())
+            .execute(self.database.pool())
+            .await
+            .map_err(failed("recording the revocation"))?;
+        Ok(())
+    }
+
     /// The newest 1,000 admissions.
     ///
     /// # Errors

@@ -124,6 +124,14 @@ impl Store {
         effect: &Effect,
     ) -> Result<(), RecordError> {
         let now_ms = self.clock.now_ms();
+        if let Effect::Admits(admission) = effect {
+            // Fails with `Taken` if the admission was revoked before it was made.
+            sqlx::query("INSERT INTO result_ids (id, purpose) VALUES ($1, 'admission')")
+                .bind(admission.id.to_string())
+                .execute(&mut **transaction)
+                .await
+                .map_err(failed("recording the admission"))?;
+        }
         let query = match effect {
             Effect::LeaseBegins(lease) => {
                 sqlx::query("INSERT INTO leases (id, project, node, network, created_ms) VALUES ($1, $2, $3, $4, $5)")
