@@ -252,6 +252,9 @@ fn power_on(directory: &Path) -> Child {
     let (state, socket) = (directory.join("state"), directory.join("tpm"));
     let control = control_of(&socket);
     fs::create_dir_all(&state).expect("state directory");
+    for stale in [&socket, &control] {
+        let _ = fs::remove_file(stale); // left by a process whose power was cut
+    }
     let process = Command::new("setpriv")
         .args(["--pdeathsig", "KILL", "swtpm", "socket", "--tpm2", "--flags", "not-need-init,startup-clear"])
         .args(["--tpmstate", &format!("dir={}", state.display())])
@@ -262,7 +265,7 @@ fn power_on(directory: &Path) -> Child {
         .spawn()
         .expect("swtpm starts (Debian packages swtpm, util-linux)");
     let deadline = Instant::now() + Duration::from_secs(20);
-    while UnixStream::connect(&control).is_err() {
+    while UnixStream::connect(&socket).and_then(|_| UnixStream::connect(&control)).is_err() {
         assert!(Instant::now() < deadline, "swtpm did not listen on {} in 20 s", control.display());
         std::thread::park_timeout(Duration::from_millis(2));
     }
