@@ -167,7 +167,7 @@ async fn drift_is_mended() {
     for change in ["tag=120", "protected=false", "trunks=5", "vlan_mode=trunk"] {
         site.switch.vsctl(&["set", "port", "n1-eth0", change]).unwrap();
         let mended = async { while site.port().await != (QUARANTINE, true) || !in_quarantine(&site.node().await) {} };
-        tokio::time::timeout(std::time::Duration::from_secs(10), mended).await.unwrap();
+        tokio::time::timeout(std::time::Duration::from_secs(60), mended).await.unwrap();
     }
 }
 

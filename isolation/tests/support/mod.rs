@@ -143,7 +143,7 @@ impl Site {
                 last = Some(node);
             }
         };
-        let node = timeout(Duration::from_secs(20), asking).await;
+        let node = timeout(Duration::from_secs(60), asking).await;
         node.unwrap_or_else(|_| panic!("never {what}: {last:?}"))
     }
 
