@@ -75,9 +75,7 @@ pub(crate) async fn evidence(
 
     let (policy, judgement) = appraised(&verifier, &enrolled, nonce, evidence).await?;
     let submission = Submission { received_at_ms, body: &body, body_sha256: &body_sha256, nonce, policy };
-    let verdict = conclude(&verifier, &enrolled, &submission, judgement).await?;
-    boot_step(Step::EvidenceAppraised, node, milliseconds(verifier.clock.now_ms() - received_at_ms));
-    Ok(Json(verdict))
+    conclude(&verifier, &enrolled, &submission, judgement).await.map(Json)
 }
 
 /// How far the release is: answers when there is something to say, or after 25 s.
@@ -182,6 +180,10 @@ async fn conclude(
 ) -> Result<Verdict, ApiError> {
     let node = &enrolled.attester.node;
     let id = EvidenceId::new();
+    // Said before anything follows from it, so that the steps are logged in their order.
+    let log_step = || {
+        boot_step(Step::EvidenceAppraised, node, milliseconds(verifier.clock.now_ms() - submission.received_at_ms));
+    };
     match judgement {
         Judgement::Accepted { claims, clock, warnings } => {
             let now_ms = verifier.clock.now_ms();
@@ -202,6 +204,7 @@ async fn conclude(
                 failure: None,
             };
             record(verifier, enrolled, submission, id, Some(&clock), Outcome::Accepted(&release)).await?;
+            log_step();
             crate::release::crash_point("release::admitted");
             tracing::info!(event = "verdict.accepted", %node, evidence = %id, admission = %release.admission, ?warnings, "accepted");
             verifier.releases.begin(release);
@@ -209,6 +212,7 @@ async fn conclude(
         }
         Judgement::Rejected { reasons, clock } => {
             record(verifier, enrolled, submission, id, clock.as_ref(), Outcome::Rejected(&reasons)).await?;
+            log_step();
             tracing::warn!(event = "verdict.rejected", %node, evidence = %id, ?reasons, "rejected");
             verifier.reports.wake();
             Ok(Verdict::Rejected { reasons })
