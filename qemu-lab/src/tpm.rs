@@ -1,9 +1,13 @@
 //! Software TPMs: a certificate authority of the lab's own, and one swtpm a node with an EK certificate from it.
 
-use crate::command::{command, run, wait_for_path};
+use crate::command::{command, run, wait_for_path, wait_until};
 use crate::error::{LabError, Result};
+use crate::netns::Netns;
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
+use std::process::Stdio;
 use std::time::Duration;
+use tokio::net::TcpStream;
 use tokio::process::Child;
 
 /// The authority that stands for the TPM's manufacturer.
@@ -105,25 +109,31 @@ impl TpmState {
         Ok(RunningTpm { _process: process, control_socket })
     }
 
-    /// Gives the TPM power, for a TPM software stack: the TCTI `swtpm:path=<socket>`.
+    /// Gives the TPM power in `netns`, for a TPM software stack: on `port` of loopback, and its control channel on the
+    /// port after it. Answers the TCTI.
     ///
     /// # Errors
     /// swtpm does not start.
-    pub async fn power_on_for_software(&self) -> Result<(RunningTpm, String)> {
-        let control_socket = self.folder.join("server.sock.ctrl");
-        let server_socket = self.folder.join("server.sock");
-        for socket in [&control_socket, &server_socket] {
-            let _was_there = std::fs::remove_file(socket);
-        }
-        let mut swtpm = command("swtpm");
+    pub async fn power_on_for_software(&self, netns: &Netns, port: u16) -> Result<(RunningTpm, String)> {
+        let control_socket = self.folder.join("unused.sock");
+        let mut swtpm = netns.command("swtpm");
         swtpm.args(["socket", "--tpm2", "--flags", "startup-clear", "--tpmstate"]);
         swtpm.arg(format!("dir={}", self.folder.display()));
-        swtpm.arg("--server").arg(format!("type=unixio,path={}", server_socket.display()));
-        swtpm.arg("--ctrl").arg(format!("type=unixio,path={}", control_socket.display()));
+        let control_port = port.saturating_add(1);
+        swtpm.arg("--server").arg(format!("type=tcp,port={port}"));
+        swtpm.arg("--ctrl").arg(format!("type=tcp,port={control_port}"));
+        swtpm.stderr(Stdio::null());
         let process = swtpm.spawn().map_err(LabError::io("starting swtpm"))?;
-        wait_for_path(&server_socket, "waiting for swtpm's server socket", START_LIMIT).await?;
-        wait_for_path(&control_socket, "waiting for swtpm's control socket", START_LIMIT).await?;
-        Ok((RunningTpm { _process: process, control_socket }, format!("swtpm:path={}", server_socket.display())))
+        let listening = move || async move {
+            for port in [port, control_port] {
+                // swtpm does not mind callers who say nothing.
+                let call = || async { TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await.ok() };
+                drop(wait_until("waiting for swtpm to accept connections", START_LIMIT, call).await?);
+            }
+            Ok(())
+        };
+        netns.act(START_LIMIT * 3, listening).await?;
+        Ok((RunningTpm { _process: process, control_socket }, format!("swtpm:host=127.0.0.1,port={port}")))
     }
 }
 
@@ -138,6 +148,17 @@ const START_LIMIT: Duration = Duration::from_secs(10);
 mod tests {
     use super::*;
 
+    fn two_free_ports() -> u16 {
+        let bind = |port| std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, port));
+        loop {
+            let first = bind(0).unwrap();
+            let port = first.local_addr().unwrap().port();
+            if port < u16::MAX && bind(port + 1).is_ok() {
+                return port;
+            }
+        }
+    }
+
     #[tokio::test]
     async fn a_tpm_gets_an_ek_certificate_from_the_labs_own_authority() {
         let folder = tempfile::tempdir().unwrap();
@@ -147,7 +168,7 @@ mod tests {
             let pem = std::fs::read_to_string(&file).unwrap();
             assert!(pem.contains("BEGIN CERTIFICATE"), "{}: {pem}", file.display());
         }
-        let (_running, tcti) = tpm.power_on_for_software().await.unwrap();
+        let (_running, tcti) = tpm.power_on_for_software(&Netns::Site, two_free_ports()).await.unwrap();
         let mut read = command("tpm2_nvread");
         read.args(["-T", &tcti, "0x1c00002", "-o"]).arg(folder.path().join("ek.der"));
         run(read, "reading the EK certificate", START_LIMIT).await.unwrap();

@@ -12,8 +12,7 @@ pub(super) async fn lies(bench: &Bench) -> Result<()> {
     trust_soft_firmware(bench, NODE, &firmware).await?;
     for (conduct, word) in Conduct::DISHONEST {
         let name = conduct.name();
-        bench.services.client(&["node", "cycle", NODE]).await?;
-        let boot = SoftBoot::begin(bench, NODE, &firmware).await?;
+        let boot = SoftBoot::cycle(bench, NODE, &firmware).await?;
         let Outcome::Rejected(reasons) = boot.attest(conduct).await? else {
             return Err(LabError::unexpected(name, "the node was believed"));
         };
@@ -26,8 +25,7 @@ pub(super) async fn lies(bench: &Bench) -> Result<()> {
         bench.tell(&format!("  {name}: {}", reasons.join("; ")));
     }
     // The same node, honest, is believed: it was the lies that were refused, not the lab.
-    bench.services.client(&["node", "cycle", NODE]).await?;
-    let boot = SoftBoot::begin(bench, NODE, &firmware).await?;
+    let boot = SoftBoot::cycle(bench, NODE, &firmware).await?;
     boot.run_to_handover().await?;
     let status = bench.services.wait_for_state(NODE, "allocated", STATE_LIMIT).await?;
     bench.events.lab("honesty.believed", &json!({ "node": NODE, "status": status }));
@@ -42,8 +40,7 @@ pub(super) async fn crashes(bench: &mut Bench) -> Result<()> {
         bench.services.kill().await;
         bench.services.arm(&format!("release::{step}=return"));
         bench.services.resume().await?;
-        bench.services.client(&["node", "cycle", NODE]).await?;
-        let boot = SoftBoot::begin(bench, NODE, &firmware).await?;
+        let boot = SoftBoot::cycle(bench, NODE, &firmware).await?;
         let (services, events) = (&mut bench.services, &bench.events);
         // The agent goes on knocking while the services are away, as a real one does.
         let (agent, restarted) = tokio::join!(boot.run_to_handover(), async {

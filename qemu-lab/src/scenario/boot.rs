@@ -12,8 +12,15 @@ use serde_json::{Value, json};
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
+/// The two nodes of the built-in topology, one after the other.
+pub(super) async fn good_and_tampered(bench: &Bench) -> Result<()> {
+    bench.trust_the_firmware().await?;
+    good_node(bench, GOOD_NODE).await?;
+    tampered_node(bench, TAMPERED_NODE).await
+}
+
 /// A good node is leased, proves itself, and answers on its tenant's network as its tenant's Debian.
-pub(super) async fn good_node(bench: &Bench, node: &str) -> Result<()> {
+async fn good_node(bench: &Bench, node: &str) -> Result<()> {
     let network = bench.network()?;
     bench.tell(&format!("leasing {node} to {} with {IMAGE}", network.project));
     let position = bench.events.position();
@@ -41,7 +48,7 @@ pub(super) async fn good_node(bench: &Bench, node: &str) -> Result<()> {
 }
 
 /// A node with a changed ramdisk is refused, and gets neither network nor disk nor secret.
-pub(super) async fn tampered_node(bench: &Bench, node: &str) -> Result<()> {
+async fn tampered_node(bench: &Bench, node: &str) -> Result<()> {
     let network = bench.network()?;
     bench.tell(&format!("leasing {node}, whose ramdisk has one byte changed"));
     let position = bench.events.position();
@@ -121,7 +128,7 @@ fn expect_port(status: &Value, intent: &str) -> Result<()> {
 }
 
 fn is_refusal(event: &Event, node: &str) -> bool {
-    event.node() == Some(node) && event.text("verdict") == Some("rejected")
+    event.is("verdict.rejected", node)
 }
 
 /// Imaging hands out a project's addresses from `.50` on; the scenarios' good node is the first to get one.
@@ -130,6 +137,10 @@ fn first_node_address(bench: &Bench) -> Result<Ipv4Addr> {
     Ok(Ipv4Addr::from(u32::from(network) + 50))
 }
 
+/// The node of the built-in topology that boots what was built.
+pub(super) const GOOD_NODE: &str = "n1";
+/// The one whose ramdisk has a changed byte.
+const TAMPERED_NODE: &str = "n2";
 /// For the tenant's system to come up, under emulation, on a busy machine.
 const TENANT_LIMIT: Duration = Duration::from_secs(180);
 const PAGE_LIMIT: Duration = Duration::from_secs(10);

@@ -24,8 +24,7 @@ pub(super) async fn none_but_when_admitted(bench: &mut Bench) -> Result<()> {
     trust_soft_firmware(bench, NODE, &firmware).await?;
     let mut windows = Vec::new();
     for _ in 0..ROUNDS {
-        bench.services.client(&["node", "cycle", NODE]).await?;
-        let boot = SoftBoot::begin(bench, NODE, &firmware).await?;
+        let boot = SoftBoot::cycle(bench, NODE, &firmware).await?;
         // From here on a good verdict may open the port.
         let opens = probe.now();
         boot.run_to_handover().await?;

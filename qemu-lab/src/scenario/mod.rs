@@ -19,9 +19,10 @@ use clap::ValueEnum;
 /// A scenario.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Scenario {
-    /// A good node goes all the way to its tenant's Debian, a tampered one is refused, and a reset costs the good one its
-    /// network until it has been through the airlock again.
+    /// A good node goes all the way to its tenant's Debian, a tampered one is refused.
     Run,
+    /// The same; then a reset costs the good node its network until it has been through the airlock again.
+    BootPath,
     /// The hardware alone: a BMC, a console, real firmware.
     Hardware,
     /// Nodes without firmware lie in every way that a node can.
@@ -37,7 +38,7 @@ impl Scenario {
     #[must_use]
     pub fn topology(self) -> Topology {
         match self {
-            Self::Run | Self::Hardware => Topology::built_in(),
+            Self::Run | Self::BootPath | Self::Hardware => Topology::built_in(),
             Self::Lies | Self::ReleaseCrash | Self::NoLeak => Topology::soft(),
         }
     }
@@ -47,7 +48,7 @@ impl Scenario {
     pub fn has_services(self) -> bool {
         match self {
             Self::Hardware => false,
-            Self::Run | Self::Lies | Self::ReleaseCrash | Self::NoLeak => true,
+            Self::Run | Self::BootPath | Self::Lies | Self::ReleaseCrash | Self::NoLeak => true,
         }
     }
 
@@ -55,7 +56,7 @@ impl Scenario {
     #[must_use]
     pub fn tampered_nodes(self) -> Vec<String> {
         match self {
-            Self::Run => vec!["n2".to_owned()],
+            Self::Run | Self::BootPath => vec!["n2".to_owned()],
             Self::Hardware | Self::Lies | Self::ReleaseCrash | Self::NoLeak => Vec::new(),
         }
     }
@@ -66,11 +67,10 @@ impl Scenario {
     /// Something that must hold did not, or a part of the lab failed.
     pub async fn play(self, bench: &mut Bench) -> Result<()> {
         match self {
-            Self::Run => {
-                bench.trust_the_firmware().await?;
-                boot::good_node(bench, "n1").await?;
-                boot::tampered_node(bench, "n2").await?;
-                boot::reset_by_the_tenant(bench, "n1").await
+            Self::Run => boot::good_and_tampered(bench).await,
+            Self::BootPath => {
+                boot::good_and_tampered(bench).await?;
+                boot::reset_by_the_tenant(bench, boot::GOOD_NODE).await
             }
             Self::Hardware => hardware::bmc_and_firmware(&bench.site, &bench.events, "n1").await,
             Self::Lies => attacks::lies(bench).await,

@@ -2,9 +2,12 @@
 //! extended into the TPM. Quick, and free to lie where an honest node could not.
 
 use super::bench::{Bench, STATE_LIMIT};
+use crate::command::wait_until;
 use crate::error::{LabError, Result};
+use crate::events::Event;
 use crate::netns::Netns;
 use crate::site::{PROBE_INTERFACE, SiteNode};
+use crate::steps::POWERED;
 use crate::tpm::RunningTpm;
 use assay_ramdisk_agent::client::Client;
 use assay_ramdisk_agent::session::{Session, SessionError, enrol_request};
@@ -128,16 +131,31 @@ pub(super) struct SoftBoot {
 }
 
 impl SoftBoot {
-    /// Waits until `node` is in the airlock, and gives it a TPM that has just been reset.
-    pub(super) async fn begin(bench: &Bench, node: &str, firmware: &SoftFirmware) -> Result<Self> {
-        bench.services.wait_for_state(node, "airlock", STATE_LIMIT).await?;
+    /// Sends `node` through the airlock again, and begins that boot.
+    pub(super) async fn cycle(bench: &Bench, node: &str, firmware: &SoftFirmware) -> Result<Self> {
+        let position = bench.events.position();
+        bench.services.client(&["node", "cycle", node]).await?;
+        Self::begin(bench, node, firmware, position).await
+    }
+
+    /// Waits until `node`, turned on at or after `position`, may enrol; gives it a TPM that has just been reset.
+    async fn begin(bench: &Bench, node: &str, firmware: &SoftFirmware, position: usize) -> Result<Self> {
+        let powered = |event: &Event| event.is(POWERED, node);
+        bench.events.wait_for("the soft node to be turned on", position, STATE_LIMIT, powered).await?;
+        wait_until("waiting for the soft node's boot to be on record", STATE_LIMIT, || async {
+            let status = bench.services.node(node).await.ok()?;
+            let in_airlock = status.get("state").and_then(Value::as_str) == Some("airlock");
+            (in_airlock && status.get("boot").is_some_and(Value::is_string)).then_some(())
+        })
+        .await?;
         let place: &SiteNode = bench.site.node(node)?;
         let segment = segment(place)?;
         let airlock = bench.site.topology.airlock;
         let station = ipnet::Ipv4Net::new(host(airlock, 150), airlock.prefix_len()).unwrap_or(airlock);
         take_address(&segment, station).await?;
-        let (tpm, tcti) = place.tpm.power_on_for_software().await?;
-        let (foreign, foreign_tcti) = bench.site.node("s2")?.tpm.power_on_for_software().await?;
+        let (tpm, tcti) = place.tpm.power_on_for_software(&segment, TPM_PORT).await?;
+        let (foreign, foreign_tcti) =
+            bench.site.node("s2")?.tpm.power_on_for_software(&segment, FOREIGN_TPM_PORT).await?;
         let key = bench.services.client(&["key"]).await?;
         let field = |name: &str| key.get(name).and_then(Value::as_str).unwrap_or_default().to_owned();
         let node: NodeId = node.parse().map_err(LabError::service("naming the soft node"))?;
@@ -193,11 +211,11 @@ impl SoftBoot {
     }
 }
 
-/// Leases the soft node, or sends it through the airlock again if it has a lease, and teaches the verifier its firmware
-/// when it is new.
+/// Leases the soft node and teaches the verifier its firmware, which costs the node its place.
 pub(super) async fn trust_soft_firmware(bench: &Bench, node: &str, firmware: &SoftFirmware) -> Result<()> {
+    let position = bench.events.position();
     bench.services.lease(node, bench.network()?).await?;
-    let boot = SoftBoot::begin(bench, node, firmware).await?;
+    let boot = SoftBoot::begin(bench, node, firmware, position).await?;
     if boot.attest(Conduct::Honest).await? == Outcome::Accepted {
         return Err(LabError::unexpected("attesting without a policy", "it was accepted"));
     }
@@ -386,6 +404,8 @@ fn sha256(data: &[u8]) -> [u8; 32] {
     value
 }
 
+const TPM_PORT: u16 = 2321;
+const FOREIGN_TPM_PORT: u16 = 2331;
 /// Longer than any wait of the agent's own.
 const CONVERSATION_LIMIT: Duration = Duration::from_secs(400);
 

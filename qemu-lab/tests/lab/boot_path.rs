@@ -8,7 +8,7 @@ use std::sync::OnceLock;
 /// n1 boots through to its tenant's Debian, n2's tampered ramdisk is refused, then n1 is reset behind everybody's back.
 fn run() -> &'static Played {
     static RUN: OnceLock<Played> = OnceLock::new();
-    RUN.get_or_init(|| play("run"))
+    RUN.get_or_init(|| play("boot-path"))
 }
 
 #[test]
