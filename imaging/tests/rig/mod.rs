@@ -13,6 +13,7 @@ use assay_service::client::{ClientError, ServiceClient};
 use assay_service::clock::ManualClock;
 use assay_wire::id::{AdmissionId, DiskId, ImageId};
 use assay_wire::imaging::ImageFormat;
+use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
@@ -69,7 +70,19 @@ impl RunningGateway {
             relay: None,
             clock: Arc::<ManualClock>::clone(clock),
         };
-        let gateway = Gateway::bind(config).await.unwrap();
+        // Another test that is just starting a program holds copies of this process's sockets until it has: so the
+        // predecessor's port may be taken for another moment.
+        let mut ticks = tokio::time::interval(Duration::from_millis(20));
+        let bind = async {
+            loop {
+                ticks.tick().await;
+                match Gateway::bind(config.clone()).await {
+                    Err(GatewayError::Listen { source, .. }) if source.kind() == ErrorKind::AddrInUse => {}
+                    bound => return bound.unwrap_or_else(|error| panic!("{}", assay_service::error::chain(&error))),
+                }
+            }
+        };
+        let gateway = tokio::time::timeout(Duration::from_secs(5), bind).await.unwrap();
         let (portal, shutdown) = (gateway.portal(), CancellationToken::new());
         let task = tokio::spawn(gateway.serve(shutdown.clone()));
         let control = ServiceClient::over_unix(&socket).unwrap();
