@@ -56,7 +56,9 @@ impl Parts<'_> {
         }
         let joined = directory.path().join("joined");
         run(objcopy.arg(self.stub).arg(&joined))?;
-        fs::read(&joined).map_err(failed)
+        let mut uki = fs::read(&joined).map_err(failed)?;
+        remove_date(&mut uki).ok_or_else(|| UkiError::Stub { path: self.stub.to_owned() })?;
+        Ok(uki)
     }
 }
 
@@ -103,6 +105,17 @@ pub enum UkiError {
     Tool(#[from] ToolError),
 }
 
+/// Clears what objcopy writes anew at each run: the time, and the checksum over it, which UEFI firmware does not read.
+/// (Offsets: PE Format, "COFF File Header" and "Optional Header Windows-Specific Fields".)
+fn remove_date(pe: &mut [u8]) -> Option<()> {
+    let header = u32::from_le_bytes(pe.get(0x3c..0x40)?.try_into().ok()?);
+    let header = usize::try_from(header).ok()?;
+    for field in [header + 8, header + 24 + 64] {
+        pe.get_mut(field..field + 4)?.fill(0);
+    }
+    Some(())
+}
+
 /// The first free address after the stub's own sections.
 fn end_of(stub: &[u8]) -> Option<u64> {
     let pe = PeFile64::parse(stub).ok()?;
@@ -131,5 +144,28 @@ mod tests {
     fn what_is_no_executable_is_no_stub() {
         assert_eq!(end_of(b"MZ"), None);
         assert_eq!(end_of(&[]), None);
+        assert_eq!(remove_date(&mut [0; 30]), None);
+    }
+
+    /// Needs systemd's stub (Debian package systemd-boot-efi) and objcopy (binutils).
+    #[test]
+    fn the_same_parts_make_the_same_octets_and_can_be_read_back() {
+        let parts = Parts {
+            stub: Path::new("/usr/lib/systemd/boot/efi/linuxx64.efi.stub"),
+            os_release: "ID=test\n",
+            command_line: "quiet",
+            linux: &[0xaa; 5000],
+            initrd: &[0xbb; 9001],
+        };
+        let scratch = tempfile::tempdir().unwrap();
+        let first = parts.join(scratch.path()).unwrap();
+        assert_eq!(first[0x88..0x8c], [0; 4], "the PE header still has a time");
+        assert_eq!(first, parts.join(scratch.path()).unwrap());
+        let pe = PeFile64::parse(first.as_slice()).unwrap();
+        for (name, size) in [(".osrel", 8), (".cmdline", 5), (".initrd", 9001), (".linux", 5000)] {
+            let section = pe.section_table().iter().find(|section| section.raw_name() == name.as_bytes()).unwrap();
+            assert_eq!(section.virtual_size.get(LittleEndian), size, "{name}");
+            assert_eq!(section.virtual_address.get(LittleEndian) % 4096, 0, "{name}");
+        }
     }
 }
