@@ -3,5 +3,5 @@
 set -eu
 cd "$(dirname "$0")/.."
 cargo build --locked --profile agent -p assay-ramdisk-agent --bin assay-agent
-cargo build --locked -p assay-ramdisk-agent --bin agent-image
+cargo build --locked --workspace --bins --features assay/failpoints
 exec target/debug/agent-image build --agent target/agent/assay-agent --out target/agent-image

@@ -12,7 +12,7 @@ targets() {
 
 case "${1:-}" in
 smoke)
-    cargo build --locked -p assay-fuzz --bins
+    cargo build --locked --workspace --bins --features assay/failpoints
     passed=0
     for target in $(targets); do
         mkdir -p "target/fuzz/smoke/$target" "fuzz/seeds/$target"

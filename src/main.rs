@@ -29,6 +29,9 @@ enum Command {
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
+    // Crash points of the lab's builds: FAILPOINTS says where this process shall end.
+    #[cfg(feature = "failpoints")]
+    let _armed = fail::FailScenario::setup();
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return fail(&error),
