@@ -112,6 +112,8 @@ impl Bench {
         self.services.client(&["policy", "learn", node, "--artefacts", &values, "--out", &out]).await?;
         fs::rename(&draft, policy).map_err(LabError::io(format!("keeping {}", policy.display())))?;
         self.services.client(&["lease", "end", &lease]).await?;
+        // Giving the node back does not wash off a bad verdict: its operator clears it.
+        self.services.client(&["node", "clear", node]).await?;
         self.services.wait_for_state(node, "free", STATE_LIMIT).await?;
         Ok(())
     }

@@ -55,7 +55,7 @@ impl Conduct {
     /// Every dishonest one, with a word that the reason for its refusal must have.
     pub(super) const DISHONEST: [(Self, &'static str); 5] = [
         (Self::ReplayedQuote, "nonce"),
-        (Self::ForeignAk, "signature"),
+        (Self::ForeignAk, "not signed by this AK"),
         (Self::WrongNonce, "nonce"),
         (Self::MissingEvent, "PCR"),
         (Self::TamperedSettings, "PCR 14"),

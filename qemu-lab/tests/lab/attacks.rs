@@ -25,7 +25,7 @@ fn replayed_quote() {
 
 #[test]
 fn foreign_ak() {
-    refused("foreign_ak", "signature");
+    refused("foreign_ak", "not signed by this AK");
 }
 
 #[test]
