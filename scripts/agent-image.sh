@@ -1,7 +1,7 @@
 #!/bin/sh
-# Builds the agent (small), then its UKI and Reference Values, into target/agent-image/.
+# Builds the agent as it ships, then its UKI and Reference Values, into target/agent-image/.
+# The build tool itself, target/debug/agent-image, must be there: `make agent-image` sees to it.
 set -eu
 cd "$(dirname "$0")/.."
 cargo build --locked --profile agent -p assay-ramdisk-agent --bin assay-agent
-cargo build --locked --workspace --bins --features assay/failpoints
 exec target/debug/agent-image build --agent target/agent/assay-agent --out target/agent-image
