@@ -2,8 +2,8 @@
 //! An iSCSI connection from its first octet: login text, PDUs, CDBs, task tags. The backend answers everything.
 
 use assay_iscsi::{
-    Authentication, ChallengeEntropy, Connection, ConnectionId, Event, Io, IoFault, IoResult, LogicalUnitConfig, LoginStatus, Portal,
-    SessionDecision, SessionLimit, Sessions, Target, TargetConfig, Tsih,
+    Authentication, ChallengeEntropy, Connection, ConnectionId, Event, Io, IoFault, IoResult, LogicalUnitConfig,
+    LoginStatus, Portal, SessionDecision, SessionLimit, Sessions, Target, TargetConfig, Tsih,
 };
 use bytes::Bytes;
 use libfuzzer_sys::fuzz_target;
