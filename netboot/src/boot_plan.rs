@@ -3,6 +3,7 @@
 use crate::dhcp::ClientKind;
 use assay_wire::id::{BootId, NodeId};
 use assay_wire::isolation::{BootRecord, NodeState};
+use std::net::Ipv4Addr;
 
 /// The answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -43,6 +44,9 @@ pub enum NotServed {
     /// BIOS, another architecture, or an operating system.
     #[error("the client is neither UEFI x86-64 firmware, iPXE nor the agent")]
     Client,
+    /// Its reservation was made for another network: this one's configuration is wrong.
+    #[error("its reserved address {0} is not in this network")]
+    OutsideNetwork(Ipv4Addr),
 }
 
 /// Decides. Whoever is not a node in the airlock, in a boot that isolation began, gets nothing.

@@ -163,22 +163,34 @@ fn hand_out_reservations() {
     let runtime = runtime();
     let lab = Lab::new();
     let client = Client::new(&lab, "tenant", "52:54:00:00:00:01", &["10.20.0.1/24"]);
+    let (first, second): (MacAddr, MacAddr) = (client.mac, "52:54:00:00:00:02".parse().unwrap());
+    let address = |host| Ipv4Addr::new(10, 20, 0, host);
     let (reservations, receiver) = watch::channel(Vec::new());
     let shutdown = CancellationToken::new();
     let network = ReservedNetwork {
         interface: "tenant".into(),
-        server: Ipv4Addr::new(10, 20, 0, 1),
+        server: address(1),
         network: "10.20.0.0/24".parse().unwrap(),
-        router: Some(Ipv4Addr::new(10, 20, 0, 1)),
+        router: Some(address(1)),
     };
     let serving = runtime.spawn(assay_netboot::dhcp::serve_reservations(network, receiver, shutdown.clone()));
     assert!(client.dhcp(&[]).is_none(), "a machine without reservation was answered");
-    reservations.send_replace(vec![(client.mac, Ipv4Addr::new(10, 20, 0, 50))]);
-    let lease = client.dhcp(FIRMWARE).expect("the reserved client is answered");
-    assert_eq!((lease["ip"].as_str(), lease["router"].as_str()), ("10.20.0.50", "10.20.0.1"));
+    reservations.send_replace(vec![(second, address(51)), (first, address(50))]);
+    // It asks for another address than its own: it gets its own.
+    let lease = client.dhcp(&[FIRMWARE, &["-r", "10.20.0.51"]].concat()).expect("the reserved client is answered");
+    assert_eq!((lease["ip"].as_str(), lease["mask"].as_str()), ("10.20.0.50", "24"));
+    assert_eq!((lease["router"].as_str(), lease["serverid"].as_str()), ("10.20.0.1", "10.20.0.1"));
     assert!(!lease.contains_key("bootfile"));
-    reservations.send_replace(Vec::new());
-    assert!(client.dhcp(&[]).is_none(), "a reservation that is gone was honoured");
+    client.set_mac("52:54:00:00:00:03");
+    assert!(client.dhcp(&[]).is_none(), "a machine without reservation was answered while others have one");
+    // The address passes to another node, whose predecessor's lease still runs.
+    reservations.send_replace(vec![(second, address(50))]);
+    client.set_mac("52:54:00:00:00:02");
+    assert_eq!(client.dhcp(&[]).expect("the next owner is answered")["ip"], "10.20.0.50");
+    client.set_mac("52:54:00:00:00:01");
+    assert!(client.dhcp(&["-r", "10.20.0.50"]).is_none(), "a reservation that is gone was honoured");
+    reservations.send_replace(vec![(first, Ipv4Addr::new(10, 21, 0, 50))]);
+    assert!(client.dhcp(&[]).is_none(), "an address of another network was given");
     shutdown.cancel();
     runtime.block_on(serving).unwrap().unwrap();
 }
@@ -289,10 +301,15 @@ impl Client {
         std::fs::write(&script, text).unwrap();
         std::fs::set_permissions(&script, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
         let client = Self { holder, mac: mac.parse().unwrap(), script, answer };
-        for arguments in [["link", "set", "nic", "address", mac].as_slice(), &["link", "set", "nic", "up"]] {
-            assert!(client.inside("ip", arguments).status.success());
-        }
+        client.set_mac(mac);
         client
+    }
+
+    /// Makes it the machine with that address, as far as anybody on the cable can tell.
+    fn set_mac(&self, mac: &str) {
+        for arguments in [["link", "set", "nic", "address", mac].as_slice(), &["link", "set", "nic", "up"]] {
+            assert!(self.inside("ip", arguments).status.success());
+        }
     }
 
     fn record(&self, node: &str, state: NodeState) -> BootRecord {

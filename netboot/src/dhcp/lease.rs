@@ -19,7 +19,8 @@ pub struct Scope {
     pub server: Ipv4Addr,
     /// Default router to hand out, where there is one.
     pub router: Option<Ipv4Addr>,
-    /// First and last address for nodes without reservation; none: reservations only.
+    /// First and last address for nodes without reservation. None: reservations only, and they alone say whose an
+    /// address is, so a former owner's lease does not keep the new owner from it.
     pub pool: Option<(Ipv4Addr, Ipv4Addr)>,
     /// How long a lease runs.
     pub lease_duration: Duration,
@@ -176,7 +177,10 @@ impl LeaseTable {
     }
 
     fn available(&self, now_ms: i64, address: Ipv4Addr, mac: MacAddr) -> bool {
-        self.held.get(&address).is_none_or(|held| held.until_ms <= now_ms || held.holder == Holder::Client(mac))
+        self.held.get(&address).is_none_or(|held| match held.holder {
+            Holder::Client(holder) => holder == mac || held.until_ms <= now_ms || self.scope.pool.is_none(),
+            Holder::Conflict => held.until_ms <= now_ms,
+        })
     }
 
     fn in_pool(&self, address: Ipv4Addr) -> bool {
@@ -271,6 +275,19 @@ mod tests {
         assert_eq!(table.lease(0, mac(1), ip(10), Some(ip(99))), Err(NotYours::OutOfScope));
         assert!(table.lease(0, mac(1), ip(99), Some(ip(99))).is_ok());
         assert_eq!(table.offer(0, mac(3), Some(ip(99))), None, "still held by the former owner");
+    }
+
+    #[test]
+    fn without_a_pool_a_reservation_outweighs_a_former_owners_lease() {
+        let mut table = table(10, 20);
+        table.scope.pool = None;
+        assert!(table.lease(0, mac(1), ip(50), Some(ip(50))).is_ok());
+        assert_eq!(table.offer(1, mac(2), Some(ip(50))), Some(ip(50)), "the lease of the former owner still runs");
+        assert!(table.lease(2, mac(2), ip(50), Some(ip(50))).is_ok());
+        assert_eq!(table.holder(2, ip(50)), Some(mac(2)));
+        assert_eq!(table.release(3, mac(1), ip(50)), None, "no longer its own");
+        assert!(table.decline(3, mac(2), ip(50)).is_some());
+        assert_eq!(table.offer(4, mac(2), Some(ip(50))), None, "in conflict all the same");
     }
 
     #[test]

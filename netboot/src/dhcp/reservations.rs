@@ -42,16 +42,23 @@ pub async fn serve_reservations(
     let scope = Scope { network, server, router, pool: None, lease_duration: LEASE_DURATION };
     let engine = Arc::new(Mutex::new(Engine::new(scope, Vec::new())));
     let dhcp = DhcpServer::bind(&interface, server, engine, None)?;
-    dhcp.serve(Arc::new(Reservations(reservations)), Arc::new(Nobody), Arc::new(SystemClock), shutdown).await
+    dhcp.serve(Arc::new(Reservations { network, reservations }), Arc::new(Nobody), Arc::new(SystemClock), shutdown)
+        .await
 }
 
-struct Reservations(watch::Receiver<Vec<(MacAddr, Ipv4Addr)>>);
+struct Reservations {
+    network: Ipv4Net,
+    reservations: watch::Receiver<Vec<(MacAddr, Ipv4Addr)>>,
+}
 
 impl Authority for Reservations {
     fn admit(&self, mac: MacAddr, _client: ClientKind) -> Result<Admitted, NotServed> {
-        let reservations = self.0.borrow();
-        let address = reservations.iter().find(|(reserved, _)| *reserved == mac).map(|(_, address)| *address);
-        address.map(|address| Admitted { reserved: Some(address) }).ok_or(NotServed::UnknownMac)
+        let reservations = self.reservations.borrow();
+        match reservations.iter().find(|(reserved, _)| *reserved == mac) {
+            Some((_, address)) if self.network.contains(address) => Ok(Admitted { reserved: Some(*address) }),
+            Some((_, address)) => Err(NotServed::OutsideNetwork(*address)),
+            None => Err(NotServed::UnknownMac),
+        }
     }
 
     fn boot(&self, _now_ms: i64, _mac: MacAddr, _client: ClientKind, _address: Ipv4Addr) -> BootOptions {
