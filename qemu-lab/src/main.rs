@@ -249,7 +249,8 @@ fn down(folder: &Path) -> Result<()> {
     let command_line = std::fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
     if command_line.contains("qemu-lab") {
         let pid = nix::unistd::Pid::from_raw(pid);
-        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM)
+        // `unshare --fork` ignores SIGTERM; its death takes the namespaces' PID 1 with it.
+        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL)
             .map_err(|errno| LabError::unexpected(&*doing, errno))?;
     }
     std::fs::remove_file(&path).map_err(LabError::io(format!("removing {}", path.display())))?;

@@ -6,7 +6,7 @@ use crate::error::{LabError, Result};
 use crate::events::{Event, EventLog};
 use crate::netns::Netns;
 use crate::ramdisk::Ramdisks;
-use crate::site::{AIRLOCK_INTERFACE, Site};
+use crate::site::{AIRLOCK_INTERFACE, GATEWAY_INTERFACE, Site};
 use crate::topology::NetworkTopology;
 use serde_json::{Value, json};
 use std::fs;
@@ -331,6 +331,7 @@ fn gateway_file(folder: &Path, network: &NetworkTopology) -> Result<String> {
         "relay": relay(network),
         "verifier_socket": agent_socket(folder),
         "store": image_store(folder),
+        "dhcp": { "interface": GATEWAY_INTERFACE, "network": network.gateway.trunc() },
     });
     to_toml(&table, "the gateway's file")
 }

@@ -218,7 +218,10 @@ async fn power_on(shared: &Shared) -> Result<()> {
         return Ok(());
     }
     let source = shared.state().begin_boot();
-    shared.machine.power_on(source).await
+    shared.machine.power_on(source).await?;
+    // Before the answer: whoever asked takes the time that it then reads as this boot's.
+    shared.state().was_reset(SystemClock.now_ms());
+    Ok(())
 }
 
 /// Records the machine's own resets.
@@ -230,8 +233,8 @@ async fn follow(shared: Shared, mut power: mpsc::UnboundedReceiver<PowerEvent>, 
             PowerEvent::Off => "node.off",
         };
         match event {
-            PowerEvent::On | PowerEvent::Reset => shared.state().was_reset(SystemClock.now_ms()),
-            PowerEvent::Off => {}
+            PowerEvent::Reset => shared.state().was_reset(SystemClock.now_ms()),
+            PowerEvent::On | PowerEvent::Off => {}
         }
         events.lab(name, &json!({ "node": shared.node }));
     }
