@@ -13,7 +13,7 @@
 use crate::address;
 use crate::db::exports::{ExportRecord, Phase};
 use crate::db::{Db, DbError, DiskRecord, DiskState};
-use crate::gateway::order::ExportOrder;
+use crate::gateway::order::{ExportOrder, Reservation};
 use crate::gateways::{GatewayError, Gateways};
 use crate::secret::{ChapSecret, SealedWithAnotherKey, SecretKey};
 use crate::store::{ImageStore, StoreError};
@@ -434,6 +434,7 @@ impl Exporter {
             chap_secret: secret.expose().to_owned(),
             disk: record.disk,
             image: disk.image,
+            reservation: disk.mac.map(|mac| Reservation { mac, address: record.address }),
             expires_at_ms: record.expires_at_ms,
         })
     }

@@ -25,6 +25,6 @@ pub mod store;
 pub use api::openapi;
 pub use config::Config;
 pub use gateway::file::{ExportFileError, ExportedFile, FileExport, export_file};
-pub use gateway::{Gateway, GatewayConfig, GatewayError, RelayConfig, run_gateway};
+pub use gateway::{Gateway, GatewayConfig, GatewayError, RelayConfig};
 pub use secret::SecretKeyError;
 pub use service::{Imaging, RunError, run};

@@ -4,7 +4,8 @@ use super::output::{self, Row};
 use super::{BoxError, Options, Site};
 use assay_wire::id::{ImageId, LeaseId, NetworkId, NodeId, ProjectId};
 use assay_wire::imaging::{Disk, DiskRequest};
-use assay_wire::isolation::{Admission, LeaseRequest, NodeLease};
+use assay_wire::isolation::{Admission, LeaseRequest, NodeLease, NodeStatus};
+use assay_wire::net::MacAddr;
 use clap::{Args, Subcommand};
 
 #[derive(Debug, Subcommand)]
@@ -88,7 +89,7 @@ async fn create(arguments: CreateArguments) -> Result<(), BoxError> {
     let site = Site::open(&options)?;
     let id = LeaseId::random();
     // The disk first: the node may be admitted within a minute of its lease.
-    let disk = DiskRequest { project: project.clone(), node: node.clone(), image };
+    let disk = DiskRequest { project: project.clone(), node: node.clone(), image, mac: first_mac(&site, &node).await? };
     let _disk: Disk = site.imaging.put(&format!("/v1/disks/{id}"), &disk).await?;
     let request = LeaseRequest { id, project, node, network };
     match site.isolation.post::<_, NodeLease>("/v1/leases", &request).await {
@@ -101,5 +102,15 @@ async fn create(arguments: CreateArguments) -> Result<(), BoxError> {
             let _undone: serde_json::Value = site.imaging.delete(&format!("/v1/disks/{id}"), &()).await?;
             Err(refused.into())
         }
+    }
+}
+
+/// The NIC that the node boots from, and will ask for its address with. None for a node that the caller cannot see:
+/// isolation will say so when it is asked for the lease.
+async fn first_mac(site: &Site, node: &NodeId) -> Result<Option<MacAddr>, BoxError> {
+    match site.isolation.get::<NodeStatus>(&format!("/v1/nodes/{node}")).await {
+        Ok(status) => Ok(status.nics.first().map(|status| status.nic.mac)),
+        Err(refused) if refused.problem().is_some_and(|problem| problem.status == 404) => Ok(None),
+        Err(error) => Err(error.into()),
     }
 }

@@ -1,9 +1,10 @@
 //! Running services: all in one process (`assay up`), or one of them.
 
+mod gateway;
 mod site;
 
 use crate::client::BoxError;
-use assay_imaging::{FileExport, GatewayConfig, RelayConfig};
+use assay_imaging::FileExport;
 use assay_service::CancellationToken;
 use assay_service::auth::Tokens;
 use assay_service::clock::SystemClock;
@@ -12,12 +13,13 @@ use assay_service::telemetry::{self, LogFormat};
 use assay_service::tls::SiteIdentity;
 use assay_wire::net::Iqn;
 use clap::{Args, Subcommand};
-use serde::Deserialize;
 use site::{Service, SiteFile};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use tokio::task::JoinSet;
+
+pub(crate) use gateway::{GatewayArguments, run_gateway};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
@@ -77,29 +79,6 @@ pub(crate) struct ExportFileArguments {
     /// CHAP user, and a file with its secret
     #[arg(long, value_name = "USER:FILE")]
     chap: Option<String>,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct GatewayArguments {
-    /// The gateway's file
-    #[arg(long)]
-    config: PathBuf,
-}
-
-/// A gateway's file.
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct GatewayFile {
-    /// Unix socket on which imaging gives orders.
-    control_socket: PathBuf,
-    /// Imaging's store, as this process sees it.
-    store: PathBuf,
-    /// Address and port of the iSCSI portal.
-    portal: SocketAddr,
-    /// Address and port of the relay to the verifier.
-    relay: SocketAddr,
-    /// Unix socket of the verifier's agent API.
-    verifier_socket: PathBuf,
 }
 
 pub(crate) async fn run(command: Command) -> Result<(), BoxError> {
@@ -163,20 +142,6 @@ async fn serve_all(file: &SiteFile, services: &[Service]) -> Result<(), BoxError
         ended = ended.and(result);
     }
     ended
-}
-
-/// Runs a project's gateway.
-pub(crate) async fn run_gateway(arguments: GatewayArguments) -> Result<(), BoxError> {
-    telemetry::init(LogFormat::Json);
-    let file: GatewayFile = assay_service::config::read(&arguments.config)?;
-    let config = GatewayConfig {
-        control_socket: file.control_socket,
-        store: file.store,
-        portal: file.portal,
-        relay: Some(RelayConfig { listen: file.relay, verifier_socket: file.verifier_socket }),
-        clock: Arc::new(SystemClock),
-    };
-    Ok(assay_imaging::run_gateway(config, stop_on_signal()?).await?)
 }
 
 async fn export_file(arguments: ExportFileArguments) -> Result<(), BoxError> {

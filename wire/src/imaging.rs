@@ -2,7 +2,7 @@
 
 use crate::agent::{SealedGrant, TenantAddress};
 use crate::id::{AdmissionId, DiskId, ImageId, LeaseId, NodeId, ProjectId};
-use crate::net::Iqn;
+use crate::net::{Iqn, MacAddr};
 use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 use std::net::{Ipv4Addr, SocketAddrV4};
@@ -82,6 +82,11 @@ pub struct DiskRequest {
     pub node: NodeId,
     /// The golden image to clone.
     pub image: ImageId,
+    /// The NIC that asks for its address by DHCP on the project's provisioning network, like `52:54:00:12:34:56`. While
+    /// the disk is exported, the gateway gives it the address that the export has. Without one, the node has that
+    /// address by what the agent configured, and DHCP there does not answer it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mac: Option<MacAddr>,
 }
 
 /// A disk: `GET /v1/disks`.

@@ -39,9 +39,11 @@ pub(super) async fn put_disk(
     }
     let _alone = exporter.lock(lease).await;
     let record = exporter.db.put_disk(lease, &request).await.map_err(|error| db_failed(&error))?;
-    let asked = (&request.project, &request.node, &request.image);
-    if asked != (&record.project, &record.node, &record.image) {
-        let detail = format!("lease {lease} has a disk of image `{}` for node `{}`", record.image, record.node);
+    let asked = (&request.project, &request.node, &request.image, request.mac);
+    if asked != (&record.project, &record.node, &record.image, record.mac) {
+        let nic = record.mac.map_or_else(|| "without MAC address".to_owned(), |mac| format!("with MAC address {mac}"));
+        let (image, node) = (&record.image, &record.node);
+        let detail = format!("lease {lease} has a disk of image `{image}` for node `{node}` {nic}");
         return Err(ApiError::conflict("other-disk", detail).with_hint("delete it first"));
     }
     exporter.prepare_disk(&record).await.map_err(|error| export_failed(&error))?;

@@ -6,6 +6,7 @@ use assay_service::store::Store;
 use assay_wire::id::{DiskId, ImageId, LeaseId, NodeId, ProjectId};
 use assay_wire::imaging::{DiskRequest, Gateway, Image};
 use assay_wire::isolation::Project;
+use assay_wire::net::MacAddr;
 use assay_wire::result::VerifierKey;
 use sqlx::any::AnyRow;
 use sqlx::{AnyPool, Row as _};
@@ -44,6 +45,7 @@ pub(crate) struct DiskRecord {
     pub(crate) project: ProjectId,
     pub(crate) node: NodeId,
     pub(crate) image: ImageId,
+    pub(crate) mac: Option<MacAddr>,
     pub(crate) state: DiskState,
 }
 
@@ -131,14 +133,15 @@ impl Db {
     /// Records a disk for a lease that has none; answers the one that the lease has then.
     pub(crate) async fn put_disk(&self, lease: LeaseId, request: &DiskRequest) -> Result<DiskRecord, DbError> {
         sqlx::query(
-            "INSERT INTO disks (id, lease, project, node, image, state) VALUES ($1, $2, $3, $4, $5, 'making') \
-             ON CONFLICT (lease) DO NOTHING",
+            "INSERT INTO disks (id, lease, project, node, image, mac, state) \
+             VALUES ($1, $2, $3, $4, $5, $6, 'making') ON CONFLICT (lease) DO NOTHING",
         )
         .bind(DiskId::random().to_string())
         .bind(lease.to_string())
         .bind(request.project.as_str())
         .bind(request.node.as_str())
         .bind(request.image.as_str())
+        .bind(request.mac.map(|mac| mac.to_string()))
         .execute(&self.pool)
         .await
         .map_err(query("recording a disk"))?;
@@ -243,19 +246,19 @@ fn disk_of(row: &AnyRow) -> Result<DiskRecord, DbError> {
         project: parsed(row, "project")?,
         node: parsed(row, "node")?,
         image: parsed(row, "image")?,
+        mac: optional(row, "mac")?,
         state,
     })
 }
 
 fn gateway_of(row: &AnyRow) -> Result<Gateway, DbError> {
-    let router: Option<String> = row.try_get("router").map_err(query("reading column `router`"))?;
     Ok(Gateway {
         project: parsed(row, "project")?,
         control_socket: text(row, "control_socket")?,
         portal: parsed(row, "portal")?,
         relay: parsed(row, "relay")?,
         subnet: parsed(row, "subnet")?,
-        router: router.map(|router| router.parse().map_err(|_| value("router", router))).transpose()?,
+        router: optional(row, "router")?,
     })
 }
 
@@ -278,6 +281,11 @@ pub(crate) fn number(row: &AnyRow, column: &'static str) -> Result<i64, DbError>
 pub(crate) fn parsed<T: FromStr>(row: &AnyRow, column: &'static str) -> Result<T, DbError> {
     let text = text(row, column)?;
     text.parse().map_err(|_| value(column, text))
+}
+
+pub(crate) fn optional<T: FromStr>(row: &AnyRow, column: &'static str) -> Result<Option<T>, DbError> {
+    let text: Option<String> = row.try_get(column).map_err(query("reading a column"))?;
+    text.map(|text| text.parse().map_err(|_| value(column, text))).transpose()
 }
 
 /// Sizes are far below 2^63.

@@ -2,7 +2,7 @@
 //! gateway's own clock, whether or not imaging still runs.
 
 use super::hub::Hub;
-use super::order::{ExportOrder, ExportStatus, GatewayStatus};
+use super::order::{ExportOrder, ExportStatus, GatewayStatus, Reservation};
 use super::unit::{BLOCK_BYTES, Unit};
 use crate::store::StoreError;
 use crate::store::golden::GoldenImage;
@@ -10,10 +10,12 @@ use crate::store::overlay::{HostBoot, Overlay};
 use assay_iscsi::{Authentication, ChapCredentials, ConfigError, LogicalUnitConfig, Target, TargetConfig};
 use assay_service::clock::Clock;
 use assay_wire::id::{AdmissionId, DiskId, ImageId};
+use assay_wire::net::MacAddr;
 use std::collections::{BTreeMap, HashMap};
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use tokio::sync::watch;
 
 /// Exports by admission.
 pub(super) struct Exports {
@@ -24,6 +26,8 @@ pub(super) struct Exports {
     /// Held while an export is put up or taken down, so that the two do not cross.
     changing: tokio::sync::Mutex<()>,
     standing: Mutex<BTreeMap<AdmissionId, Standing>>,
+    /// Addresses of the nodes whose exports stand.
+    reservations: watch::Sender<Vec<(MacAddr, Ipv4Addr)>>,
     /// Golden images that some clone has open.
     goldens: Mutex<HashMap<ImageId, Weak<GoldenImage>>>,
 }
@@ -83,6 +87,7 @@ impl Exports {
             clock,
             changing: tokio::sync::Mutex::default(),
             standing: Mutex::default(),
+            reservations: watch::Sender::default(),
             goldens: Mutex::default(),
         }
     }
@@ -104,6 +109,7 @@ impl Exports {
         }
         tracing::info!(event = "gateway.export_up", %admission, target = %order.target, "export is up");
         self.standing().insert(admission, Standing { order, unit });
+        self.reserve();
         Ok(())
     }
 
@@ -112,6 +118,7 @@ impl Exports {
         let _alone = self.changing.lock().await;
         let standing = self.standing().remove(&admission);
         if let Some(standing) = standing {
+            self.reserve();
             self.hub.remove(standing.order.target.as_str()).await;
             tracing::info!(event = "gateway.export_down", %admission, target = %standing.order.target, "export is down");
         }
@@ -132,6 +139,11 @@ impl Exports {
         }
     }
 
+    /// Who has which address now.
+    pub(super) fn reservations(&self) -> watch::Receiver<Vec<(MacAddr, Ipv4Addr)>> {
+        self.reservations.subscribe()
+    }
+
     /// What is served.
     pub(super) fn status(&self) -> GatewayStatus {
         let standing = self.standing();
@@ -148,6 +160,15 @@ impl Exports {
             }
         });
         GatewayStatus { exports: exports.collect() }
+    }
+
+    /// Brings the reservations in step with what stands.
+    fn reserve(&self) {
+        let standing = self.standing();
+        let reservation = |Reservation { mac, address }: &Reservation| (*mac, address.addr());
+        let reservations =
+            standing.values().filter_map(|standing| standing.order.reservation.as_ref().map(reservation)).collect();
+        self.reservations.send_replace(reservations);
     }
 
     async fn open(self: &Arc<Self>, order: &ExportOrder) -> Result<Overlay, OrderError> {

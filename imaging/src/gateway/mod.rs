@@ -1,7 +1,8 @@
 //! The gateway: what stands on a project's provisioning network, in a network namespace of its own, unprivileged.
 //!
-//! It serves iSCSI targets ([`portal`]), relays agents to the verifier ([`relay`]), and takes orders from imaging on a
-//! Unix socket ([`order`]). It knows no project, no lease and no result: an order says everything, and expires.
+//! It serves iSCSI targets ([`portal`]), relays agents to the verifier ([`relay`]), says which node has which address
+//! ([`Gateway::reservations`], for a DHCP server), and takes orders from imaging on a Unix socket ([`order`]). It knows
+//! no project, no lease and no result: an order says everything, and expires.
 
 mod connection;
 mod control;
@@ -15,14 +16,16 @@ mod unit;
 
 use assay_service::CancellationToken;
 use assay_service::clock::Clock;
+use assay_wire::net::MacAddr;
 use exports::Exports;
 use hub::Hub;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpListener;
+use tokio::sync::watch;
 use tokio::time::MissedTickBehavior;
 
 /// How often exports are looked through for those that have expired.
@@ -80,14 +83,6 @@ pub struct Gateway {
     relay: Option<(TcpListener, PathBuf)>,
 }
 
-/// Binds and serves: see [`Gateway`].
-///
-/// # Errors
-/// See [`GatewayError`].
-pub async fn run_gateway(config: GatewayConfig, shutdown: CancellationToken) -> Result<(), GatewayError> {
-    Gateway::bind(config).await?.serve(shutdown).await
-}
-
 impl Gateway {
     /// Binds all sockets.
     ///
@@ -117,6 +112,13 @@ impl Gateway {
     #[must_use]
     pub fn relay(&self) -> Option<SocketAddr> {
         self.relay.as_ref().and_then(|(listener, _)| listener.local_addr().ok())
+    }
+
+    /// The address of each node whose export stands and whose MAC address is known: there from the moment its target is
+    /// up, gone before its sessions are severed. In order of admission id.
+    #[must_use]
+    pub fn reservations(&self) -> watch::Receiver<Vec<(MacAddr, Ipv4Addr)>> {
+        self.exports.reservations()
     }
 
     /// Serves until `shutdown`; when it returns, no connection is left.

@@ -7,7 +7,8 @@
 //! ```
 
 use assay_wire::id::{AdmissionId, DiskId, ImageId};
-use assay_wire::net::Iqn;
+use assay_wire::net::{Iqn, MacAddr};
+use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
@@ -27,6 +28,9 @@ pub struct ExportOrder {
     pub disk: DiskId,
     /// Its golden image.
     pub image: ImageId,
+    /// The node's address, for the gateway's DHCP; none if its MAC address is not known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reservation: Option<Reservation>,
     /// Until then, by the gateway's own clock: milliseconds since the Unix epoch.
     pub expires_at_ms: i64,
 }
@@ -39,9 +43,20 @@ impl fmt::Debug for ExportOrder {
             .field("chap_secret", &"<redacted>")
             .field("disk", &self.disk)
             .field("image", &self.image)
+            .field("reservation", &self.reservation)
             .field("expires_at_ms", &self.expires_at_ms)
             .finish_non_exhaustive()
     }
+}
+
+/// The one address that a node has on its provisioning network while its export stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Reservation {
+    /// The NIC that asks.
+    pub mac: MacAddr,
+    /// Its address, in the subnet that imaging has on record for the gateway.
+    pub address: Ipv4Net,
 }
 
 /// What the gateway serves.

@@ -13,13 +13,15 @@ use assay_service::client::{ClientError, ServiceClient};
 use assay_service::clock::ManualClock;
 use assay_wire::id::{AdmissionId, DiskId, ImageId};
 use assay_wire::imaging::ImageFormat;
+use assay_wire::net::MacAddr;
 use std::io::ErrorKind;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 /// Where the clocks of these tests stand: 2026-01-01.
@@ -50,6 +52,7 @@ pub(crate) struct RunningGateway {
     pub(crate) portal: SocketAddr,
     pub(crate) control: ServiceClient,
     pub(crate) socket: PathBuf,
+    pub(crate) reservations: watch::Receiver<Vec<(MacAddr, Ipv4Addr)>>,
     shutdown: CancellationToken,
     task: JoinHandle<Result<(), GatewayError>>,
 }
@@ -83,10 +86,10 @@ impl RunningGateway {
             }
         };
         let gateway = tokio::time::timeout(Duration::from_secs(5), bind).await.unwrap();
-        let (portal, shutdown) = (gateway.portal(), CancellationToken::new());
+        let (portal, reservations, shutdown) = (gateway.portal(), gateway.reservations(), CancellationToken::new());
         let task = tokio::spawn(gateway.serve(shutdown.clone()));
         let control = ServiceClient::over_unix(&socket).unwrap();
-        Self { portal, control, socket, shutdown, task }
+        Self { portal, control, socket, reservations, shutdown, task }
     }
 
     pub(crate) async fn put_up(&self, admission: AdmissionId, order: &ExportOrder) -> Result<(), ClientError> {
@@ -99,6 +102,11 @@ impl RunningGateway {
 
     pub(crate) async fn status(&self) -> GatewayStatus {
         self.control.get("v1/exports").await.unwrap()
+    }
+
+    /// Who has which address, as text.
+    pub(crate) fn reserved(&self) -> Vec<(String, String)> {
+        self.reservations.borrow().iter().map(|(mac, address)| (mac.to_string(), address.to_string())).collect()
     }
 
     pub(crate) async fn stop(self) {
@@ -118,6 +126,7 @@ pub(crate) fn order(store: &ImageStore) -> ExportOrder {
         chap_secret: "abcdefgh-_123456".into(),
         disk,
         image: image(),
+        reservation: None,
         expires_at_ms: NOW_MS + 3_600_000,
     }
 }

@@ -17,6 +17,9 @@ use ring::signature::Ed25519KeyPair;
 use std::collections::BTreeMap;
 use tokio::net::TcpListener;
 
+/// The NIC of the node that the disk of [`Site`] is for.
+pub(crate) const MAC: &str = "52:54:00:00:00:01";
+
 /// A running imaging service.
 pub(crate) struct Service {
     pub(crate) operator: ServiceClient,
@@ -140,7 +143,8 @@ impl Site {
     }
 
     pub(crate) async fn put_disk(&self, lease: LeaseId) -> Result<Disk, ClientError> {
-        let request = DiskRequest { project: "p1".parse().unwrap(), node: "n1".parse().unwrap(), image: image() };
+        let (project, node) = ("p1".parse().unwrap(), "n1".parse().unwrap());
+        let request = DiskRequest { project, node, image: image(), mac: Some(MAC.parse().unwrap()) };
         self.service.operator.put(&format!("v1/disks/{lease}"), &request).await
     }
 
