@@ -133,16 +133,7 @@ impl TpmState {
             Ok(())
         };
         netns.act(START_LIMIT * 3, listening).await?;
-        self.forget_power_cuts(netns, port).await?;
         Ok((RunningTpm { _process: process, control_socket }, format!("swtpm:host=127.0.0.1,port={port}")))
-    }
-
-    /// Soft nodes lose power without `TPM2_Shutdown` dozens of times an hour. A TPM counts each such loss as a wrong
-    /// guess if a key under dictionary-attack protection had been used (TPM 2.0 Part 1, 19.8.2), and after a few locks.
-    async fn forget_power_cuts(&self, netns: &Netns, port: u16) -> Result<()> {
-        let mut clear = netns.command("tpm2_dictionarylockout");
-        clear.args(["--clear-lockout", "--tcti"]).arg(format!("swtpm:host=127.0.0.1,port={port}"));
-        run(clear, "clearing a soft node's TPM lockout", START_LIMIT).await.map(drop)
     }
 }
 

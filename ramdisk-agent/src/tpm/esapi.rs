@@ -3,7 +3,9 @@
 use super::{AttesterKeys, PcrValue, Quote, Tpm, TpmError};
 use assay_wire::agent::Credential;
 use std::str::FromStr;
-use tss_esapi::abstraction::{AsymmetricAlgorithmSelection, ak, ek};
+use tss_esapi::abstraction::{AsymmetricAlgorithmSelection, KeyCustomization, ak, ek};
+//XmetricAlgorithmSelection, ak, ek};
+use tss_esapi::attributes::ObjectAttributesBuilder;
 use tss_esapi::constants::SessionType;
 use tss_esapi::handles::{AuthHandle, KeyHandle, PcrHandle, PersistentTpmHandle, SessionHandle, TpmHandle};
 use tss_esapi::interface_types::algorithm::{HashingAlgorithm, SignatureSchemeAlgorithm};
@@ -77,6 +79,17 @@ impl EsapiTpm {
     }
 }
 
+/// What our AK differs in from tss-esapi's.
+struct AkAttributes;
+
+impl KeyCustomization for AkAttributes {
+    /// `noDA`: the AK has no secret to guess, and a power cut after the use of a protected key counts as a wrong guess
+    /// (TPM 2.0 Part 1, 19.8.2): a few of them would lock the node's TPM.
+    fn attributes(&self, attributes: ObjectAttributesBuilder) -> ObjectAttributesBuilder {
+        attributes.with_no_da(true)
+    }
+}
+
 impl Tpm for EsapiTpm {
     fn pcr_extend(&mut self, pcr: u8, digest: PcrValue) -> Result<(), TpmError> {
         let doing = || format!("extending PCR {pcr}");
@@ -117,7 +130,7 @@ impl Tpm for EsapiTpm {
             AsymmetricAlgorithmSelection::Ecc(EccCurve::NistP256),
             SignatureSchemeAlgorithm::EcDsa,
             None,
-            None,
+            AkAttributes,
         )
         .doing("making the AK")?;
         let ak = ak::load_ak(&mut self.context, ek, None, created.out_private, created.out_public)
