@@ -3,10 +3,14 @@
 #
 #   scripts/install-dependencies.sh           install what is missing (with sudo where not root)
 #   scripts/install-dependencies.sh --check   only say what is missing; exit status 1 if anything is
+#   scripts/install-dependencies.sh LIST      the same for another list
 set -eu
 
 here=$(CDPATH='' cd -- "$(dirname -- "$0")" && pwd)
-list="$here/packages.txt"
+case ${1:-} in
+'' | --check) list="$here/packages.txt" ;;
+*) list=$1 ;;
+esac
 
 fail() {
     echo "install-dependencies: $1" >&2

@@ -1,0 +1,36 @@
+#!/bin/sh
+# Benchmarks, one after another. Each figure stands beside a peer's or a ceiling's from the same run.
+#
+#   scripts/bench.sh            all of them
+#   scripts/bench.sh FILTER     those whose name has FILTER in it: verifier, netboot, iscsi
+#
+# Ends with a table; target/bench/results.jsonl has the same for programs.
+set -eu
+cd "$(dirname "$0")/.."
+
+# The peers come with services that listen everywhere. We start them ourselves, on loopback.
+if ! dpkg-query --show tgt tftpd-hpa >/dev/null 2>&1; then
+    scripts/install-dependencies.sh scripts/bench-packages.txt
+    if [ -d /run/systemd/system ]; then
+        sudo=''
+        [ "$(id -u)" -eq 0 ] || sudo=sudo
+        $sudo systemctl disable --now tgt tftpd-hpa
+    fi
+fi
+
+# One command for all, so that nothing is compiled twice.
+benches='--bench verifier --bench netboot --bench iscsi'
+# shellcheck disable=SC2086
+cargo bench --locked -p assay-verifier -p assay-netboot -p assay $benches --no-run
+
+results=target/bench/results.jsonl
+mkdir -p target/bench
+: >"$results"
+trap 'trap - EXIT; kill 0' INT TERM
+# shellcheck disable=SC2086
+timeout --foreground 480 cargo bench --locked --quiet -p assay-verifier -p assay-netboot -p assay $benches -- ${1:-} >"$results"
+[ -s "$results" ] || {
+    echo "bench: nothing is called '$1'" >&2
+    exit 2
+}
+scripts/bench-table.py "$results"
