@@ -107,6 +107,7 @@ impl Imaging {
     /// See [`RunError`].
     pub async fn serve(self, listener: TcpListener, context: &ServiceContext) -> Result<(), RunError> {
         let router = api::router(Arc::clone(&self.state));
+        tracing::info!(event = "imaging.ready", "the image store is open");
         let upkeep = upkeep(self.state, context.shutdown.clone());
         let (served, ()) = tokio::join!(http::serve(Listener::Tls(listener), router, context), upkeep);
         Ok(served?)
