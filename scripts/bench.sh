@@ -25,12 +25,18 @@ cargo bench --locked -p assay-verifier -p assay-netboot -p assay $benches --no-r
 
 results=target/bench/results.jsonl
 mkdir -p target/bench
-: >"$results"
-trap 'trap - EXIT; kill 0' INT TERM
+# In a process group of its own, which `timeout` ends as one; what the benchmarks start ends with them.
 # shellcheck disable=SC2086
-timeout --foreground 480 cargo bench --locked --quiet -p assay-verifier -p assay-netboot -p assay $benches -- ${1:-} >"$results"
+timeout 480 cargo bench --locked -p assay-verifier -p assay-netboot -p assay $benches -- ${1:-} >"$results" &
+running=$!
+trap 'kill "$running" 2>/dev/null || true; rm -rf target/tmp/iscsi-bench-*' EXIT
+trap 'exit 130' INT TERM
+wait "$running" || {
+    echo "bench: a benchmark failed, or all took more than 8 minutes; what it said is above" >&2
+    exit 1
+}
 [ -s "$results" ] || {
-    echo "bench: nothing is called '$1'" >&2
+    echo "bench: none is called '${1:-}'; there are verifier, netboot and iscsi" >&2
     exit 2
 }
 scripts/bench-table.py "$results"

@@ -6,7 +6,7 @@
 use std::time::{Duration, Instant};
 
 /// How often each side is measured. The medians count.
-pub(crate) const ROUNDS: usize = 5;
+pub(crate) const ROUNDS: usize = 7;
 
 /// Which way is good.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -1,5 +1,5 @@
-//! Every fuzz target for a moment, so that none rots: its seeds, their near neighbours, and noise. Without coverage this
-//! finds only the shallow; `make fuzz TARGET=…` digs.
+//! Every fuzz target for a moment, so that none rots: its seeds, their near neighbours, and noise. Without coverage
+//! this finds only the shallow; `make fuzz TARGET=…` digs.
 
 use std::fs;
 use std::io;

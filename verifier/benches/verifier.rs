@@ -1,6 +1,6 @@
 //! What a verdict costs, on one core: the quote of an RSA-2048 AK, a log of 45 KB, the policy. The ceiling of the whole
-//! is the bare verification of the AK's signature. The log stands beside hashing its octets once, which replay need not do:
-//! it hashes digests.
+//! is the bare verification of the AK's signature. The log stands beside hashing its octets once, which replay need not
+//! do: it hashes digests.
 
 #![allow(clippy::unwrap_used, reason = "a benchmark may end where it cannot go on")]
 
