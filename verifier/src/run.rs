@@ -105,6 +105,7 @@ pub async fn run_on(config: Config, sockets: Sockets, context: ServiceContext) -
     let verifier = assemble(&config, &context, agent_context.identity.key_sha256()).await?;
     let resumed = verifier.releases.resume().await.map_err(RunError::Journal)?;
     verifier.releases.start_reports(verifier.reports.clone());
+    verifier.releases.start_following();
     tracing::info!(
         event = "verifier.ready",
         listen = %config.listen,

@@ -86,6 +86,12 @@ pub(super) async fn reset_by_the_tenant(bench: &Bench, node: &str) -> Result<()>
     if let Some(page) = page(peer, first_node_address(bench)?).await {
         return Err(LabError::unexpected(format!("fencing {node}"), format!("it still answers: {page}")));
     }
+    // Nothing of the admission is left: its disk is closed too.
+    crate::command::wait_until("waiting for the fenced node's export to be closed", STATE_LIMIT, || async {
+        let exports = bench.services.client(&["export", "list"]).await.ok()?;
+        exports.as_array().is_some_and(Vec::is_empty).then_some(())
+    })
+    .await?;
     bench.events.lab("node.fenced", &json!({ "node": node }));
     bench.tell(&format!("  {node} is in quarantine; sending it through the airlock again"));
     let position = bench.events.position();

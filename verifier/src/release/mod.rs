@@ -3,6 +3,7 @@
 //! [`Releases`] is how the rest of the verifier reaches the release of an admission.
 
 pub mod driver;
+mod follow;
 pub mod journal;
 pub mod peers;
 pub mod reports;
@@ -170,6 +171,11 @@ impl Releases {
     /// Reports bad verdicts from now on, the ones left over from before a restart first.
     pub fn start_reports(&self, reports: reports::Reports) {
         self.shared.tasks.spawn(reports.run(Arc::clone(&self.shared)));
+    }
+
+    /// Closes the exports of admissions that isolation ends, from now on.
+    pub fn start_following(&self) {
+        self.shared.tasks.spawn(follow::run(Arc::clone(&self.shared)));
     }
 
     /// Waits until every driver has stopped, after shutdown.

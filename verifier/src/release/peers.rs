@@ -123,6 +123,14 @@ impl Peers {
         }
     }
 
+    /// All admissions that isolation has on record, ended ones too.
+    ///
+    /// # Errors
+    /// isolation does not answer.
+    pub async fn admissions(&self) -> Result<Vec<Admission>, ClientError> {
+        self.isolation.get("/v1/admissions").await
+    }
+
     /// Ends the admission, if there is one: the port goes to quarantine.
     ///
     /// # Errors
