@@ -99,8 +99,12 @@ fn main() -> ExitCode {
     };
     if needs_namespaces && !sandbox::is_inside() {
         // What needs the world's network comes first: inside, there is none.
-        let prepared = runtime.block_on(prepare(&arguments)).and_then(|()| record_pid(&arguments.folder));
-        return failed(&prepared.err().unwrap_or_else(sandbox::enter));
+        let entered = runtime.block_on(async {
+            prepare(&arguments).await?;
+            record_pid(&arguments.folder)?;
+            sandbox::enter().await
+        });
+        return entered.unwrap_or_else(|error| failed(&error));
     }
     match runtime.block_on(run(arguments)) {
         Ok(()) => ExitCode::SUCCESS,
@@ -245,12 +249,11 @@ fn down(folder: &Path) -> Result<()> {
     let doing = format!("ending the lab of {}", folder.display());
     let text = std::fs::read_to_string(&path).map_err(LabError::io(format!("{doing}: reading {}", path.display())))?;
     let pid: i32 = text.trim().parse().map_err(|_| LabError::unexpected(&*doing, "its pid file holds no number"))?;
-    // The number may have been given to another process since: only `unshare` running the lab is ours to end.
+    // The number may have been given to another process since: only a lab is ours to end.
     let command_line = std::fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
     if command_line.contains("qemu-lab") {
         let pid = nix::unistd::Pid::from_raw(pid);
-        // `unshare --fork` ignores SIGTERM; its death takes the namespaces' PID 1 with it.
-        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL)
+        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM)
             .map_err(|errno| LabError::unexpected(&*doing, errno))?;
     }
     std::fs::remove_file(&path).map_err(LabError::io(format!("removing {}", path.display())))?;

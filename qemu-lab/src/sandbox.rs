@@ -4,8 +4,9 @@
 
 use crate::command::{command, run};
 use crate::error::{LabError, Result};
-use std::os::unix::process::CommandExt as _;
+use std::process::{ExitCode, Stdio};
 use std::time::Duration;
+use tokio::signal::unix::{SignalKind, signal};
 
 /// Set for the inner execution.
 const INSIDE: &str = "ASSAY_LAB_INSIDE";
@@ -16,21 +17,42 @@ pub fn is_inside() -> bool {
     std::env::var_os(INSIDE).is_some()
 }
 
-/// Replaces this process by `unshare`, which runs this program with the same arguments inside. Returns only to say why
-/// it could not.
-#[must_use]
-pub fn enter() -> LabError {
-    let program = match std::env::current_exe() {
-        Ok(program) => program,
-        Err(source) => return LabError::Io { doing: "finding this program's own file".into(), source },
-    };
-    let mut unshare = std::process::Command::new("unshare");
+/// Runs this program with the same arguments inside, and ends as it ends. SIGTERM and SIGHUP end it at once; Ctrl-C
+/// reaches the inside by itself, which then has a moment to say goodbye.
+///
+/// # Errors
+/// `unshare` cannot be started, or namespaces are not allowed here.
+pub async fn enter() -> Result<ExitCode> {
+    let doing = "entering namespaces with `unshare` (package util-linux)";
+    let program = std::env::current_exe().map_err(LabError::io("finding this program's own file"))?;
+    // If this process dies without a word, the kernel ends `unshare`, and with it PID 1 of the inside.
+    let mut unshare = command("setpriv");
+    unshare.args(["--pdeathsig", "KILL", "unshare"]);
     unshare.args(["--fork", "--kill-child=KILL", "--pid", "--mount-proc", "--mount", "--net"]);
     if !nix::unistd::geteuid().is_root() {
         unshare.args(["--user", "--map-root-user"]);
     }
-    let source = unshare.arg("--").arg(program).args(std::env::args_os().skip(1)).env(INSIDE, "1").exec();
-    LabError::Io { doing: "entering namespaces with `unshare` (package util-linux)".into(), source }
+    unshare.arg("--").arg(program).args(std::env::args_os().skip(1)).env(INSIDE, "1");
+    unshare.stdin(Stdio::inherit()).stdout(Stdio::inherit()).stderr(Stdio::inherit());
+    let mut inside = unshare.spawn().map_err(LabError::io(doing))?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(LabError::io(doing))?;
+    let mut terminate = signal(SignalKind::terminate()).map_err(LabError::io(doing))?;
+    let mut hang_up = signal(SignalKind::hangup()).map_err(LabError::io(doing))?;
+    let patience = async {
+        interrupt.recv().await;
+        tokio::time::sleep(GOODBYE_LIMIT).await;
+    };
+    tokio::select! {
+        ended = inside.wait() => {
+            let code = ended.map_err(LabError::io(doing))?.code().and_then(|code| u8::try_from(code).ok());
+            return Ok(ExitCode::from(code.unwrap_or(1)));
+        }
+        () = patience => {}
+        _ = terminate.recv() => {}
+        _ = hang_up.recv() => {}
+    }
+    inside.kill().await.map_err(LabError::io("ending the lab"))?;
+    Ok(ExitCode::from(ENDED_BY_SIGNAL))
 }
 
 /// What the inside needs before anything else: a `/run` of its own and loopback.
@@ -46,3 +68,7 @@ pub async fn prepare() -> Result<()> {
 }
 
 const LIMIT: Duration = Duration::from_secs(10);
+/// After Ctrl-C.
+const GOODBYE_LIMIT: Duration = Duration::from_secs(10);
+/// 128 + SIGTERM, as shells say it.
+const ENDED_BY_SIGNAL: u8 = 143;
