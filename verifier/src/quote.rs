@@ -373,8 +373,10 @@ pub fn check_clock(previous: Option<&ClockInfo>, now: &ClockInfo) -> Result<Cloc
     if same_reset {
         forward("restart count", before.restart_count.into(), now.restart_count.into())?;
     }
-    // After a power cut the clock may go back to its last stored value, and the TPM then says that it is not safe.
-    if same_reset || now.safe {
+    // Across a reset it is the reset count that tells old from new: after a power cut the clock falls back to its last
+    // stored value. A TPM should then say that it is not safe (Part 1, 36.3.2), but swtpm behind QEMU was seen to fall
+    // back by half a boot and say that it is.
+    if same_reset {
         forward("clock", before.clock_ms, now.clock_ms)?;
     }
     Ok(if same_reset && before.restart_count == now.restart_count { ClockChange::SameBoot } else { ClockChange::Reset })
@@ -459,13 +461,14 @@ mod tests {
             (ClockInfo { restart_count: 1, clock_ms: 9999, ..CLOCK }, "restart count"),
             (ClockInfo { clock_ms: 999, ..CLOCK }, "clock"),
             (ClockInfo { clock_ms: 999, safe: false, ..CLOCK }, "clock"),
-            (ClockInfo { reset_count: 6, clock_ms: 999, ..CLOCK }, "clock"),
         ] {
             let error = check(now).unwrap_err();
             assert!(matches!(error, ClockError::WentBack { counter: c, .. } if c == counter), "{error}");
         }
-        // A power cut may cost some clock, and the TPM says so.
-        assert_eq!(check(ClockInfo { reset_count: 6, clock_ms: 999, safe: false, ..CLOCK }), Ok(ClockChange::Reset));
+        // A power cut may cost some clock, and a TPM should say so; the reset count has moved on all the same.
+        for safe in [false, true] {
+            assert_eq!(check(ClockInfo { reset_count: 6, clock_ms: 999, safe, ..CLOCK }), Ok(ClockChange::Reset));
+        }
         assert_eq!(check(ClockInfo { firmware_version: 8, ..CLOCK }), Err(ClockError::Firmware { before: 7, now: 8 }));
     }
 }
