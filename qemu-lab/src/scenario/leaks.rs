@@ -7,6 +7,7 @@ use crate::command::wait_until;
 use crate::error::{LabError, Result};
 use crate::probe::{Probe, Sighting};
 use crate::site::{BRIDGE, PROBE_INTERFACE};
+use assay_ovsdb::{Limits, Ovsdb};
 use serde_json::json;
 use std::time::Duration;
 
@@ -53,21 +54,24 @@ pub(super) async fn none_but_when_admitted(bench: &mut Bench) -> Result<()> {
     Ok(())
 }
 
-/// Moves the port with nothing but a tag change, until a frame is seen that was sent after the switch said "done".
+/// Moves the port with nothing but a tag change, until a frame is seen that was sent after the database said "done".
 async fn careless_moves(bench: &Bench, probe: &Probe, vlan: u16) -> Result<u32> {
     let port = bench.site.node(NODE)?.port.clone();
-    let set = |vlan: u16| {
-        let tag = format!("tag={vlan}");
-        let done = bench.site.switch.vsctl(&["set", "port", &port, &tag, "protected=false"]);
-        done.map_err(LabError::service(format!("moving {port} of {BRIDGE} carelessly")))
+    let failed = || LabError::service(format!("moving {port} of {BRIDGE} carelessly"));
+    let switch = Ovsdb::connect(&bench.site.switch.ovsdb_socket(), Limits::default()).await.map_err(failed())?;
+    // The database has it, so it is done: what a driver believes that neither waits for the switch nor asks it.
+    let set = async |vlan: u16| {
+        let update = json!({ "op": "update", "table": "Port", "where": [["name", "==", port]],
+            "row": { "tag": vlan, "protected": false } });
+        switch.transact("Open_vSwitch", vec![update]).await.map(drop).map_err(failed())
     };
     for moves in 1..=MOST_CARELESS_MOVES {
-        set(vlan)?;
+        set(vlan).await?;
         let opened = probe.now();
         let through = |s: &Sighting| s.sent > opened;
         let open = || async { probe.sightings().iter().any(through).then_some(()) };
         wait_until("waiting for frames through an open port", STATE_LIMIT, open).await?;
-        set(bench.site.topology.quarantine_vlan.get())?;
+        set(bench.site.topology.quarantine_vlan.get()).await?;
         let closed = probe.now();
         // Long enough for a frame that slipped through to be seen; a condition that must not come about has no event.
         let late = || async { probe.sightings().iter().any(|s| s.sent > closed).then_some(()) };
