@@ -1,6 +1,6 @@
 //! Isolation's API: projects, nodes, networks, switches, ports, leases, admissions. The words of design section 2.
 
-use crate::id::{AdmissionId, BootId, ImageId, LeaseId, NetworkId, NicId, NodeId, ProjectId, SwitchId};
+use crate::id::{AdmissionId, BootId, LeaseId, NetworkId, NicId, NodeId, ProjectId, SwitchId};
 use crate::net::{MacAddr, VlanId};
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -306,15 +306,4 @@ pub struct RejectRequest {
 pub struct RevokeRequest {
     /// Why, in words.
     pub reason: String,
-}
-
-/// What a tenant asks for in one call of the client: which image on which node.
-#[derive(Debug, Clone, Serialize, Deserialize, utoipa::ToSchema)]
-#[serde(deny_unknown_fields)]
-pub struct LeaseWithImage {
-    /// The lease.
-    #[serde(flatten)]
-    pub lease: LeaseRequest,
-    /// The golden image to clone.
-    pub image: ImageId,
 }
