@@ -129,6 +129,8 @@ fn evidence(tpm: &SoftTpm, quote: SignedQuote, settings: Vec<u8>) -> Evidence {
             kind: MeasurementKind::AgentSettings,
             data: settings,
         }],
+        ima: None,
+        tee: Vec::new(),
     }
 }
 
@@ -392,6 +394,7 @@ fn result(policy: &Policy) {
         ek_public: URL_SAFE_NO_PAD.encode([1; 314]),
         ek_sha256: "ab".repeat(32),
         ak_name: format!("000b{}", "cd".repeat(32)),
+        renews: None,
         reset_count: 3,
         restart_count: 0,
     };

@@ -159,6 +159,8 @@ impl Activated {
             pcrs: values.iter().map(hex::encode).collect(),
             event_log,
             agent_measurements: measurements,
+            ima: None,
+            tee: Vec::new(),
         })
     }
 

@@ -183,6 +183,8 @@ fn evidence(log: &LogWriter, settings: &[u8], key: &PKey<Private>) -> Evidence {
             kind: MeasurementKind::AgentSettings,
             data: settings.to_vec(),
         }],
+        ima: None,
+        tee: Vec::new(),
     }
 }
 

@@ -103,6 +103,7 @@ fn claims(case: &Case<'_>, accepted: &Accepted) -> Claims {
         ek_public: URL_SAFE_NO_PAD.encode(&attester.ek_public),
         ek_sha256: ek_sha256_hex(&attester.ek_public),
         ak_name: accepted.ak_name().to_string(),
+        renews: None,
         reset_count: accepted.clock().reset_count,
         restart_count: accepted.clock().restart_count,
     }

@@ -32,6 +32,71 @@ pub struct Evidence {
     pub event_log: Vec<u8>,
     /// What the agent itself extended, in order.
     pub agent_measurements: Vec<AgentMeasurement>,
+    /// The kernel's runtime measurement list, if the kernel keeps one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ima: Option<ImaList>,
+    /// Quotes of trusted execution environments on this machine, if a policy asks for them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tee: Vec<TeeQuote>,
+}
+
+/// Evidence of a node that was released: what changed since. Its firmware's event log is the one that admitted it, so
+/// PCRs 0 to 9 and 11 to 14 must be what they were then; only PCR 10 moves on, as `ima` explains.
+#[derive(Debug, Clone, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RuntimeEvidence {
+    /// `TPMS_ATTEST` as the TPM marshalled it.
+    #[serde(with = "base64_bytes")]
+    #[schema(value_type = String)]
+    pub attest: Vec<u8>,
+    /// `TPMT_SIGNATURE` over `attest`.
+    #[serde(with = "base64_bytes")]
+    #[schema(value_type = String)]
+    pub signature: Vec<u8>,
+    /// The SHA-256 PCR values as the agent read them, in the order of [`QUOTED_PCRS`]; 32 octets each, hexadecimal.
+    pub pcrs: Vec<String>,
+    /// What the kernel's runtime measurement list gained since the last evidence; none if the kernel keeps no list.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ima: Option<ImaList>,
+    /// Quotes of trusted execution environments on this machine, if a policy asks for them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tee: Vec<TeeQuote>,
+}
+
+/// A stretch of the kernel's runtime measurement list. Vouched for by PCR 10 alone, into which the kernel extends each
+/// entry's template digest.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ImaList {
+    /// How many entries of the list come before these.
+    pub first_entry: u64,
+    /// The entries as `binary_runtime_measurements` has them (Linux, Documentation/security/IMA-templates.rst).
+    #[serde(with = "base64_bytes")]
+    #[schema(value_type = String)]
+    pub entries: Vec<u8>,
+}
+
+/// A quote of a trusted execution environment. Vouched for by its maker's keys; bound to this TPM and this moment by
+/// its report data, whose first 32 octets are SHA-256 of the nonce followed by the AK's name, the others zero.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct TeeQuote {
+    /// Whose.
+    pub kind: TeeKind,
+    /// Intel's ECDSA quote, version 3, 4 or 5.
+    #[serde(with = "base64_bytes")]
+    #[schema(value_type = String)]
+    pub quote: Vec<u8>,
+}
+
+/// Which trusted execution environment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum TeeKind {
+    /// Intel SGX: an enclave.
+    Sgx,
+    /// Intel TDX: a trust domain.
+    Tdx,
 }
 
 /// One extension of a PCR by the agent. The digest that was extended is SHA-256 of `data`.

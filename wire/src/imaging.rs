@@ -113,6 +113,9 @@ pub struct Disk {
 pub struct ExportRequest {
     /// The result, as [`crate::result`] describes it.
     pub result: String,
+    /// Results of other verifiers, as in [`crate::isolation::AdmissionRequest::supporting`].
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub supporting: Vec<String>,
 }
 
 /// The answer: where the node will live, and a grant that only its TPM can open.

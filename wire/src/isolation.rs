@@ -271,6 +271,57 @@ pub struct AirlockContext {
 pub struct AdmissionRequest {
     /// The result, as [`crate::result`] describes it.
     pub result: String,
+    /// Results of other verifiers about the same node, AK, lease and boot, where the site demands that several agree.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub supporting: Vec<String>,
+}
+
+/// `POST /v1/admission-renewals` at isolation, `POST /v1/export-renewals` at imaging: fresh results about nodes that
+/// are admitted. Each is decided by itself; what is not renewed ends at its expiry.
+#[derive(Debug, Clone, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RenewalRequest {
+    /// At most [`MAX_RENEWALS`].
+    pub renewals: Vec<Renewal>,
+}
+
+/// The most renewals in one request.
+pub const MAX_RENEWALS: usize = 1_000;
+
+/// One admission, renewed.
+#[derive(Debug, Clone, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Renewal {
+    /// The admission.
+    pub admission: AdmissionId,
+    /// The result whose claim `assay.admission` names it.
+    pub result: String,
+    /// Results of other verifiers, as in [`AdmissionRequest::supporting`].
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub supporting: Vec<String>,
+}
+
+/// The answer to a [`RenewalRequest`]: one outcome for each renewal, in their order.
+#[derive(Debug, Clone, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct RenewalAnswer {
+    /// The outcomes.
+    pub outcomes: Vec<RenewalOutcome>,
+}
+
+/// What became of one renewal.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(tag = "outcome", rename_all = "kebab-case")]
+pub enum RenewalOutcome {
+    /// It stands longer. Never shorter than before.
+    Renewed {
+        /// Until then: milliseconds since the Unix epoch.
+        expires_at_ms: i64,
+    },
+    /// The result was not accepted, or the admission has ended: a renewal never brings one back.
+    Refused {
+        /// Why, in words.
+        reason: String,
+    },
 }
 
 /// An admission on record.

@@ -6,6 +6,7 @@
 //! attestation result, because every relying party must check it for itself ([`result`]).
 
 pub mod agent;
+pub mod attestation;
 pub mod evidence;
 pub mod id;
 pub mod imaging;

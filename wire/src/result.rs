@@ -58,6 +58,9 @@ pub struct Claims {
     /// The AK's TPM name (algorithm and digest), hexadecimal.
     #[serde(rename = "assay.ak-name")]
     pub ak_name: String,
+    /// The admission that this result renews; none if it asks for a new one, whose id is then this result's.
+    #[serde(rename = "assay.admission", default, skip_serializing_if = "Option::is_none")]
+    pub renews: Option<AdmissionId>,
     /// TPM reset count at the quote.
     #[serde(rename = "assay.reset-count")]
     pub reset_count: u32,
@@ -305,6 +308,7 @@ mod tests {
             ek_public: String::new(),
             ek_sha256: String::new(),
             ak_name: String::new(),
+            renews: None,
             reset_count: 1,
             restart_count: 0,
         }

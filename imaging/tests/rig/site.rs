@@ -68,7 +68,7 @@ impl Service {
     }
 
     pub(crate) async fn export(&self, result: &SignedResult) -> Result<ExportAnswer, ClientError> {
-        let request = ExportRequest { result: result.as_str().to_owned() };
+        let request = ExportRequest { result: result.as_str().to_owned(), supporting: Vec::new() };
         self.verifier.post("v1/exports", &request).await
     }
 
@@ -165,6 +165,7 @@ impl Site {
             ek_public: URL_SAFE_NO_PAD.encode(ek_public()),
             ek_sha256: String::new(),
             ak_name: format!("000b{}", "5a".repeat(32)),
+            renews: None,
             reset_count: 1,
             restart_count: 0,
         }

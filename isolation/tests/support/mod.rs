@@ -186,6 +186,7 @@ impl Site {
             ek_public: String::new(),
             ek_sha256: String::new(),
             ak_name: "000b".into(),
+            renews: None,
             reset_count: 1,
             restart_count: 0,
         }
@@ -196,7 +197,9 @@ impl Site {
     }
 
     pub(crate) async fn send(&self, result: &SignedResult) -> Result<Admission, ClientError> {
-        self.service.post("/v1/admissions", &AdmissionRequest { result: result.as_str().to_owned() }).await
+        self.service
+            .post("/v1/admissions", &AdmissionRequest { result: result.as_str().to_owned(), supporting: Vec::new() })
+            .await
     }
 
     pub(crate) async fn revoke(&self, id: AdmissionId) -> Result<Admission, ClientError> {

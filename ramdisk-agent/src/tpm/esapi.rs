@@ -4,7 +4,6 @@ use super::{AttesterKeys, PcrValue, Quote, Tpm, TpmError};
 use assay_wire::agent::Credential;
 use std::str::FromStr;
 use tss_esapi::abstraction::{AsymmetricAlgorithmSelection, KeyCustomization, ak, ek};
-//XmetricAlgorithmSelection, ak, ek};
 use tss_esapi::attributes::ObjectAttributesBuilder;
 use tss_esapi::constants::SessionType;
 use tss_esapi::handles::{AuthHandle, KeyHandle, PcrHandle, PersistentTpmHandle, SessionHandle, TpmHandle};

@@ -95,7 +95,7 @@ impl Peers {
     /// # Errors
     /// See [`EffectError`].
     pub async fn export(&self, result: &str, admission: AdmissionId) -> Result<ExportAnswer, EffectError> {
-        let request = ExportRequest { result: result.to_owned() };
+        let request = ExportRequest { result: result.to_owned(), supporting: Vec::new() };
         let answer: ExportAnswer = self.imaging.post("/v1/exports", &request).await.map_err(imaging_failed)?;
         if answer.admission == admission && answer.grant.admission == admission {
             Ok(answer)
@@ -109,7 +109,7 @@ impl Peers {
     /// # Errors
     /// See [`EffectError`].
     pub async fn admit(&self, release: &Release) -> Result<(), EffectError> {
-        let request = AdmissionRequest { result: release.result.clone() };
+        let request = AdmissionRequest { result: release.result.clone(), supporting: Vec::new() };
         let answer: Admission = self.isolation.post("/v1/admissions", &request).await.map_err(isolation_failed)?;
         let wrong = |what| Err(EffectError::WrongAnswer { peer: "isolation", what });
         if answer.id != release.admission {

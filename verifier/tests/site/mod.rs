@@ -268,6 +268,8 @@ impl Agent {
                 kind: MeasurementKind::AgentSettings,
                 data: self.settings.clone(),
             }],
+            ima: None,
+            tee: Vec::new(),
         }
     }
 

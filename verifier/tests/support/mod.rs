@@ -55,6 +55,8 @@ impl Node {
                 kind: MeasurementKind::AgentSettings,
                 data: self.settings.clone(),
             }],
+            ima: None,
+            tee: Vec::new(),
         }
     }
 
