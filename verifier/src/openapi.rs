@@ -1,6 +1,6 @@
 //! The OpenAPI document of both APIs, from the code.
 
-use crate::server::{agent, enrol, operator};
+use crate::server::{agent, enrol, operator, policies, verdicts};
 use utoipa::OpenApi;
 
 /// The document.
@@ -24,12 +24,12 @@ pub fn openapi() -> utoipa::openapi::OpenApi {
         agent::grant,
         agent::handover,
         operator::key,
-        operator::policies,
-        operator::activate_policy,
-        operator::learn_policy,
-        operator::verdicts,
-        operator::verdict,
-        operator::archived,
+        policies::policies,
+        policies::activate_policy,
+        policies::learn_policy,
+        verdicts::verdicts,
+        verdicts::verdict,
+        verdicts::archived,
         operator::releases,
         operator::identities,
         operator::identity,

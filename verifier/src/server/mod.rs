@@ -6,6 +6,8 @@ pub(crate) mod enrol;
 mod extract;
 mod leaving;
 pub mod operator;
+pub mod policies;
+pub mod verdicts;
 
 use crate::config::SessionTimes;
 use crate::identity::EkCas;
