@@ -6,7 +6,7 @@
 
 use crate::event_log::{LaterExtension, LogError, ReplayError, ReplayedLog, UnverifiedLog};
 use crate::quote::{AkPublic, ClockChange, ClockError, ClockInfo, PCR_COUNT, PcrValue, QuoteError};
-use crate::quote::{UnverifiedQuote, VerifiedQuote, check_clock, verify_quote};
+use crate::quote::{UnverifiedQuote, VerifiedQuote, check_clock, fell_back_ms, verify_quote};
 use assay_tpm::algorithm::HashAlgorithm;
 use assay_wire::evidence::{AGENT_PCR, AgentMeasurement, Evidence};
 use std::error::Error;
@@ -30,6 +30,7 @@ pub struct Challenge<'a> {
 pub struct ReplayedEvidence<'a> {
     quote: VerifiedQuote,
     clock_change: ClockChange,
+    clock_fell_back_ms: Option<u64>,
     log: ReplayedLog<'a>,
     measurements: &'a [AgentMeasurement],
 }
@@ -51,6 +52,12 @@ impl ReplayedEvidence<'_> {
     #[must_use]
     pub fn clock_change(&self) -> ClockChange {
         self.clock_change
+    }
+
+    /// By how much the TPM's clock fell back over a reset: for the policy to judge.
+    #[must_use]
+    pub fn clock_fell_back_ms(&self) -> Option<u64> {
+        self.clock_fell_back_ms
     }
 
     /// The firmware's events.
@@ -139,11 +146,12 @@ pub fn verify<'a>(evidence: &'a Evidence, challenge: &Challenge<'_>) -> Result<R
     let unverified = UnverifiedQuote { attest: &evidence.attest, signature: &evidence.signature, pcrs: &pcrs };
     let quote = verify_quote(&unverified, challenge.ak, challenge.nonce)?;
     let clock_change = check_clock(challenge.last_clock, quote.clock())?;
+    let clock_fell_back_ms = fell_back_ms(challenge.last_clock, quote.clock());
     let mut later = measured_by_agent(&evidence.agent_measurements)?;
     let log = UnverifiedLog::parse(&evidence.event_log)?;
     later.extend(measured_by_ima(&quote));
     let log = log.replay(&quote, &later)?;
-    Ok(ReplayedEvidence { quote, clock_change, log, measurements: &evidence.agent_measurements })
+    Ok(ReplayedEvidence { quote, clock_change, clock_fell_back_ms, log, measurements: &evidence.agent_measurements })
 }
 
 fn pcr_values(values: &[String]) -> Result<[PcrValue; PCR_COUNT], EvidenceError> {

@@ -11,6 +11,7 @@ use crate::policy::{
     AllowedEvent, ArtefactReference, BOOT_IMAGE_PCR, EventDigest, ExpectedEvent, File, Mode, PcrRule, Policy,
     PolicyError, Provenance,
 };
+use crate::quote::ClockRule;
 use assay_tpm::algorithm::HashAlgorithm;
 
 /// Why no policy could be drafted.
@@ -81,15 +82,21 @@ pub fn learn(
         learned_from: Some(learned_from.to_owned()),
         ..Provenance::default()
     };
-    let policy = Policy::validated(File {
-        name: name.to_owned(),
-        pcr,
-        provenance,
-        require_safe_clock: false,
-        valid_until: None,
-    })?;
+    let policy =
+        Policy::validated(File { clock: clock(evidence), name: name.to_owned(), pcr, provenance, valid_until: None })?;
     let reasons = appraise_firmware(&policy, evidence).reasons;
     if reasons.is_empty() { Ok(policy) } else { Err(LearnError::Deviates { name: artefacts.name.clone(), reasons }) }
+}
+
+/// Everything is wanted of the clock, unless this very node would be refused for it: a TPM whose power was cut, as by
+/// a BMC before each lease, calls its clock unsafe. That is then in the draft, for a person to approve or to strike out.
+fn clock(evidence: &ReplayedEvidence<'_>) -> ClockRule {
+    if evidence.clock().safe {
+        return ClockRule::default();
+    }
+    let reason = "the TPM that this was learnt from called its clock unsafe, as TPMs do for up to 70 minutes after a \
+                  power cut; without this line the node must run that long before it is accepted";
+    ClockRule { require_safe: false, reason: Some(reason.to_owned()), ..ClockRule::default() }
 }
 
 /// PCR 4: the separator where the node has it, its actions anywhere, and the artefacts' images in the artefacts' order.

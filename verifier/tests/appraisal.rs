@@ -8,9 +8,10 @@ use assay_tpm::testing::{KeyKind, sha256};
 use assay_verifier::appraisal::{Appraisal, Expected, appraise};
 use assay_verifier::event_log::event_type::EventType;
 use assay_verifier::event_log::writer::LogWriter;
-use assay_verifier::evidence::verify;
+use assay_verifier::evidence::{Challenge, verify};
 use assay_verifier::learn::{LearnError, learn};
 use assay_verifier::policy::{Policy, PolicyError};
+use assay_verifier::quote::ClockInfo;
 use assay_wire::agent::AgentSettings;
 use assay_wire::result::EarStatus;
 use proptest::prelude::*;
@@ -159,11 +160,8 @@ fn a4_a_bank_that_firmware_did_not_extend_is_refused() {
 }
 
 #[test]
-fn a14_an_unsafe_clock_is_refused_where_the_policy_says_so() {
-    let policy = policy();
-    let mut json: serde_json::Value = serde_json::from_str(&policy.to_json()).unwrap();
-    json["require_safe_clock"] = true.into();
-    let strict = Policy::from_json(&json.to_string()).unwrap();
+fn a14_an_unsafe_clock_is_refused_unless_the_policy_says_otherwise() {
+    let strict = policy();
     let mut node = Node::boot(&boot_log(), KeyKind::Ecc);
     node.tpm.cut_power();
     let node = Node::boot_on(node.tpm, &boot_log(), KeyKind::Ecc);
@@ -172,9 +170,38 @@ fn a14_an_unsafe_clock_is_refused_where_the_policy_says_so() {
     assert!(!replayed.clock().safe, "a TPM that lost power says that its clock is safe");
     let settings = settings();
     let expected = Expected { settings: &settings };
-    assert!(matches!(appraise(&policy, &replayed, &expected, 0), Appraisal::Accepted(_)));
     let Appraisal::Refused(refusal) = appraise(&strict, &replayed, &expected, 0) else { panic!("accepted") };
     assert!(refusal.reasons()[0].starts_with("the TPM's clock is not safe"));
+    // What is learnt from this very node says so, and why.
+    let learnt = learn("after a power cut", "n1", &replayed, &artefacts()).unwrap();
+    assert!(learnt.to_toml().contains("require_safe = false"), "{}", learnt.to_toml());
+    assert!(matches!(appraise(&learnt, &replayed, &expected, 0), Appraisal::Accepted(_)));
+    // To loosen it without a reason is no policy.
+    let mut json: serde_json::Value = serde_json::from_str(&learnt.to_json()).unwrap();
+    json["clock"].as_object_mut().unwrap().remove("reason");
+    assert!(matches!(Policy::from_json(&json.to_string()), Err(PolicyError::Clock { .. })));
+}
+
+#[test]
+fn a14_a_clock_that_fell_back_over_a_reset_is_refused_unless_the_policy_says_otherwise() {
+    let mut node = Node::boot(&boot_log(), KeyKind::Ecc);
+    node.tpm.tool("tpm2_shutdown", &["-c"]);
+    node.tpm.cut_power();
+    let node = Node::boot_on(node.tpm, &boot_log(), KeyKind::Ecc);
+    let evidence = node.evidence();
+    let now = *verify(&evidence, &node.challenge()).unwrap().clock();
+    assert!(now.safe, "an orderly shutdown left the clock unsafe");
+    // As if the last quote had been made an hour later, in the boot before.
+    let before = ClockInfo { clock_ms: now.clock_ms + 3_600_000, reset_count: now.reset_count - 1, ..now };
+    let replayed = verify(&evidence, &Challenge { last_clock: Some(&before), ..node.challenge() }).unwrap();
+    let settings = settings();
+    let expected = Expected { settings: &settings };
+    let Appraisal::Refused(refusal) = appraise(&policy(), &replayed, &expected, 0) else { panic!("accepted") };
+    assert!(refusal.reasons()[0].contains("fell back by 3600000 ms"), "{:?}", refusal.reasons());
+    let mut json: serde_json::Value = serde_json::from_str(&policy().to_json()).unwrap();
+    json["clock"] = serde_json::json!({"compare": "within-reset", "reason": "software TPMs"});
+    let loose = Policy::from_json(&json.to_string()).unwrap();
+    assert!(matches!(appraise(&loose, &replayed, &expected, 0), Appraisal::Accepted(_)));
 }
 
 #[test]

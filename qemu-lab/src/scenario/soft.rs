@@ -224,8 +224,10 @@ pub(super) async fn trust_soft_firmware(bench: &Bench, node: &str, firmware: &So
     let (values, policy) = (folder.join("soft-reference-values.json"), folder.join("soft-policy.toml"));
     fs::write(&values, firmware.reference_values.to_string())
         .map_err(LabError::io(format!("writing {}", values.display())))?;
-    let (values, policy) = (values.display().to_string(), policy.display().to_string());
-    bench.services.client(&["policy", "learn", node, "--artefacts", &values, "--out", &policy]).await?;
+    let (values, draft) = (values.display().to_string(), policy.display().to_string());
+    bench.services.client(&["policy", "learn", node, "--artefacts", &values, "--out", &draft]).await?;
+    super::bench::trust_soft_clock(&policy)?;
+    let policy = draft;
     bench.services.client(&["policy", "approve", &policy]).await?;
     Ok(())
 }

@@ -132,11 +132,8 @@ pub fn appraise(
     let expired = policy.valid_until().filter(|until| until.unix_timestamp() <= now_seconds);
     let expired = expired.map(|until| format!("policy `{}` was valid until {until}", policy.name()));
     findings.record("policy", Mode::Enforce, expired.into_iter().collect(), "valid");
-    if policy.requires_safe_clock() {
-        let unsafe_clock = "the TPM's clock is not safe: the machine lost power, and its clock may have gone back";
-        let problems = if evidence.clock().safe { Vec::new() } else { vec![unsafe_clock.to_owned()] };
-        findings.record("clock", Mode::Enforce, problems, "safe");
-    }
+    let problems = policy.clock().problems(evidence.clock(), evidence.clock_fell_back_ms());
+    findings.record("clock", Mode::Enforce, problems, "as the policy wants it");
     if findings.reasons.is_empty() {
         Appraisal::Accepted(Accepted {
             policy: *policy.digest(),

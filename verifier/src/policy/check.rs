@@ -26,6 +26,12 @@ pub enum PolicyError {
     /// It has no name.
     #[error("policy needs a name of 1 to {MAX_TEXT_BYTES} octets")]
     Name,
+    /// It wants less of TPMs' clocks than the verifier would, and does not say why.
+    #[error("policy `{name}` loosens [clock] without a reason: add reason = \"…\", of at most {MAX_TEXT_BYTES} octets")]
+    Clock {
+        /// The policy.
+        name: String,
+    },
     /// A PCR that must be spoken about is not.
     #[error("policy `{name}` says nothing of PCR {pcr}: list it, if only with mode \"warn\"")]
     PcrMissing {
@@ -61,6 +67,9 @@ pub(super) fn check(file: &File) -> Result<(), PolicyError> {
         return Err(PolicyError::Name);
     }
     let name = || file.name.clone();
+    if file.clock.lacks_reason() || file.clock.reason.as_ref().is_some_and(|reason| reason.len() > MAX_TEXT_BYTES) {
+        return Err(PolicyError::Clock { name: name() });
+    }
     let mut seen = BTreeSet::new();
     for rule in &file.pcr {
         if let Some(problem) = problem_of(rule, seen.insert(rule.index)) {

@@ -1,6 +1,7 @@
 //! A policy as it is written: TOML or JSON, member by member. Shape only; [`check`](super::check) says what must hold.
 
 use crate::event_log::event_type::EventType;
+use crate::quote::ClockRule;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use time::OffsetDateTime;
@@ -9,13 +10,13 @@ use time::OffsetDateTime;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct File {
+    #[serde(default, skip_serializing_if = "ClockRule::is_default")]
+    pub(crate) clock: ClockRule,
     pub(crate) name: String,
     #[serde(default)]
     pub(crate) pcr: Vec<PcrRule>,
     #[serde(default)]
     pub(crate) provenance: Provenance,
-    #[serde(default)]
-    pub(crate) require_safe_clock: bool,
     #[serde(default, skip_serializing_if = "Option::is_none", with = "time::serde::rfc3339::option")]
     pub(crate) valid_until: Option<OffsetDateTime>,
 }

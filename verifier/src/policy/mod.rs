@@ -8,6 +8,10 @@
 //! learned_from = "node n1"
 //! approved_by = "alice"
 //!
+//! [clock]                             # by default a TPM's clock is safe and never goes back; who wants less says why
+//! require_safe = false
+//! reason = "our BMCs cut the power before each lease"
+//!
 //! [[pcr]]
 //! index = 4
 //! mode = "enforce"
@@ -32,6 +36,7 @@ pub(crate) use self::document::File;
 pub use self::document::{AllowedEvent, EventDigest, ExpectedEvent, Mode, PcrRule, Provenance};
 
 use self::check::{check, check_size};
+use crate::quote::ClockRule;
 use assay_tpm::algorithm::HashAlgorithm;
 use std::fmt;
 use time::OffsetDateTime;
@@ -101,10 +106,10 @@ impl Policy {
         self.file.valid_until
     }
 
-    /// Whether a quote with an unsafe clock (`safe` = no, for up to 70 minutes after a power cut) is refused.
+    /// What it wants of the TPM's clock.
     #[must_use]
-    pub fn requires_safe_clock(&self) -> bool {
-        self.file.require_safe_clock
+    pub fn clock(&self) -> &ClockRule {
+        &self.file.clock
     }
 
     /// What is expected of each PCR that the policy covers.
