@@ -16,7 +16,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpStream;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tokio_rustls::TlsConnector;
 use zeroize::Zeroizing;
 
@@ -24,6 +24,10 @@ use zeroize::Zeroizing;
 pub const MAX_ANSWER_BYTES: usize = 256 * 1024;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long the first attempt to connect may take; each further one takes twice as long. The kernel repeats a lost SYN
+/// after a second, and just after a port has moved the first is often lost: a new attempt is quicker.
+const FIRST_CONNECT_TIMEOUT: Duration = Duration::from_millis(200);
 
 /// Longer than the verifier's long poll.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
@@ -62,6 +66,12 @@ impl Client {
         self.bearer = Some(Arc::new(token));
     }
 
+    /// The token that it sends, if it has one.
+    #[must_use]
+    pub fn bearer(&self) -> Option<Zeroizing<String>> {
+        self.bearer.as_deref().cloned()
+    }
+
     /// `GET path`.
     ///
     /// # Errors
@@ -88,10 +98,7 @@ impl Client {
     }
 
     async fn exchange(&self, method: Method, path: &str, body: Bytes) -> Result<(StatusCode, Bytes), Cause> {
-        let tcp = timeout(CONNECT_TIMEOUT, TcpStream::connect(self.address))
-            .await
-            .map_err(|_| Cause::Timeout(CONNECT_TIMEOUT))?
-            .map_err(Cause::Connect)?;
+        let tcp = connect(self.address).await?;
         tcp.set_nodelay(true).map_err(Cause::Connect)?;
         let tls = self.tls.connect(ServerName::from(self.address.ip()), tcp).await.map_err(tls_cause)?;
         let (mut sender, connection) =
@@ -127,6 +134,22 @@ impl Client {
     }
 }
 
+/// Connects, in attempts that grow longer, for [`CONNECT_TIMEOUT`] in all.
+async fn connect(address: SocketAddr) -> Result<TcpStream, Cause> {
+    let deadline = Instant::now() + CONNECT_TIMEOUT;
+    let mut attempt = FIRST_CONNECT_TIMEOUT;
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(Cause::Timeout(CONNECT_TIMEOUT));
+        }
+        match timeout(attempt.min(left), TcpStream::connect(address)).await {
+            Ok(connected) => return connected.map_err(Cause::Connect),
+            Err(_elapsed) => attempt *= 2,
+        }
+    }
+}
+
 /// A call that brought no answer to use.
 #[derive(Debug, thiserror::Error)]
 #[error("calling {path} of the verifier at {address}")]
@@ -147,6 +170,12 @@ impl CallError {
             Cause::Status { status, .. } => status.is_server_error() || *status == StatusCode::TOO_MANY_REQUESTS,
             Cause::Key(_) | Cause::Request(_) | Cause::TooLarge | Cause::Json(_) => false,
         }
+    }
+
+    /// Whether the verifier refused with a problem of this kind.
+    #[must_use]
+    pub fn is_problem(&self, kind: &str) -> bool {
+        matches!(&self.cause, Cause::Status { kind: found, .. } if found == kind)
     }
 
     /// The HTTP status of a refusal.
@@ -179,7 +208,7 @@ enum Cause {
     #[error("the answer is not the JSON that we expect")]
     Json(#[source] serde_json::Error),
     #[error("{status}: {detail}")]
-    Status { status: StatusCode, detail: String },
+    Status { status: StatusCode, kind: String, detail: String },
 }
 
 fn tls_cause(error: io::Error) -> Cause {
@@ -204,15 +233,15 @@ fn decode<T: DeserializeOwned>(status: StatusCode, body: &[u8]) -> Result<T, Cau
         let body = if body.is_empty() { b"null" } else { body };
         return serde_json::from_slice(body).map_err(Cause::Json);
     }
-    let detail = match serde_json::from_slice::<Problem>(body) {
-        Ok(problem) => printable(&problem.detail),
-        Err(_) => "without a reason".to_owned(),
+    let (kind, detail) = match serde_json::from_slice::<Problem>(body) {
+        Ok(problem) => (problem.kind, printable(&problem.detail)),
+        Err(_) => (String::new(), "without a reason".to_owned()),
     };
-    Err(Cause::Status { status, detail })
+    Err(Cause::Status { status, kind, detail })
 }
 
 /// At most 500 characters, none of which moves a console's cursor.
-fn printable(text: &str) -> String {
+pub(crate) fn printable(text: &str) -> String {
     text.chars().take(500).map(|c| if c.is_control() { ' ' } else { c }).collect()
 }
 
