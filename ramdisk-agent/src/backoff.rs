@@ -32,6 +32,28 @@ impl Backoff {
     }
 }
 
+/// Doubling delays with a cap and without an end, each shifted at random by up to a quarter, so that nodes that lost
+/// their verifier together do not come back together.
+#[derive(Debug, Clone)]
+pub struct Patience {
+    next: Duration,
+}
+
+impl Default for Patience {
+    fn default() -> Self {
+        Self { next: FIRST_DELAY }
+    }
+}
+
+impl Patience {
+    /// The delay before the next attempt; `random` decides where between three and five quarters of it.
+    pub fn next_delay(&mut self, random: u16) -> Duration {
+        let delay = self.next * 3 / 4 + self.next / 2 * u32::from(random) / u32::from(u16::MAX);
+        self.next = (self.next * 2).min(LONGEST_DELAY);
+        delay
+    }
+}
+
 /// Calls `attempt` until it succeeds, fails for good, or `limit` has passed; then its last error is the answer.
 ///
 /// # Errors
@@ -70,6 +92,18 @@ mod tests {
         assert_eq!(delays, [200, 400, 800, 1600, 3200, 5000, 5000]);
         assert_eq!(backoff.next_delay(Duration::from_secs(59)), Some(Duration::from_secs(1)));
         assert_eq!(backoff.next_delay(Duration::from_secs(60)), None);
+    }
+
+    #[test]
+    fn patience_grows_to_a_cap_around_which_it_varies() {
+        let mut patience = Patience::default();
+        assert_eq!(patience.next_delay(0), Duration::from_millis(150));
+        assert_eq!(patience.next_delay(u16::MAX), Duration::from_millis(500));
+        for _ in 0..10 {
+            patience.next_delay(0);
+        }
+        assert_eq!(patience.next_delay(0), Duration::from_millis(3750));
+        assert_eq!(patience.next_delay(u16::MAX), Duration::from_millis(6250));
     }
 
     #[derive(Debug, PartialEq, Eq, thiserror::Error)]

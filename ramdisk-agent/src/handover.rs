@@ -2,7 +2,7 @@
 //! load them for kexec, let go of the disk. After [`Prepared::start`] the machine is the tenant's.
 //!
 //! The CHAP secret goes on in the initrd's memory only, in a file of mode 0600, as open-iscsi's initramfs script reads
-//! it; never on a kernel command line.
+//! it; never on a kernel command line. So does what the tenant's agent goes on attesting with ([`crate::attestation`]).
 
 pub mod boot_files;
 pub mod command_line;
@@ -10,6 +10,7 @@ pub mod disk;
 pub mod initrd;
 mod iscsi;
 
+use crate::attestation::state::AttestationState;
 use crate::init::modules::{self, ModuleError};
 use assay_wire::agent::{Grant, TenantAddress};
 use assay_wire::id::NodeId;
@@ -44,6 +45,8 @@ pub struct Handover<'a> {
     pub nic: MacAddr,
     /// The node's name, to be its host name.
     pub node: &'a NodeId,
+    /// What the agent there goes on attesting with.
+    pub attestation: &'a AttestationState,
 }
 
 /// The tenant's kernel is loaded and nothing holds the disk.
@@ -82,7 +85,7 @@ impl Handover<'_> {
         };
         root.copy(&files.kernel, &staged.kernel)?;
         root.copy(&files.initrd, &staged.initrd)?;
-        initrd::append_iscsi(&staged.initrd, self.grant)?;
+        initrd::append(&staged.initrd, self.grant, self.attestation)?;
         tracing::info!(event = "agent.kernel_found", "the tenant's kernel is {}", files.kernel.display());
         Ok(staged)
     }

@@ -89,6 +89,9 @@ impl Build {
         if uki.len() > MAX_UKI_BYTES {
             return Err(ImageError::TooLarge { bytes: uki.len() });
         }
+        // Beside the image: the same program goes on attesting in tenants' systems.
+        let agent = self.out.join("assay-agent");
+        fs::copy(&self.agent, &agent).map_err(|source| file_error("copying the agent to", &agent, source))?;
         let uki_path = self.out.join("agent.efi");
         write(&uki_path, &uki)?;
         let reference = ReferenceValues::compute(&self.name, &uki, &read(&self.loader)?, &self.command_line)?;

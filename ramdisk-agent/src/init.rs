@@ -103,8 +103,10 @@ async fn boot() -> Result<Infallible, BootError> {
     let managed = ManagedNic { network, name: nic.name };
     let granted = to_grant(released, &mut tpm, Some(&managed)).await?;
 
+    let node = &settings.settings().node;
+    let attestation = granted.attestation(node.clone(), settings.pin(), tpm.saved_ak()?);
     let handover =
-        Handover { grant: granted.grant(), address: granted.address(), nic: mac, node: &settings.settings().node };
+        Handover { grant: granted.grant(), address: granted.address(), nic: mac, node, attestation: &attestation };
     let prepared = handover.prepare().await?;
     granted.handover().await.map_err(BootError::LastWord)?;
     let memory = peak_memory_kib();
@@ -138,7 +140,8 @@ async fn open_tpm() -> Result<EsapiTpm, TpmError> {
 }
 
 /// The most memory that this process ever had resident (`VmHWM` of proc(5)), in KiB; 0 if the kernel does not tell.
-fn peak_memory_kib() -> u64 {
+#[must_use]
+pub fn peak_memory_kib() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
     line.and_then(|line| line.split_ascii_whitespace().next()?.parse().ok()).unwrap_or_default()

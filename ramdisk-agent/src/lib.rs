@@ -3,7 +3,7 @@
 //! On the boot path it stands between iPXE and the tenant's kernel. It brings a NIC up ([`dhcp`], [`network`]),
 //! measures its settings ([`settings`]), proves to the verifier what booted ([`session`] over [`client`], with the TPM
 //! behind [`tpm`]), waits for the release, opens the grant and hands the machine over to the tenant's kernel
-//! ([`handover`]). [`run`] puts those steps in order; [`init`] is what PID 1 of the ramdisk needs around them.
+//! ([`handover`]). There, started by the tenant's init, the same program goes on proving what runs ([`attestation`]). [`run`] puts those steps in order; [`init`] is what PID 1 of the ramdisk needs around them.
 //!
 //! Nothing that the airlock network says is believed: settings are measured before use, the verifier's key is pinned,
 //! and a lie by anybody shows up as a refused verdict.
@@ -11,6 +11,7 @@
 //! [`image`] is the other half: it builds the UKI from Debian's kernel and this agent, reproducibly, and computes the
 //! Reference Values that firmware and systemd-stub will measure when it boots.
 
+pub mod attestation;
 pub mod backoff;
 pub mod client;
 pub mod console;

@@ -7,17 +7,19 @@
 //!                                       handover ◀─ Granted ◀─fetch_grant─ Moved ◀──────────────┘
 //! ```
 
+use crate::attestation::state::AttestationState;
 use crate::backoff::retry;
 use crate::client::{CallError, Client};
+use crate::pin::KeyPin;
 use crate::settings::MeasuredSettings;
-use crate::tpm::{AttesterKeys, Tpm, TpmError};
+use crate::tpm::{AttesterKeys, SavedAk, Tpm, TpmError};
 use assay_tpm::seal::{SealError, open_grant};
 use assay_wire::agent::{
     ActivateRequest, Credential, EnrolChallenge, EnrolRequest, EvidenceRequest, Grant, ReleaseStatus, SealedGrant,
     TenantAddress, Verdict,
 };
 use assay_wire::evidence::{AgentMeasurement, Evidence, QUOTED_PCRS};
-use assay_wire::id::{NodeId, SessionId};
+use assay_wire::id::{AdmissionId, NodeId, SessionId};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::net::SocketAddr;
@@ -244,7 +246,7 @@ impl Moved {
     pub async fn fetch_grant(self, tpm: &mut dyn Tpm) -> Result<Granted, SessionError> {
         let sealed: SealedGrant = self.session.get("grant").await?;
         let grant = open(tpm, &sealed)?;
-        Ok(Granted { session: self.session, address: self.address, grant })
+        Ok(Granted { session: self.session, address: self.address, admission: sealed.admission, grant })
     }
 }
 
@@ -252,6 +254,7 @@ impl Moved {
 pub struct Granted {
     session: Session,
     address: TenantAddress,
+    admission: AdmissionId,
     grant: Grant,
 }
 
@@ -266,6 +269,13 @@ impl Granted {
     #[must_use]
     pub fn address(&self) -> &TenantAddress {
         &self.address
+    }
+
+    /// What the agent in the tenant's system needs to go on attesting with the same key for the same admission.
+    #[must_use]
+    pub fn attestation(&self, node: NodeId, pin: KeyPin, ak: SavedAk) -> AttestationState {
+        let proof = self.session.client.bearer().unwrap_or_default();
+        AttestationState { node, admission: self.admission, relay: self.address.relay, pin, proof, ak }
     }
 
     /// Says that the tenant's kernel starts now: the session's last call.
@@ -347,12 +357,20 @@ pub enum SessionError {
     GrantContent,
 }
 
-/// Opens `sealed`: its key with the TPM, its content with the key.
+/// Opens a grant.
 fn open(tpm: &mut dyn Tpm, sealed: &SealedGrant) -> Result<Grant, SessionError> {
+    let content = open_sealed(tpm, sealed)?;
+    serde_json::from_slice(&content).map_err(|_| SessionError::GrantContent)
+}
+
+/// Opens whatever is sealed to this TPM: its key with the TPM, its content with the key.
+///
+/// # Errors
+/// If it is for another TPM, key or admission, or was changed on the way.
+pub fn open_sealed(tpm: &mut dyn Tpm, sealed: &SealedGrant) -> Result<Zeroizing<Vec<u8>>, SessionError> {
     let secret = tpm.activate_credential(&sealed.credential)?;
     let key = <&[u8; 32]>::try_from(secret.as_slice()).map_err(|_| SessionError::GrantKey { bytes: secret.len() })?;
-    let content = open_grant(key, sealed)?;
-    serde_json::from_slice(&content).map_err(|_| SessionError::GrantContent)
+    Ok(open_grant(key, sealed)?)
 }
 
 /// PCR numbers as people write them.

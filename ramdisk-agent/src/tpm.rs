@@ -56,6 +56,15 @@ pub struct AttesterKeys {
     pub ak_public: Vec<u8>,
 }
 
+/// An AK outside its TPM: nothing but the TPM that made it can use it, and only under the EK that it was made under.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SavedAk {
+    /// `TPMT_PUBLIC`.
+    pub public: Vec<u8>,
+    /// The content of `TPM2B_PRIVATE`: encrypted and authenticated by the EK's seed (TPM 2.0 Part 1, 23.3).
+    pub private: Vec<u8>,
+}
+
 /// A quote as the TPM made it.
 #[derive(Debug, Clone)]
 pub struct Quote {

@@ -1,6 +1,8 @@
-//! `assay-agent`: PID 1 of the ramdisk; or, with `attest`, the same conversation with a verifier from an ordinary
-//! process, for soft nodes in tests.
+//! `assay-agent`: PID 1 of the ramdisk; with `attest`, what goes on attesting in the tenant's system; with `enrol`, the
+//! ramdisk's conversation with a verifier from an ordinary process, for soft nodes in tests.
 
+use assay_ramdisk_agent::attestation::state::AttestationState;
+use assay_ramdisk_agent::attestation::{self, AttestationError, Attester, Places, Revoked};
 use assay_ramdisk_agent::console::{self, Chain};
 use assay_ramdisk_agent::dhcp::socket::{DhcpError, acquire};
 use assay_ramdisk_agent::init;
@@ -8,16 +10,20 @@ use assay_ramdisk_agent::network::{Network, NetworkError, Nic};
 use assay_ramdisk_agent::run::{ManagedNic, RunError, measured_settings, to_grant, to_release};
 use assay_ramdisk_agent::session::SessionError;
 use assay_ramdisk_agent::tpm::TpmError;
-use assay_ramdisk_agent::tpm::esapi::EsapiTpm;
+use assay_ramdisk_agent::tpm::esapi::{DEVICE_TCTI, EsapiTpm};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
+use tokio::signal::unix::{SignalKind, signal};
 use url::Url;
 
 const DHCP_LIMIT: Duration = Duration::from_secs(30);
 
-/// The Assay ramdisk agent.
+/// The exit status of a revoked node; the unit file names it.
+const REVOKED: u8 = 3;
+
+/// The Assay agent. As PID 1 of the ramdisk it needs no arguments; in a tenant's system, systemd starts `attest`.
 #[derive(Debug, Parser)]
 #[command(version)]
 struct Cli {
@@ -27,12 +33,33 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum CliCommand {
-    /// Attests this machine to a verifier, printing progress as JSON lines; boots nothing.
+    /// Goes on attesting this node after the release, with the key and for the admission that the ramdisk handed over.
+    ///
+    /// Sends evidence as often as the verifier asks. Writes a notice for each of the project's nodes that is revoked to
+    /// /run/assay/revoked/NODE.json and starts the programs of /etc/assay/revocation.d with that file's name, so that
+    /// they drop the keys shared with it. Puts the tenant's secret, if there is one, into /run/assay/secret. Exits with
+    /// 0 when it is told to stop, 3 when the verifier has revoked this node (asking again would change nothing), 1 when
+    /// it cannot go on and may be started again.
     Attest(AttestArgs),
+    /// Takes this machine through the ramdisk's part of the boot, printing progress as JSON lines; boots nothing.
+    Enrol(EnrolArgs),
 }
 
 #[derive(Debug, Args)]
 struct AttestArgs {
+    /// What the ramdisk handed over.
+    #[arg(long, default_value = "/run/assay/attestation.json")]
+    state: PathBuf,
+    /// How to reach the TPM.
+    #[arg(long, env = "ASSAY_AGENT_TCTI", default_value = DEVICE_TCTI)]
+    tpm: String,
+    /// Folder for the notices and the secret; must be in memory, and root's alone.
+    #[arg(long, default_value = attestation::RUN)]
+    run_dir: PathBuf,
+}
+
+#[derive(Debug, Args)]
+struct EnrolArgs {
     /// How to reach the TPM, like `swtpm:host=127.0.0.1,port=2321` or `device:/dev/tpmrm0`.
     #[arg(long, env = "ASSAY_AGENT_TCTI")]
     tcti: String,
@@ -78,15 +105,25 @@ fn main() -> ExitCode {
             Err(code) => code,
         };
     }
-    let Cli { command: CliCommand::Attest(args) } = Cli::parse();
-    console::init_json();
-    match block_on(attest(args)) {
-        Ok(Ok(())) => ExitCode::SUCCESS,
+    match Cli::parse().command {
+        CliCommand::Attest(args) => {
+            console::init();
+            ended(block_on(attest(args)))
+        }
+        CliCommand::Enrol(args) => {
+            console::init_json();
+            ended(block_on(async { enrol(args).await.map(|()| ExitCode::SUCCESS) }))
+        }
+    }
+}
+
+fn ended<E: std::error::Error>(result: Result<Result<ExitCode, E>, ExitCode>) -> ExitCode {
+    match result {
+        Ok(Ok(code)) | Err(code) => code,
         Ok(Err(error)) => {
             tracing::error!(event = "agent.failed", "{}", Chain(&error));
             ExitCode::FAILURE
         }
-        Err(code) => code,
     }
 }
 
@@ -101,8 +138,34 @@ fn block_on<T>(future: impl Future<Output = T>) -> Result<T, ExitCode> {
     }
 }
 
+/// Attests until the verifier revokes this node, or until it is told to stop.
+async fn attest(args: AttestArgs) -> Result<ExitCode, AttestationError> {
+    let state = AttestationState::read(&args.state)?;
+    let tpm = EsapiTpm::open(&args.tpm)?;
+    let places = Places { run: args.run_dir, ..Places::default() };
+    let attester = Attester::new(state, tpm, places)?;
+    tokio::select! {
+        revoked = attester.run() => revoked.map(|Revoked { .. }| ExitCode::from(REVOKED)),
+        () = told_to_stop() => {
+            tracing::info!(event = "agent.stopped", "told to stop: without renewal, the admission ends");
+            Ok(ExitCode::SUCCESS)
+        }
+    }
+}
+
+/// Waits for SIGTERM or SIGINT.
+async fn told_to_stop() {
+    match (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) {
+        (Ok(mut terminate), Ok(mut interrupt)) => {
+            tokio::select! { _ = terminate.recv() => {} _ = interrupt.recv() => {} }
+        }
+        // The signals then end the process by themselves.
+        _ => std::future::pending().await,
+    }
+}
+
 #[derive(Debug, thiserror::Error)]
-enum AttestError {
+enum EnrolError {
     #[error(transparent)]
     Run(#[from] RunError),
     #[error(transparent)]
@@ -115,7 +178,7 @@ enum AttestError {
     Session(#[from] SessionError),
 }
 
-async fn attest(args: AttestArgs) -> Result<(), AttestError> {
+async fn enrol(args: EnrolArgs) -> Result<(), EnrolError> {
     let network = Network::open()?;
     let nic = args.interface.as_deref().map(Nic::find).transpose()?;
     let configure = args.configure_network == YesNo::Yes;

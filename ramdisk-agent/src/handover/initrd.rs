@@ -1,7 +1,9 @@
-//! Completes the tenant's initrd with one file, `etc/iscsi.initramfs`, which open-iscsi's initramfs script sources. It
-//! goes on as a further, uncompressed cpio archive: the kernel unpacks archives one after the other, each starting at
-//! a multiple of four octets (kernel documentation, "initramfs buffer format").
+//! Completes the tenant's initrd with two files: `etc/iscsi.initramfs`, which open-iscsi's initramfs script sources, and
+//! the state of the attestation, which that script copies to `/run`, so that it is there in the tenant's system too. They
+//! go on as a further, uncompressed cpio archive: the kernel unpacks archives one after the other, each starting at a
+//! multiple of four octets (kernel documentation, "initramfs buffer format").
 
+use crate::attestation::state::AttestationState;
 use crate::cpio::{Archive, CpioError};
 use assay_wire::agent::Grant;
 use std::fmt::Write as _;
@@ -18,12 +20,23 @@ mkdir -p /run/systemd/system/iscsid.service.d
 printf '[Service]\\nEnvironment=OPENSSL_CONF=/dev/null\\n' > /run/systemd/system/iscsid.service.d/openssl.conf
 ";
 
+/// Where the state is in the initramfs.
+const STATE: &str = "etc/assay/attestation.json";
+
+/// Hands the state of the attestation over: `/run` is the one file system that stays when the root is switched. With no
+/// more than an initramfs has (klibc has no `cp`), and for root's eyes only.
+const STATE_HANDOVER: &str = "\
+if [ -f /etc/assay/attestation.json ]; then
+    ( umask 077; mkdir -p /run/assay; cat /etc/assay/attestation.json > /run/assay/attestation.json )
+fi
+";
+
 /// Appends the archive to the initrd at `path`.
 ///
 /// # Errors
 /// See [`InitrdError`].
-pub fn append_iscsi(path: &Path, grant: &Grant) -> Result<(), InitrdError> {
-    let archive = archive(grant)?;
+pub fn append(path: &Path, grant: &Grant, attestation: &AttestationState) -> Result<(), InitrdError> {
+    let archive = archive(grant, attestation)?;
     let failed = |source| InitrdError::Write { path: path.to_owned(), source };
     let mut file = OpenOptions::new().append(true).open(path).map_err(failed)?;
     let length = file.seek(SeekFrom::End(0)).map_err(failed)?;
@@ -42,6 +55,13 @@ pub enum InitrdError {
         /// Which one; its value is secret.
         field: &'static str,
     },
+    /// The state of the attestation cannot be written.
+    #[error("writing the state of the attestation")]
+    State {
+        /// Why not.
+        #[source]
+        source: serde_json::Error,
+    },
     /// The archive cannot be made.
     #[error("writing the initrd's iSCSI configuration")]
     Cpio(#[from] CpioError),
@@ -56,10 +76,13 @@ pub enum InitrdError {
     },
 }
 
-fn archive(grant: &Grant) -> Result<Zeroizing<Vec<u8>>, InitrdError> {
+fn archive(grant: &Grant, attestation: &AttestationState) -> Result<Zeroizing<Vec<u8>>, InitrdError> {
     let configuration = configuration(grant)?;
+    let state = attestation.to_json().map_err(|source| InitrdError::State { source })?;
     let mut archive = Archive::default();
     archive.file("etc/iscsi.initramfs", 0o600, configuration.as_bytes())?;
+    archive.directory("etc/assay")?;
+    archive.file(STATE, 0o600, &state)?;
     Ok(Zeroizing::new(archive.finish()?))
 }
 
@@ -84,6 +107,7 @@ fn configuration(grant: &Grant) -> Result<Zeroizing<String>, InitrdError> {
         let _ = writeln!(text, "{variable}='{value}'");
     }
     text.push_str(OPENSSL_CURE);
+    text.push_str(STATE_HANDOVER);
     Ok(text)
 }
 
@@ -129,7 +153,8 @@ mod tests {
     fn an_archive_follows_at_a_multiple_of_four() {
         let file = tempfile::NamedTempFile::new().unwrap();
         fs::write(file.path(), b"12345").unwrap();
-        append_iscsi(file.path(), &grant("sixteen-secrets!")).unwrap();
+        let state = AttestationState::example();
+        append(file.path(), &grant("sixteen-secrets!"), &state).unwrap();
         let content = fs::read(file.path()).unwrap();
         assert_eq!(content[..8], *b"12345\0\0\0");
         assert_eq!(content[8..14], *b"070701");
@@ -146,7 +171,32 @@ mod tests {
         assert!(unpacked.success());
         let unpacked = directory.path().join("etc/iscsi.initramfs");
         assert!(fs::read_to_string(&unpacked).unwrap().contains("ISCSI_PASSWORD='sixteen-secrets!'\n"));
-        let mode = std::os::unix::fs::PermissionsExt::mode(&fs::metadata(unpacked).unwrap().permissions());
-        assert_eq!(mode & 0o777, 0o600);
+        let handed = directory.path().join(STATE);
+        assert_eq!(AttestationState::read(&handed).unwrap(), state);
+        for file in [unpacked, handed] {
+            let mode = std::os::unix::fs::PermissionsExt::mode(&fs::metadata(file).unwrap().permissions());
+            assert_eq!(mode & 0o777, 0o600);
+        }
+    }
+
+    #[test]
+    fn the_shell_moves_the_state_to_run_for_root_alone() {
+        let directory = tempfile::tempdir().unwrap();
+        fs::create_dir_all(directory.path().join("etc/assay")).unwrap();
+        let source = directory.path().join(STATE);
+        fs::write(&source, "{}").unwrap();
+        let root = format!("{}/", directory.path().display());
+        let script =
+            STATE_HANDOVER.replace(" /etc/", &format!(" {root}etc/")).replace(" /run/", &format!(" {root}run/"));
+        for _twice in 0..2 {
+            let done = Command::new("/bin/sh").args(["-eu", "-c", &script]).status().unwrap();
+            assert!(done.success());
+        }
+        let state = directory.path().join("run/assay/attestation.json");
+        assert_eq!(fs::read_to_string(&state).unwrap(), "{}");
+        for (path, expected) in [(state.as_path(), 0o600), (&directory.path().join("run/assay"), 0o700)] {
+            let mode = std::os::unix::fs::PermissionsExt::mode(&fs::metadata(path).unwrap().permissions());
+            assert_eq!(mode & 0o777, expected, "{}", path.display());
+        }
     }
 }

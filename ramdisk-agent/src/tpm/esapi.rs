@@ -1,6 +1,6 @@
 //! [`Tpm`] over the TPM software stack (`tss-esapi`, libtss2): a device in the ramdisk, a software TPM in tests.
 
-use super::{AttesterKeys, PcrValue, Quote, Tpm, TpmError};
+use super::{AttesterKeys, PcrValue, Quote, SavedAk, Tpm, TpmError};
 use assay_wire::agent::Credential;
 use std::str::FromStr;
 use tss_esapi::abstraction::{AsymmetricAlgorithmSelection, KeyCustomization, ak, ek};
@@ -12,10 +12,10 @@ use tss_esapi::interface_types::ecc::EccCurve;
 use tss_esapi::interface_types::key_bits::RsaKeyBits;
 use tss_esapi::interface_types::session_handles::{AuthSession, PolicySession};
 use tss_esapi::structures::{
-    Data, Digest, DigestValues, EncryptedSecret, IdObject, PcrSelectionList, PcrSelectionListBuilder, PcrSlot, Public,
-    SignatureScheme, SymmetricDefinition,
+    Data, Digest, DigestValues, EncryptedSecret, IdObject, PcrSelectionList, PcrSelectionListBuilder, PcrSlot, Private,
+    Public, SignatureScheme, SymmetricDefinition,
 };
-use tss_esapi::traits::Marshall as _;
+use tss_esapi::traits::{Marshall as _, UnMarshall as _};
 use tss_esapi::{Context, TctiNameConf};
 use zeroize::Zeroizing;
 
@@ -35,6 +35,7 @@ pub struct EsapiTpm {
 struct Keys {
     ek: KeyHandle,
     ak: KeyHandle,
+    saved: SavedAk,
 }
 
 impl EsapiTpm {
@@ -46,6 +47,28 @@ impl EsapiTpm {
         let config = TctiNameConf::from_str(tcti).map_err(|_| TpmError::Tcti { tcti: tcti.to_owned() })?;
         let context = Context::new(config).doing_with(|| format!("opening {tcti}"))?;
         Ok(Self { context, keys: None })
+    }
+
+    /// The AK in the form that this TPM loads again, after a kexec say.
+    ///
+    /// # Errors
+    /// If no keys were made yet.
+    pub fn saved_ak(&self) -> Result<SavedAk, TpmError> {
+        self.keys.as_ref().map(|keys| keys.saved.clone()).ok_or(TpmError::NoKeys { doing: "saving it" })
+    }
+
+    /// Finds or makes the EK, and loads an AK that was made under it. The later operations use these keys.
+    ///
+    /// # Errors
+    /// If the TPM refuses: the AK is another TPM's, or this TPM was cleared since.
+    pub fn load_ak(&mut self, saved: SavedAk) -> Result<(), TpmError> {
+        let doing = "loading the saved AK";
+        let ek = self.endorsement_key()?;
+        let public = Public::unmarshall(&saved.public).doing(doing)?;
+        let private = Private::try_from(saved.private.clone()).doing(doing)?;
+        let ak = ak::load_ak(&mut self.context, ek, None, private, public).doing(doing)?;
+        self.keys = Some(Keys { ek, ak, saved });
+        Ok(())
     }
 
     /// The EK: the persistent one, if it was made from the default template; else a new primary key, which the same
@@ -132,10 +155,11 @@ impl Tpm for EsapiTpm {
             AkAttributes,
         )
         .doing("making the AK")?;
+        let private = created.out_private.value().to_vec();
         let ak = ak::load_ak(&mut self.context, ek, None, created.out_private, created.out_public)
             .doing("loading the AK")?;
         let ak_public = self.public_of(ak, "reading the AK")?;
-        self.keys = Some(Keys { ek, ak });
+        self.keys = Some(Keys { ek, ak, saved: SavedAk { public: ak_public.clone(), private } });
         Ok(AttesterKeys { ek_public, ek_certificate, ak_public })
     }
 

@@ -1,0 +1,303 @@
+//! Continuous attestation: what this program does in the tenant's operating system after the hand-over. It goes on
+//! proving what runs, with the key that was admitted, as often as the verifier asks; it hears of the project's other
+//! nodes when they are revoked, so that the keys shared with them are dropped; and it fetches the tenant's secret.
+//!
+//! ```text
+//!            ┌───────────────── no-nonce ────────────────┐
+//!            ▼                                           │
+//!  state ─▶ challenge ─▶ wait, quote, read IMA ─▶ evidence ─▶ renewed ─▶ wait …
+//!                                                        └─▶ revoked ─▶ hooks for itself, end
+//! ```
+//!
+//! [`state`] is what the ramdisk handed over, [`verifier`] the calls, [`notices`] the files and hooks that notices become,
+//! [`supervisor`] the word to systemd. An agent that dies is no risk: what is not renewed ends by itself.
+
+pub mod notices;
+pub mod state;
+pub mod supervisor;
+pub mod verifier;
+
+use crate::backoff::Patience;
+use crate::client::CallError;
+use crate::console::Chain;
+use crate::init::peak_memory_kib;
+use crate::session::SessionError;
+use crate::settings::sha256;
+use crate::tpm::esapi::EsapiTpm;
+use crate::tpm::{Tpm, TpmError};
+use assay_tpm::public::Public;
+use assay_wire::attestation::{AttestationAnswer, AttestationRequest, RevocationNotice};
+use assay_wire::evidence::{QUOTED_PCRS, RuntimeEvidence};
+use notices::{NoticeError, Notices};
+use state::{AttestationState, StateError};
+use std::path::PathBuf;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use supervisor::Supervisor;
+use tokio::time::Instant;
+use verifier::{AttestationClient, Refusal};
+use zeroize::Zeroizing;
+
+/// Where things are on the node.
+#[derive(Debug, Clone)]
+pub struct Places {
+    /// Folder of the notices and the secret, in memory.
+    pub run: PathBuf,
+    /// Folder of the programs that a notice starts.
+    pub hooks: PathBuf,
+    /// The kernel's runtime measurement list.
+    pub measurements: PathBuf,
+}
+
+impl Default for Places {
+    fn default() -> Self {
+        Self { run: RUN.into(), hooks: HOOKS.into(), measurements: MEASUREMENTS.into() }
+    }
+}
+
+/// The verifier has revoked this node, or knows nothing of its admission any more.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Revoked {
+    /// Why, in the verifier's words.
+    pub reasons: Vec<String>,
+}
+
+/// Why the agent cannot go on.
+#[derive(Debug, thiserror::Error)]
+pub enum AttestationError {
+    /// No usable state.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// The TPM failed.
+    #[error(transparent)]
+    Tpm(#[from] TpmError),
+    /// The verifier's answer is of no use.
+    #[error(transparent)]
+    Call(#[from] CallError),
+    /// TLS could not be set up.
+    #[error("preparing TLS to the verifier")]
+    Tls(#[from] rustls::Error),
+    /// The AK of the state is not a key.
+    #[error("reading the attestation key")]
+    Ak(#[from] assay_tpm::reader::DecodeError),
+    /// The verifier asks for a selection that this agent does not know how to answer.
+    #[error("the verifier asks for PCRs {pcrs:?}, but an agent quotes 0 to 14")]
+    PcrSelection {
+        /// What it asks for.
+        pcrs: Vec<u8>,
+    },
+    /// The PCRs never stood still between quote and reading.
+    #[error("quoting: PCRs changed between quote and reading {STEADY_ATTEMPTS} times in a row")]
+    Unsteady,
+    /// A notice could not be written.
+    #[error(transparent)]
+    Notice(#[from] NoticeError),
+    /// The secret does not open.
+    #[error("opening the tenant's secret")]
+    Secret(#[source] SessionError),
+}
+
+/// An agent that has loaded its key.
+pub struct Attester {
+    state: AttestationState,
+    client: AttestationClient,
+    tpm: EsapiTpm,
+    places: Places,
+    supervisor: Supervisor,
+    notices: Notices,
+}
+
+impl Attester {
+    /// Loads the AK of `state` into the TPM.
+    ///
+    /// # Errors
+    /// If the TPM does not take it, or TLS cannot be set up.
+    pub fn new(state: AttestationState, mut tpm: EsapiTpm, places: Places) -> Result<Self, AttestationError> {
+        tpm.load_ak(state.ak.clone())?;
+        let client = AttestationClient::new(&state)?;
+        let notices = Notices::open(&places.run, &places.hooks)?;
+        let node = &state.node;
+        tracing::info!(event = "agent.key_loaded", %node, admission = %state.admission, "loaded the attestation key of {node}");
+        Ok(Self { state, client, tpm, places, supervisor: Supervisor::from_environment(), notices })
+    }
+
+    /// Attests until the verifier revokes this node. The verifier, or the way to it, may be away for any time: what
+    /// that costs is decided there.
+    ///
+    /// # Errors
+    /// See [`AttestationError`].
+    pub async fn run(mut self) -> Result<Revoked, AttestationError> {
+        let follower = self.notices.clone();
+        let client = self.client.clone();
+        let revoked = tokio::select! {
+            revoked = self.attest() => revoked?,
+            // Never ends: a notice that cannot be acted upon is logged, and tried again.
+            never = follower.follow(&client) => match never {},
+        };
+        for reason in &revoked.reasons {
+            tracing::error!(event = "agent.revoked", reason, "the verifier revokes this node: {reason}");
+        }
+        self.supervisor.status("revoked");
+        self.drop_own_keys(&revoked).await?;
+        Ok(revoked)
+    }
+
+    async fn attest(&mut self) -> Result<Revoked, AttestationError> {
+        let mut patience = Patience::default();
+        let mut next: Option<Round> = None;
+        let mut renewals = 0_u64;
+        loop {
+            let round = match next.take() {
+                Some(round) => round,
+                None => match self.client.challenge().await {
+                    Ok(request) => Round::new(request),
+                    Err(error) => match Refusal::of(&error) {
+                        Refusal::Over => return Ok(over(&error)),
+                        Refusal::NoNonce | Refusal::Away => {
+                            self.wait_out(&mut patience, &error).await;
+                            continue;
+                        }
+                        Refusal::Broken => return Err(error.into()),
+                    },
+                },
+            };
+            tokio::time::sleep_until(round.due).await;
+            let evidence = self.evidence(&round.request)?;
+            match self.client.submit(&evidence).await {
+                Ok(AttestationAnswer::Renewed { expires_at_ms, next: request }) => {
+                    renewals += 1;
+                    self.renewed(renewals, expires_at_ms, &request).await;
+                    patience = Patience::default();
+                    next = Some(Round::new(request));
+                }
+                Ok(AttestationAnswer::Revoked { reasons }) => return Ok(Revoked { reasons }),
+                Err(error) => match Refusal::of(&error) {
+                    Refusal::Over => return Ok(over(&error)),
+                    Refusal::NoNonce => tracing::info!(event = "agent.nonce_lost", "asking for another challenge"),
+                    // Whether it was heard is not known, so its nonce may be used up: begin anew.
+                    Refusal::Away => self.wait_out(&mut patience, &error).await,
+                    Refusal::Broken => return Err(error.into()),
+                },
+            }
+        }
+    }
+
+    async fn renewed(&mut self, renewals: u64, expires_at_ms: i64, request: &AttestationRequest) {
+        self.supervisor.status(&format!("renewed {renewals} times"));
+        if renewals > 1 {
+            tracing::debug!(event = "agent.renewed", renewals, expires_at_ms, "renewed");
+            return;
+        }
+        let (memory, interval) = (peak_memory_kib(), request.after_ms);
+        tracing::info!(
+            event = "agent.renewed",
+            renewals,
+            expires_at_ms,
+            memory,
+            interval,
+            "the verifier renewed the admission; next evidence in {interval} ms (I used {memory} KiB at most)"
+        );
+        if let Err(error) = self.fetch_secret().await {
+            tracing::error!(event = "agent.no_secret", "the tenant's secret: {}", Chain(&error));
+        }
+        self.supervisor.ready();
+    }
+
+    /// Quotes, and reads what explains the quote.
+    fn evidence(&mut self, request: &AttestationRequest) -> Result<RuntimeEvidence, AttestationError> {
+        let pcrs = &request.pcrs;
+        if !pcrs.iter().copied().eq(QUOTED_PCRS) {
+            return Err(AttestationError::PcrSelection { pcrs: pcrs.iter().copied().take(24).collect() });
+        }
+        for _attempt in 0..STEADY_ATTEMPTS {
+            let quote = self.tpm.quote(&request.nonce, pcrs)?;
+            let values = self.tpm.pcr_read(pcrs)?;
+            // The kernel may measure something between the two. A quote ends with the digest of what it quotes
+            // (TPM 2.0 Part 2, 10.12.1), so it is plain whether these are the values.
+            if !quote.attest.ends_with(&sha256(&values.concat())) {
+                continue;
+            }
+            return Ok(RuntimeEvidence {
+                attest: quote.attest,
+                signature: quote.signature,
+                pcrs: values.iter().map(hex::encode).collect(),
+                // After the quote: the list then holds all that PCR 10 does, and the verifier finds where it ends.
+                ima: None,
+                tee: Vec::new(),
+            });
+        }
+        Err(AttestationError::Unsteady)
+    }
+
+    async fn fetch_secret(&mut self) -> Result<(), AttestationError> {
+        let Some(sealed) = self.client.secret().await? else { return Ok(()) };
+        let secret = crate::session::open_sealed(&mut self.tpm, &sealed).map_err(AttestationError::Secret)?;
+        notices::write_private(&self.places.run.join(SECRET), &secret)?;
+        tracing::info!(event = "agent.secret", "the tenant's secret is in {}", self.places.run.join(SECRET).display());
+        Ok(())
+    }
+
+    /// A revoked node does for itself what the others do about it, and forgets the tenant's secret.
+    async fn drop_own_keys(&self, revoked: &Revoked) -> Result<(), AttestationError> {
+        let secret = self.places.run.join(SECRET);
+        if let Err(source) = std::fs::remove_file(&secret)
+            && source.kind() != std::io::ErrorKind::NotFound
+        {
+            tracing::error!(event = "agent.secret_left", "removing {}: {source}", secret.display());
+        }
+        let notice = RevocationNotice {
+            sequence: 0,
+            node: self.state.node.clone(),
+            admission: self.state.admission,
+            ak_name: Public::parse(&self.state.ak.public)?.name().to_string(),
+            reason: revoked.reasons.join("; "),
+            at_ms: now_ms(),
+        };
+        Ok(self.notices.act_upon(&notice).await?)
+    }
+
+    async fn wait_out(&self, patience: &mut Patience, error: &CallError) {
+        let delay = patience.next_delay(random());
+        self.supervisor.status("the verifier does not answer");
+        tracing::warn!(event = "agent.retrying", "trying again in {} ms: {}", delay.as_millis(), Chain(error));
+        tokio::time::sleep(delay).await;
+    }
+}
+
+/// A nonce, and when the verifier wants it used.
+struct Round {
+    request: AttestationRequest,
+    due: Instant,
+}
+
+impl Round {
+    fn new(request: AttestationRequest) -> Self {
+        let wait = Duration::from_millis(request.after_ms).min(LONGEST_WAIT);
+        Self { request, due: Instant::now() + wait }
+    }
+}
+
+fn over(error: &CallError) -> Revoked {
+    Revoked { reasons: vec![format!("the admission is over: {}", Chain(error))] }
+}
+
+/// Two random octets, for jitter. Without randomness there is no jitter, which is no reason to stop.
+fn random() -> u16 {
+    use ring::rand::{SecureRandom as _, SystemRandom};
+    let mut bytes = Zeroizing::new([0; 2]);
+    let _none = SystemRandom::new().fill(&mut *bytes);
+    u16::from_be_bytes(*bytes)
+}
+
+fn now_ms() -> i64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
+}
+
+/// Folder of what is handed over and what is learnt, in memory.
+pub const RUN: &str = "/run/assay";
+const HOOKS: &str = "/etc/assay/revocation.d";
+const MEASUREMENTS: &str = "/sys/kernel/security/ima/binary_runtime_measurements";
+const SECRET: &str = "secret";
+const STEADY_ATTEMPTS: u32 = 20;
+/// A verifier may not silence an agent for longer.
+const LONGEST_WAIT: Duration = Duration::from_secs(3600);

@@ -1,0 +1,96 @@
+//! The calls of continuous attestation ([`assay_wire::attestation`]), and what a refusal of one means.
+
+use super::state::AttestationState;
+use crate::client::{CallError, Client};
+use assay_wire::agent::SealedGrant;
+use assay_wire::attestation::{AttestationAnswer, AttestationRequest, RevocationNotices};
+use assay_wire::evidence::RuntimeEvidence;
+use assay_wire::id::AdmissionId;
+use std::net::SocketAddr;
+
+/// The verifier, behind the gateway's relay, and the admission that it is asked about.
+#[derive(Clone)]
+pub struct AttestationClient {
+    client: Client,
+    admission: AdmissionId,
+}
+
+impl AttestationClient {
+    /// A client for the verifier of `state`. Connects only when called.
+    ///
+    /// # Errors
+    /// If TLS cannot be set up.
+    pub fn new(state: &AttestationState) -> Result<Self, rustls::Error> {
+        let mut client = Client::new(SocketAddr::V4(state.relay), state.pin)?;
+        client.set_bearer(state.proof.clone());
+        Ok(Self { client, admission: state.admission })
+    }
+
+    /// Asks for a nonce.
+    ///
+    /// # Errors
+    /// See [`CallError`].
+    pub async fn challenge(&self) -> Result<AttestationRequest, CallError> {
+        self.client.post(&format!("{}/challenge", self.path()), &()).await
+    }
+
+    /// Sends evidence.
+    ///
+    /// # Errors
+    /// See [`CallError`].
+    pub async fn submit(&self, evidence: &RuntimeEvidence) -> Result<AttestationAnswer, CallError> {
+        self.client.post(&self.path(), evidence).await
+    }
+
+    /// Waits for notices after `after`.
+    ///
+    /// # Errors
+    /// See [`CallError`].
+    pub async fn notices(&self, after: u64) -> Result<RevocationNotices, CallError> {
+        self.client.get(&format!("{}/notices?after={after}", self.path())).await
+    }
+
+    /// The tenant's secret, sealed to this TPM; none if the tenant has left none.
+    ///
+    /// # Errors
+    /// See [`CallError`].
+    pub async fn secret(&self) -> Result<Option<SealedGrant>, CallError> {
+        match self.client.get(&format!("{}/secret", self.path())).await {
+            Ok(sealed) => Ok(Some(sealed)),
+            Err(error) if error.status() == Some(404) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn path(&self) -> String {
+        format!("/agent/v1/attestations/{}", self.admission)
+    }
+}
+
+/// What a call that failed means for what comes next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Refusal {
+    /// The verifier does not know the nonce: ask for another.
+    NoNonce,
+    /// The verifier knows nothing of this admission, or not for us: it is over.
+    Over,
+    /// The verifier, or the way to it, is away, or busy: try again.
+    Away,
+    /// Nothing that trying again would mend.
+    Broken,
+}
+
+impl Refusal {
+    /// Judges a failed call.
+    #[must_use]
+    pub fn of(error: &CallError) -> Self {
+        if error.is_problem("no-nonce") {
+            return Self::NoNonce;
+        }
+        match error.status() {
+            Some(401 | 403 | 404 | 410) => Self::Over,
+            _ if error.is_transient() => Self::Away,
+            _ => Self::Broken,
+        }
+    }
+}

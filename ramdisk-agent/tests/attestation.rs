@@ -1,0 +1,259 @@
+//! Continuous attestation with a real TPM on one side and real cryptography on the other: the key that was admitted goes
+//! on being used by another process, as after a kexec.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on says so by a panic")]
+
+mod support;
+
+use assay_ramdisk_agent::attestation::state::AttestationState;
+use assay_ramdisk_agent::attestation::{AttestationError, Attester, Places, Revoked};
+use assay_ramdisk_agent::settings::sha256;
+use assay_ramdisk_agent::tpm::Tpm as _;
+use assay_ramdisk_agent::tpm::esapi::EsapiTpm;
+use assay_tpm::attest::Quote;
+use assay_tpm::public::{KeyPublic, Public};
+use assay_tpm::seal::seal_grant;
+use assay_tpm::signature::{Signature, SignatureValue};
+use assay_wire::attestation::{AttestationAnswer, AttestationRequest, RevocationNotice, RevocationNotices};
+use assay_wire::evidence::{QUOTED_PCRS, RuntimeEvidence};
+use assay_wire::id::AdmissionId;
+use assay_wire::problem::Problem;
+use serde::Serialize;
+use std::fs;
+use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt as _;
+use std::sync::{Arc, Mutex};
+use support::{Seen, SoftTpm, TlsServer};
+use zeroize::Zeroizing;
+
+const SECRET: &[u8] = b"the tenant's secret";
+const PROOF: &str = "5a5a5a5a";
+
+/// The verifier's side: answers by the script, and keeps what it was sent.
+struct Verifier {
+    admission: AdmissionId,
+    ek_public: Vec<u8>,
+    ak_public: Vec<u8>,
+    calls: Vec<String>,
+    evidence: Vec<(Vec<u8>, RuntimeEvidence)>,
+    nonces: u8,
+    /// How many times evidence is good before the last answer.
+    good: usize,
+    /// The first answer to evidence: a nonce that is not known any more.
+    forgets: bool,
+    /// The status of the last answer, if it is no verdict.
+    ends_with: Option<u16>,
+}
+
+impl Verifier {
+    fn answer(&mut self, seen: &Seen) -> (u16, Vec<u8>) {
+        assert_eq!(seen.bearer.as_deref(), Some(PROOF));
+        let path = seen.path.strip_prefix(&format!("/agent/v1/attestations/{}", self.admission)).unwrap().to_owned();
+        self.calls.push(format!("{} {path}", seen.method));
+        match path.as_str() {
+            "/challenge" => ok(&self.request()),
+            "" => self.judge(serde_json::from_slice(&seen.body).unwrap()),
+            "/notices?after=0" => ok(&RevocationNotices { latest: 4, notices: vec![notice("n7", 4)] }),
+            "/secret" => {
+                let ak = Public::parse(&self.ak_public).unwrap();
+                ok(&seal_grant(&self.ek_public, ak.name().as_bytes(), self.admission, SECRET).unwrap())
+            }
+            _ => ok(&RevocationNotices { latest: 4, notices: Vec::new() }),
+        }
+    }
+
+    fn request(&mut self) -> AttestationRequest {
+        self.nonces += 1;
+        AttestationRequest {
+            nonce: vec![self.nonces; 32],
+            pcrs: QUOTED_PCRS.collect(),
+            expires_in_seconds: 60,
+            ima_first_entry: 0,
+            after_ms: 1,
+        }
+    }
+
+    fn judge(&mut self, evidence: RuntimeEvidence) -> (u16, Vec<u8>) {
+        if std::mem::take(&mut self.forgets) {
+            return problem(409, "no-nonce");
+        }
+        self.evidence.push((vec![self.nonces; 32], evidence));
+        if self.evidence.len() <= self.good {
+            return ok(&AttestationAnswer::Renewed { expires_at_ms: 1, next: self.request() });
+        }
+        match self.ends_with {
+            None => {
+                ok(&AttestationAnswer::Revoked { reasons: vec!["PCR 12 changed".to_owned(), "so did 13".to_owned()] })
+            }
+            Some(status) => problem(status, "over"),
+        }
+    }
+}
+
+fn ok(answer: &impl Serialize) -> (u16, Vec<u8>) {
+    (200, serde_json::to_vec(answer).unwrap())
+}
+
+fn problem(status: u16, kind: &str) -> (u16, Vec<u8>) {
+    let problem = Problem { kind: kind.to_owned(), status, detail: "as the test says".to_owned(), hint: None };
+    (status, serde_json::to_vec(&problem).unwrap())
+}
+
+fn notice(node: &str, sequence: u64) -> RevocationNotice {
+    RevocationNotice {
+        sequence,
+        node: node.parse().unwrap(),
+        admission: AdmissionId::random(),
+        ak_name: "000b00".to_owned(),
+        reason: "silence".to_owned(),
+        at_ms: 1,
+    }
+}
+
+/// A node whose ramdisk has handed over, and its verifier.
+struct Node {
+    soft: SoftTpm,
+    verifier: Arc<Mutex<Verifier>>,
+    state: AttestationState,
+    places: Places,
+    folder: tempfile::TempDir,
+}
+
+impl Node {
+    async fn handed_over(good: usize) -> Self {
+        let soft = SoftTpm::start();
+        let mut tpm = EsapiTpm::open(&soft.tcti()).unwrap();
+        let keys = tpm.create_keys().unwrap();
+        let ak = tpm.saved_ak().unwrap();
+        assert_eq!(ak.public, keys.ak_public);
+        let admission = AdmissionId::random();
+        let verifier = Arc::new(Mutex::new(Verifier {
+            admission,
+            ek_public: keys.ek_public,
+            ak_public: keys.ak_public,
+            calls: Vec::new(),
+            evidence: Vec::new(),
+            nonces: 0,
+            good,
+            forgets: false,
+            ends_with: None,
+        }));
+        let answering = Arc::clone(&verifier);
+        let server = TlsServer::start(move |seen| answering.lock().unwrap().answer(&seen)).await;
+        let SocketAddr::V4(relay) = server.address else { panic!("IPv4 only") };
+        let proof = Zeroizing::new(PROOF.to_owned());
+        let node = "n1".parse().unwrap();
+        let state = AttestationState { node, admission, relay, pin: server.pin, proof, ak };
+        let folder = tempfile::tempdir().unwrap();
+        let hooks = folder.path().join("hooks");
+        fs::create_dir(&hooks).unwrap();
+        let hook = hooks.join("drop-keys");
+        fs::write(&hook, format!("#!/bin/sh\necho $1 >> {}/dropped\n", folder.path().display())).unwrap();
+        fs::set_permissions(&hook, fs::Permissions::from_mode(0o755)).unwrap();
+        let places = Places { run: folder.path().join("run"), hooks, measurements: folder.path().join("none") };
+        // The ramdisk's connection to the TPM ends here, and its loaded keys with it.
+        Self { soft, verifier, state, places, folder }
+    }
+
+    /// What the tenant's agent does, from the file that was handed over.
+    async fn attest(&self) -> Result<Revoked, AttestationError> {
+        let file = self.folder.path().join("attestation.json");
+        fs::write(&file, &*self.state.to_json().unwrap()).unwrap();
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o600)).unwrap();
+        let state = AttestationState::read(&file).unwrap();
+        let tpm = EsapiTpm::open(&self.soft.tcti()).unwrap();
+        Attester::new(state, tpm, self.places.clone())?.run().await
+    }
+}
+
+/// Whether the AK signed `message`, as ring sees it.
+fn signed_by(ak: &Public, message: &[u8], signature: &[u8]) -> bool {
+    let KeyPublic::Ecc { x, y, .. } = ak.key() else { panic!("not an ECC key") };
+    let SignatureValue::Ecdsa { r, s } = Signature::parse(signature).unwrap().value else { panic!("not ECDSA") };
+    let padded = |number: &[u8]| [vec![0; 32 - number.len()], number.to_vec()].concat();
+    let point = [vec![4], padded(x), padded(y)].concat();
+    let signature = [padded(r), padded(s)].concat();
+    ring::signature::UnparsedPublicKey::new(&ring::signature::ECDSA_P256_SHA256_FIXED, point)
+        .verify(message, &signature)
+        .is_ok()
+}
+
+#[tokio::test]
+async fn the_admitted_key_goes_on_attesting_until_it_is_revoked() {
+    let node = Node::handed_over(3).await;
+    let revoked = node.attest().await.unwrap();
+    assert_eq!(revoked.reasons, ["PCR 12 changed", "so did 13"]);
+
+    let verifier = node.verifier.lock().unwrap();
+    let posts: Vec<_> = verifier.calls.iter().filter(|call| call.starts_with("POST")).collect();
+    assert_eq!(posts, ["POST /challenge", "POST ", "POST ", "POST ", "POST "], "one challenge, then one call a round");
+    let ak = Public::parse(&verifier.ak_public).unwrap();
+    for (nonce, evidence) in &verifier.evidence {
+        let quote = Quote::parse(&evidence.attest).unwrap();
+        assert_eq!(quote.extra_data, nonce);
+        let values: Vec<u8> = evidence.pcrs.iter().flat_map(|value| hex::decode(value).unwrap()).collect();
+        assert_eq!(quote.pcr_digest, sha256(&values));
+        // The same key: its signature stands under the public area that was admitted.
+        assert!(signed_by(&ak, &evidence.attest, &evidence.signature));
+    }
+    assert_eq!(verifier.evidence.len(), 4);
+}
+
+#[tokio::test]
+async fn notices_and_the_nodes_own_end_start_the_hooks() {
+    let node = Node::handed_over(50).await;
+    node.attest().await.unwrap();
+    let run = &node.places.run;
+    let dropped = fs::read_to_string(node.folder.path().join("dropped")).unwrap();
+    let files = [run.join("revoked/n7.json"), run.join("revoked/n1.json")].map(|file| file.display().to_string());
+    assert_eq!(dropped.lines().collect::<Vec<_>>(), files);
+    let own: RevocationNotice = serde_json::from_slice(&fs::read(&files[1]).unwrap()).unwrap();
+    assert_eq!((own.node.as_str(), own.admission), ("n1", node.state.admission));
+    assert_eq!(own.ak_name, Public::parse(&node.state.ak.public).unwrap().name().to_string());
+    // The secret was fetched once, and is gone with the admission.
+    let calls = &node.verifier.lock().unwrap().calls;
+    assert_eq!(calls.iter().filter(|call| call.ends_with("/secret")).count(), 1);
+    assert!(!run.join("secret").exists());
+}
+
+#[tokio::test]
+async fn the_secret_is_for_root_alone() {
+    let node = Node::handed_over(usize::MAX).await;
+    let secret = node.places.run.join("secret");
+    let written = async {
+        while fs::read(&secret).unwrap_or_default() != SECRET {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::select! {
+        ended = node.attest() => panic!("{ended:?}"),
+        () = written => {}
+    }
+    assert_eq!(fs::metadata(&secret).unwrap().permissions().mode() & 0o777, 0o600);
+}
+
+#[tokio::test]
+async fn a_lost_nonce_is_replaced_by_a_challenge() {
+    let node = Node::handed_over(1).await;
+    node.verifier.lock().unwrap().forgets = true;
+    node.attest().await.unwrap();
+    let calls = &node.verifier.lock().unwrap().calls;
+    let posts: Vec<_> = calls.iter().filter(|call| call.starts_with("POST")).collect();
+    assert_eq!(posts, ["POST /challenge", "POST ", "POST /challenge", "POST ", "POST "]);
+}
+
+#[tokio::test]
+async fn an_admission_that_the_verifier_does_not_know_is_over() {
+    let node = Node::handed_over(1).await;
+    node.verifier.lock().unwrap().ends_with = Some(404);
+    let revoked = node.attest().await.unwrap();
+    assert!(revoked.reasons[0].contains("as the test says"), "{revoked:?}");
+    assert!(node.places.run.join("revoked/n1.json").exists());
+}
+
+#[tokio::test]
+async fn another_tpm_cannot_use_the_key() {
+    let (node, other) = (Node::handed_over(1).await, SoftTpm::start());
+    let mut tpm = EsapiTpm::open(&other.tcti()).unwrap();
+    assert!(tpm.load_ak(node.state.ak.clone()).is_err());
+}
