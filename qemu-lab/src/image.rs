@@ -1,5 +1,9 @@
-//! The tenant's golden image: a small Debian 12 that boots from iSCSI and answers HTTP with its name. Built without root
-//! where user namespaces allow it and without loop devices everywhere; kept by a digest of its recipe.
+//! The tenant's golden image: a small Debian 12 that boots from iSCSI, answers HTTP with its name, and goes on attesting.
+//! Built without root where user namespaces allow it and without loop devices everywhere. Two steps, each kept by a
+//! digest of what goes in: the system, which takes a minute, and the agent with its files, which take seconds
+//! ([`overlay`]).
+
+mod overlay;
 
 use crate::command::{command, run};
 use crate::error::{LabError, Result};
@@ -10,27 +14,60 @@ use std::process::Stdio;
 use std::time::Duration;
 use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
 
-/// Builds the tenant image below `cache`, unless one of the same recipe is there. Answers the qcow2 file. `progress`
-/// gets a line whenever there is something to say.
+/// Builds the tenant image below `cache` with the agent from `agent_image` (as `make agent-image` leaves it), unless the
+/// same one is there. Answers the qcow2 file. `progress` gets a line whenever there is something to say.
 ///
 /// # Errors
 /// A tool fails; its last words are in the error.
-pub async fn tenant(cache: &Path, progress: impl Fn(&str)) -> Result<PathBuf> {
+pub async fn tenant(cache: &Path, agent_image: &Path, progress: impl Fn(&str)) -> Result<PathBuf> {
     fs::create_dir_all(cache).map_err(LabError::io(format!("making {}", cache.display())))?;
-    let image = cache.join(format!("tenant-{}.qcow2", recipe_digest()));
+    let agent = agent_image.join("assay-agent");
+    let agent =
+        fs::read(&agent).map_err(LabError::io(format!("reading {} (run `make agent-image`)", agent.display())))?;
+    let files = overlay::files(&agent);
+    let image = cache.join(format!("tenant-{}-{}.qcow2", recipe_digest(), overlay::digest(&files)));
     if image.exists() {
         progress(&format!("tenant image: {} (made before)", image.display()));
         return Ok(image);
     }
     let work = cache.join(format!("tenant-work-{}", std::process::id()));
     fs::create_dir_all(&work).map_err(LabError::io(format!("making {}", work.display())))?;
-    let built = build(&work, &image, &progress).await;
+    let built = build(cache, &work, &files, &image, &progress).await;
     // What is left of a failed build is of no use; of a good one, everything was renamed.
     let _leftovers = fs::remove_dir_all(&work);
     built.map(|()| image)
 }
 
-async fn build(work: &Path, image: &Path, progress: &impl Fn(&str)) -> Result<()> {
+async fn build(
+    cache: &Path,
+    work: &Path,
+    files: &[overlay::OverlayFile<'_>],
+    image: &Path,
+    progress: &impl Fn(&str),
+) -> Result<()> {
+    let system = cache.join(format!("tenant-system-{}.raw", recipe_digest()));
+    if !system.exists() {
+        build_system(work, &system, progress).await?;
+    }
+    progress("tenant image: adding the agent");
+    let disk = work.join("tenant.raw");
+    let mut copy = command("cp");
+    copy.arg("--sparse=always").arg("--reflink=auto").arg(&system).arg(&disk);
+    run(copy, "copying the tenant's system", CONVERT_LIMIT).await?;
+    overlay::apply(&disk, PARTITION_OFFSET_SECTORS * 512, files, work).await?;
+    progress("tenant image: converting to qcow2");
+    let finished = work.join("tenant.qcow2");
+    let mut convert = command("qemu-img");
+    convert.args(["convert", "-f", "raw", "-O", "qcow2"]).arg(&disk).arg(&finished);
+    run(convert, "converting the tenant image", CONVERT_LIMIT).await?;
+    fs::rename(&finished, image).map_err(LabError::io(format!("keeping {}", image.display())))?;
+    let megabytes = fs::metadata(image).map_or(0, |m| m.len() / 1_000_000);
+    progress(&format!("tenant image: {} ({megabytes} MB)", image.display()));
+    Ok(())
+}
+
+/// Debian, without the agent, as a raw disk.
+async fn build_system(work: &Path, system: &Path, progress: &impl Fn(&str)) -> Result<()> {
     let disk = work.join("disk.raw");
     for (name, text) in FILES {
         let path = work.join(name);
@@ -44,15 +81,7 @@ async fn build(work: &Path, image: &Path, progress: &impl Fn(&str)) -> Result<()
     partition(&disk).await?;
     progress("tenant image: fetching and unpacking Debian 12 (about half a minute)");
     bootstrap(work, &disk, progress).await?;
-    progress("tenant image: converting to qcow2");
-    let finished = work.join("disk.qcow2");
-    let mut convert = command("qemu-img");
-    convert.args(["convert", "-O", "qcow2"]).arg(&disk).arg(&finished);
-    run(convert, "converting the tenant image", CONVERT_LIMIT).await?;
-    fs::rename(&finished, image).map_err(LabError::io(format!("keeping {}", image.display())))?;
-    let megabytes = fs::metadata(image).map_or(0, |m| m.len() / 1_000_000);
-    progress(&format!("tenant image: {} ({megabytes} MB)", image.display()));
-    Ok(())
+    fs::rename(&disk, system).map_err(LabError::io(format!("keeping {}", system.display())))
 }
 
 async fn partition(disk: &Path) -> Result<()> {
@@ -124,7 +153,7 @@ fn set_mode(path: &Path, mode: u32) -> Result<()> {
         .map_err(LabError::io(format!("setting the mode of {}", path.display())))
 }
 
-const PACKAGES: [&str; 9] = [
+const PACKAGES: [&str; 13] = [
     "systemd-sysv",
     "udev",
     "kmod",
@@ -134,6 +163,11 @@ const PACKAGES: [&str; 9] = [
     "iproute2",
     "zstd",
     "busybox-static",
+    // What the agent is linked to, and the way to a TPM that those libraries load.
+    "libtss2-esys-3.0.2-0",
+    "libtss2-mu0",
+    "libtss2-tctildr0",
+    "libtss2-tcti-device0",
 ];
 const FILES: [(&str, &str); 4] = [
     ("before-packages", include_str!("../tenant/before-packages")),

@@ -79,12 +79,8 @@ struct BenchArguments {
 
 #[derive(Debug, Subcommand)]
 enum ImageCommand {
-    /// The tenant's golden image: a small Debian 12.
-    Tenant {
-        /// Where images are kept by the digest of their recipe.
-        #[arg(long, default_value = "target/lab-cache")]
-        cache: PathBuf,
-    },
+    /// The tenant's golden image: a small Debian 12 with the agent.
+    Tenant(BenchArguments),
 }
 
 fn main() -> ExitCode {
@@ -116,7 +112,7 @@ async fn prepare(arguments: &Arguments) -> Result<()> {
     match &arguments.command {
         Command::Scenario { scenario, .. } if !scenario.has_services() => Ok(()),
         Command::Run(bench) | Command::Scenario { bench, .. } | Command::Up { hardware_only: false, bench } => {
-            image::tenant(&bench.cache, say).await.map(drop)
+            image::tenant(&bench.cache, &bench.agent_image, say).await.map(drop)
         }
         Command::Up { hardware_only: true, .. }
         | Command::Down
@@ -144,7 +140,9 @@ async fn run(arguments: Arguments) -> Result<()> {
         Command::Down => down(&folder),
         Command::Console { node } => follow_console(&folder, &node).await,
         Command::Replay { file } => replay(&file),
-        Command::Image { image: ImageCommand::Tenant { cache } } => image::tenant(&cache, say).await.map(drop),
+        Command::Image { image: ImageCommand::Tenant(bench) } => {
+            image::tenant(&bench.cache, &bench.agent_image, say).await.map(drop)
+        }
     }
 }
 
@@ -226,8 +224,8 @@ async fn options(
     let absolute = |path: &Path| std::path::absolute(path).map_err(LabError::io(format!("finding {}", path.display())));
     let cache = absolute(&arguments.cache)?;
     // Made before the namespaces were entered: this finds it.
-    let tenant_image = image::tenant(&cache, |_| {}).await?;
     let agent_image = absolute(&arguments.agent_image)?;
+    let tenant_image = image::tenant(&cache, &agent_image, |_| {}).await?;
     Ok(BenchOptions { folder: folder.to_owned(), cache, agent_image, tenant_image, topology, tampered_nodes })
 }
 
