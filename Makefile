@@ -6,8 +6,11 @@ CARGO ?= cargo
 # unless FAILPOINTS arms them, and a release build has none.
 EVERYTHING := --workspace --features assay/failpoints --locked
 
+# What opens a database, beside the libraries.
+ON_POSTGRESQL := --lib --test api --test identity --test verifiers --test life_cycle --test faults --test crash
+
 .DEFAULT_GOAL := help
-.PHONY: help lab test check bench openapi fuzz-smoke fuzz agent-image build test-build dependencies toolchain clean
+.PHONY: help lab test test-postgresql check bench openapi fuzz-smoke fuzz agent-image build test-build dependencies toolchain clean
 
 help: ## List the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -18,6 +21,10 @@ lab: agent-image ## Boot a node through the airlock into its tenant's Debian, an
 test: check test-build ## Run everything that must pass
 	@scripts/agent-image.sh
 	$(CARGO) test $(EVERYTHING)
+	$(MAKE) test-postgresql
+
+test-postgresql: toolchain dependencies ## The tests of whatever keeps a database, on PostgreSQL
+	ASSAY_TEST_DATABASE=postgresql $(CARGO) test $(EVERYTHING) $(ON_POSTGRESQL)
 
 check: toolchain dependencies ## Format, lints, licences and bans
 	$(CARGO) fmt --all --check

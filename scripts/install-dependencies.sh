@@ -58,8 +58,19 @@ if [ -z "$(find /var/lib/apt/lists -maxdepth 1 -name '*_Packages*' -mtime -1 2>/
     refresh
 fi
 
+# Tests start their own PostgreSQL: the package need not make a cluster, nor start one. Where the operator has a say in
+# this file already, it stands.
+case " $missing " in
+*postgresql*)
+    if [ ! -e /etc/postgresql-common/createcluster.conf ]; then
+        $sudo mkdir -p /etc/postgresql-common
+        echo 'create_main_cluster = false' | $sudo tee /etc/postgresql-common/createcluster.conf >/dev/null
+    fi
+    ;;
+esac
+
 # shellcheck disable=SC2086
-if $apt install -y --no-install-recommends $missing; then
+if $apt install -y --no-install-recommends -o Dpkg::Options::=--force-confold $missing; then
     exit 0
 fi
 refresh

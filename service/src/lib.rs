@@ -12,6 +12,8 @@ pub mod http;
 pub mod secret_file;
 pub mod store;
 pub mod telemetry;
+#[cfg(feature = "testing")]
+pub mod testing;
 pub mod tls;
 
 pub use tokio_util::sync::CancellationToken;

@@ -16,6 +16,10 @@ pub struct Config {
     pub state_dir: PathBuf,
     /// `sqlite:PATH` or `postgres://…`.
     pub database: String,
+    /// What this verifier is called among those that share its database; without one, host name and port.
+    pub name: Option<String>,
+    /// Whether the database may have been another key's so far.
+    pub accept_new_keys: bool,
     /// The operators' and services' API.
     pub listen: SocketAddr,
     /// The agents' API, in the airlock.
@@ -77,6 +81,9 @@ pub struct InvalidConfig {
 struct File {
     state_dir: PathBuf,
     database: Option<String>,
+    name: Option<String>,
+    #[serde(default)]
+    accept_new_keys: bool,
     #[serde(default = "default_listen")]
     listen: SocketAddr,
     agent_listen: SocketAddr,
@@ -133,6 +140,8 @@ impl TryFrom<File> for Config {
             result_lifetime: Duration::from_secs(file.result_lifetime_seconds.into()),
             state_dir: file.state_dir,
             database,
+            name: file.name,
+            accept_new_keys: file.accept_new_keys,
             listen: file.listen,
             agent_listen: file.agent_listen,
             agent_socket: file.agent_socket,

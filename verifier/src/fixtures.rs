@@ -13,6 +13,7 @@ use assay_service::client::ServiceClient;
 use assay_service::clock::SystemClock;
 use assay_service::error::ApiError;
 use assay_service::http::{Listener, ServiceContext, serve};
+use assay_service::testing::TestDatabase;
 use assay_service::tls::SiteIdentity;
 use assay_wire::agent::{Credential, SealedGrant, TenantAddress};
 use assay_wire::id::{AdmissionId, BootId, LeaseId, SessionId};
@@ -23,106 +24,59 @@ use axum::http::Method;
 use axum::routing::{delete, post};
 use axum::{Json, Router};
 use std::collections::{BTreeSet, HashMap, VecDeque};
-use std::os::unix::fs::MetadataExt as _;
 use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 use tempfile::TempDir;
 use tokio::sync::watch;
 
 /// A store of its own.
 pub(crate) struct TestStore {
     pub(crate) store: VerifierStore,
-    url: String,
-    /// Holds the SQLite file; gone with the test.
-    _folder: Option<TempDir>,
+    database: TestDatabase,
 }
 
 impl TestStore {
     pub(crate) async fn open(limits: StoreLimits) -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let url = format!("sqlite:{}", folder.path().join("verifier.db").display());
-        let store = VerifierStore::open(&url, limits).await.unwrap();
-        Self { store, url, _folder: Some(folder) }
+        Self::on(TestDatabase::new(), limits).await
+    }
+
+    pub(crate) async fn on(database: TestDatabase, limits: StoreLimits) -> Self {
+        Self { store: VerifierStore::open(database.url(), limits).await.unwrap(), database }
+    }
+
+    pub(crate) fn url(&self) -> &str {
+        self.database.url()
     }
 
     /// Opens the same database anew, as after a restart.
     pub(crate) async fn reopen(&mut self) {
         self.store.close().await;
-        self.store = VerifierStore::open(&self.url, StoreLimits::default()).await.unwrap();
-    }
-}
-
-/// A PostgreSQL server of the test's own, on a Unix socket. Gone when dropped.
-pub(crate) struct Postgresql {
-    folder: TempDir,
-    programs: PathBuf,
-    process: Child,
-    databases: AtomicU32,
-}
-
-impl Postgresql {
-    /// Starts one; none where none is installed.
-    pub(crate) fn start() -> Option<Self> {
-        let versions = std::fs::read_dir("/usr/lib/postgresql").ok()?.flatten();
-        let programs = versions.map(|version| version.path().join("bin")).find(|bin| bin.join("initdb").exists())?;
-        let folder = tempfile::tempdir().unwrap();
-        // The server refuses to run as root.
-        let as_root = std::fs::metadata(folder.path()).unwrap().uid() == 0;
-        if as_root {
-            assert!(Command::new("chown").arg("postgres:").arg(folder.path()).status().unwrap().success());
-        }
-        let program = |name: &str| {
-            let mut command = Command::new("setpriv");
-            if as_root {
-                command.args(["--reuid=postgres", "--regid=postgres", "--clear-groups"]);
-            }
-            command.args(["--pdeathsig", "KILL"]).arg(programs.join(name)).arg("-D").arg(folder.path().join("data"));
-            command.stdout(Stdio::null()).stderr(Stdio::null());
-            command
-        };
-        let made = program("initdb").args(["-A", "trust", "-U", "assay", "-E", "UTF8", "--no-sync"]).status().unwrap();
-        assert!(made.success(), "initdb failed: {made}");
-        let process = program("postgres")
-            .args(["-c", "listen_addresses=", "-c", "fsync=off", "-k"])
-            .arg(folder.path())
-            .spawn()
-            .unwrap();
-        Some(Self { folder, programs, process, databases: AtomicU32::new(0) })
+        self.store = VerifierStore::open(self.database.url(), StoreLimits::default()).await.unwrap();
     }
 
-    /// A store in a new database.
-    pub(crate) async fn open(&self, limits: StoreLimits) -> TestStore {
-        let name = format!("case{}", self.databases.fetch_add(1, Ordering::Relaxed));
-        let deadline = Instant::now() + Duration::from_secs(30);
-        let created = || {
-            let mut createdb = Command::new(self.programs.join("createdb"));
-            createdb.args(["-U", "assay", "-h"]).arg(self.folder.path()).arg(&name).stderr(Stdio::null());
-            createdb.status().unwrap().success()
-        };
-        while !created() {
-            assert!(Instant::now() < deadline, "PostgreSQL did not answer in 30 s");
-        }
-        let url = format!("postgres://assay@localhost/{name}?host={}", self.folder.path().display());
-        TestStore { store: VerifierStore::open(&url, limits).await.unwrap(), url, _folder: None }
-    }
-}
-
-impl Drop for Postgresql {
-    fn drop(&mut self) {
-        // It may have died already; the folder goes either way.
-        let _ = self.process.kill();
-        let _ = self.process.wait();
+    /// The same database as another process has it.
+    pub(crate) async fn another_process(&self, name: &str) -> VerifierStore {
+        VerifierStore::open(self.database.url(), StoreLimits::default()).await.unwrap().named(name)
     }
 }
 
 impl VerifierStore {
-    /// Makes SQLite refuse every write, or accept them again.
+    /// Makes the database refuse to write the journal, as on a full disk, or accept it again.
     pub(crate) async fn refuse_writes(&self, refuse: bool) {
-        let pragma = if refuse { "PRAGMA query_only = ON" } else { "PRAGMA query_only = OFF" };
-        sqlx::query(pragma).execute(self.pool()).await.unwrap();
+        let (backend,): (String,) = (self.pool().acquire().await.unwrap().backend_name().to_owned(),);
+        let statements: &[&str] = match (backend.as_str(), refuse) {
+            ("PostgreSQL", true) => &[
+                "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RAISE EXCEPTION ''full''; END'",
+                "CREATE TRIGGER refuse BEFORE UPDATE ON releases FOR EACH ROW EXECUTE FUNCTION refuse()",
+            ],
+            ("PostgreSQL", false) => &["DROP TRIGGER refuse ON releases", "DROP FUNCTION refuse"],
+            (_, true) => &["CREATE TRIGGER refuse BEFORE UPDATE ON releases BEGIN SELECT RAISE(ABORT, 'full'); END"],
+            (_, false) => &["DROP TRIGGER refuse"],
+        };
+        for statement in statements {
+            sqlx::query(*statement).execute(self.pool()).await.unwrap();
+        }
     }
 }
 
@@ -222,6 +176,8 @@ struct Record {
     losses: HashMap<&'static str, u32>,
     open_exports: BTreeSet<String>,
     open_ports: BTreeSet<String>,
+    /// Ended for good, as isolation and imaging remember it.
+    ended: BTreeSet<String>,
 }
 
 /// One call that arrived.
@@ -332,9 +288,16 @@ async fn export(
     Json(request): Json<ExportRequest>,
 ) -> Result<Json<ExportAnswer>, ApiError> {
     let admission: AdmissionId = request.result.split(' ').next().unwrap().parse().unwrap();
+    let mut ended = false;
     world.arrive("export", |record| {
-        record.open_exports.insert(admission.to_string());
+        ended = record.ended.contains(&admission.to_string());
+        if !ended {
+            record.open_exports.insert(admission.to_string());
+        }
     })?;
+    if ended {
+        return Err(ApiError::conflict("admission-ended", format!("admission {admission} has ended")));
+    }
     let address = TenantAddress {
         address: "10.20.0.50/24".parse().unwrap(),
         router: None,
@@ -378,6 +341,7 @@ async fn unexport(
 ) -> Result<Json<()>, ApiError> {
     assert_eq!(method, Method::DELETE);
     world.arrive("unexport", |record| {
+        record.ended.insert(id.clone());
         assert!(!record.open_ports.contains(&id), "an export was ended before its port was closed");
         record.open_exports.remove(&id);
     })?;

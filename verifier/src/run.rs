@@ -7,6 +7,7 @@ use crate::release::peers::Peers;
 use crate::release::reports::Reports;
 use crate::server::{Slots, Verifier, agent, operator};
 use crate::signer::{Signer, SignerError};
+use crate::store::verifiers::SharedKeys;
 use crate::store::{DbError, VerifierStore};
 use assay_service::auth::Token;
 use assay_service::client::{NewClientError, ServiceClient};
@@ -44,9 +45,33 @@ pub enum RunError {
     /// The database.
     #[error("preparing the verifier's database")]
     Store(#[source] StoreError),
+    /// The keys on record.
+    #[error("comparing this verifier's keys with its database's")]
+    Keys(#[source] DbError),
     /// The journal.
     #[error("resuming the releases")]
     Journal(#[source] DbError),
+    /// The database is another verifier's.
+    #[error(
+        "the database belongs to verifiers whose {what} is {theirs}, but this one's is {ours}: give this one their \
+         {file}, or, if that key is lost or was replaced, start once with `accept_new_keys = true`"
+    )]
+    OtherKeys {
+        /// Which key.
+        what: &'static str,
+        /// What the database says.
+        theirs: String,
+        /// What this verifier has.
+        ours: String,
+        /// The file that it is kept in.
+        file: String,
+    },
+    /// The others have taken over.
+    #[error("another verifier has the name `{name}`, or the others took this one for dead")]
+    Replaced {
+        /// This verifier's name.
+        name: String,
+    },
     /// Another service's client.
     #[error("preparing to call {peer}")]
     Client {
@@ -106,6 +131,7 @@ pub async fn run_on(config: Config, sockets: Sockets, context: ServiceContext) -
     let resumed = verifier.releases.resume().await.map_err(RunError::Journal)?;
     verifier.releases.start_reports(verifier.reports.clone());
     verifier.releases.start_following();
+    verifier.releases.start_membership();
     tracing::info!(
         event = "verifier.ready",
         listen = %config.listen,
@@ -119,7 +145,7 @@ pub async fn run_on(config: Config, sockets: Sockets, context: ServiceContext) -
     let mut servers = JoinSet::new();
     spawn(&mut servers, Listener::Tls(sockets.listen), operator::router(Arc::clone(&verifier)), &context);
     spawn(&mut servers, Listener::Tls(sockets.agent_listen), agent::router(Arc::clone(&verifier)), &agent_context);
-    if let Some(path) = config.agent_socket {
+    if let Some(path) = config.agent_socket.clone() {
         spawn(&mut servers, Listener::UnixTls(path), agent::router(Arc::clone(&verifier)), &agent_context);
     }
     let mut ended = Ok(());
@@ -130,8 +156,45 @@ pub async fn run_on(config: Config, sockets: Sockets, context: ServiceContext) -
         ended = ended.and(result);
     }
     verifier.releases.stopped().await;
+    let replaced = verifier.releases.was_replaced();
     verifier.store.close().await;
-    ended
+    if replaced { Err(RunError::Replaced { name: name_of(&config) }) } else { ended }
+}
+
+/// What this verifier is called among those of its database: what the file says, or the machine and the port, which
+/// its successor will have as well.
+fn name_of(config: &Config) -> String {
+    config.name.clone().unwrap_or_else(|| {
+        let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+        format!("{}:{}", host.trim(), config.listen.port())
+    })
+}
+
+/// Verifiers of one database stand for each other, so agents and relying parties must not be able to tell them apart.
+async fn check_keys(config: &Config, store: &VerifierStore, ours: &SharedKeys) -> Result<(), RunError> {
+    let theirs = store.shared_keys(ours).await.map_err(RunError::Keys)?;
+    if theirs == *ours {
+        return Ok(());
+    }
+    if config.accept_new_keys {
+        tracing::warn!(
+            event = "verifier.new_keys",
+            result_key = ours.result_key,
+            "the database has new keys on record"
+        );
+        return store.replace_shared_keys(ours).await.map_err(RunError::Keys);
+    }
+    let other = |what, theirs: &str, ours: &str, file: &str| RunError::OtherKeys {
+        what,
+        theirs: theirs.to_owned(),
+        ours: ours.to_owned(),
+        file: file.to_owned(),
+    };
+    Err(if theirs.result_key == ours.result_key {
+        other("key for agents", &theirs.agent_key_sha256, &ours.agent_key_sha256, "tls/verifier-agent.key")
+    } else {
+        other("result key", &theirs.result_key, &ours.result_key, "result-signing.key")
+    })
 }
 
 async fn assemble(config: &Config, context: &ServiceContext, agent_key: &str) -> Result<Arc<Verifier>, RunError> {
@@ -144,6 +207,9 @@ async fn assemble(config: &Config, context: &ServiceContext, agent_key: &str) ->
     let isolation = client("isolation", &config.isolation, context)?;
     let peers = Peers::new(isolation, client("imaging", &config.imaging, context)?);
     let store = VerifierStore::open(&config.database, config.limits).await.map_err(RunError::Store)?;
+    let store = store.named(&name_of(config));
+    let keys = SharedKeys { result_key: signer.public().to_string(), agent_key_sha256: agent_key.to_owned() };
+    check_keys(config, &store, &keys).await?;
     let releases = Releases::new(
         store.clone(),
         peers.clone(),

@@ -45,7 +45,7 @@ impl Service {
         };
         let config = Config {
             listen: "127.0.0.1:0".parse().unwrap(),
-            database: format!("sqlite:{}", folder.join("imaging.db").display()),
+            database: assay_service::testing::database_in(folder, "imaging"),
             store: folder.join("store"),
             key_file: folder.join("imaging.key"),
             import_folders: vec![folder.to_owned()],

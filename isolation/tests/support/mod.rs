@@ -269,7 +269,7 @@ async fn serve(
     overrides: &Value,
 ) -> (url::Url, JoinHandle<()>, CancellationToken) {
     let mut file = json!({
-        "database": format!("sqlite:{}", folder.join("isolation.db").display()),
+        "database": assay_service::testing::database_in(folder, "isolation"),
         "listen": "127.0.0.1:0",
         "password_key_file": folder.join("bmc.key"),
         "quarantine_vlan": QUARANTINE,

@@ -12,6 +12,7 @@ use super::journal::{Action, Presence, ReadyAnswer, ReleaseEvent, ReleaseStep, d
 use super::peers::EffectError;
 use super::{AgentCall, CallError, Progress, Shared, Status, crash_point};
 use crate::store::releases::Release;
+use crate::store::verifiers::Owner;
 use assay_service::error::chain;
 use assay_service::telemetry::boot_step;
 use assay_wire::agent::SealedGrant;
@@ -24,6 +25,13 @@ use tokio::sync::{mpsc, oneshot, watch};
 /// Lives as long as the answer to `ready` is on its way out. Put it into the response's body.
 #[derive(Debug)]
 pub struct AnswerLeaving(#[expect(dead_code, reason = "its drop is the message")] oneshot::Sender<()>);
+
+impl AnswerLeaving {
+    /// For an answer that holds nothing back: `ready` is in the journal, and another process moves the port.
+    pub(super) fn repeated() -> Self {
+        Self(oneshot::channel().0)
+    }
+}
 
 /// Drives one release to its end.
 pub(crate) struct Driver {
@@ -286,6 +294,11 @@ impl Driver {
 
     async fn take(&mut self, call: AgentCall) -> Result<(), Trouble> {
         let step = self.release.step;
+        // Another process may have taken the release over since: then this one knows nothing to answer with, and who
+        // asks looks in the journal.
+        if !matches!(call, AgentCall::Supersede) && !self.still_ours().await? {
+            return Err(Trouble::Stopped(Stopped));
+        }
         match call {
             AgentCall::Supersede => {
                 self.presence.superseded = true;
@@ -293,7 +306,7 @@ impl Driver {
             }
             AgentCall::Ready(reply) => {
                 let answer = match step.next(ReleaseEvent::AgentReady) {
-                    Err(_) => Err(refusal(&self.release, "say `ready`")),
+                    Err(_) => Err(refusal(&self.release, ReleaseEvent::AgentReady.asked())),
                     Ok(next) if next == step => Ok(self.answer_ready()),
                     Ok(_) => match self.write(ReleaseEvent::AgentReady, self.release.clone()).await {
                         Ok(()) => Ok(self.answer_ready()),
@@ -313,7 +326,7 @@ impl Driver {
             }
             AgentCall::Handover(reply) => {
                 let answer = match step.next(ReleaseEvent::AgentHandedOver) {
-                    Err(_) => Err(refusal(&self.release, "hand over")),
+                    Err(_) => Err(refusal(&self.release, ReleaseEvent::AgentHandedOver.asked())),
                     Ok(next) if next == step => Ok(()),
                     Ok(_) => match self.write(ReleaseEvent::AgentHandedOver, self.release.clone()).await {
                         Ok(()) => Ok(()),
@@ -324,6 +337,14 @@ impl Driver {
                 Ok(())
             }
         }
+    }
+
+    async fn still_ours(&mut self) -> Result<bool, Trouble> {
+        let owner = self.shared.store.owner(self.release.admission).await.map_err(|error| {
+            tracing::error!(event = "release.journal_failed", cause = chain(&error), "cannot read the release journal");
+            Trouble::Journal
+        })?;
+        Ok(owner == Owner::Us)
     }
 
     fn answer_ready(&mut self) -> AnswerLeaving {
@@ -345,7 +366,7 @@ impl Driver {
                 }
                 Ok(grant)
             }
-            (Err(_), _) | (_, None) => Err(refusal(&self.release, "fetch the grant")),
+            (Err(_), _) | (_, None) => Err(refusal(&self.release, ReleaseEvent::GrantFetched.asked())),
         };
         let _nobody_waits = reply.send(answer);
         Ok(())
@@ -386,9 +407,12 @@ enum Trouble {
 }
 
 impl Trouble {
-    /// Tells the caller that nothing was done.
+    /// Tells the caller that nothing was done; without a word if another process may have done it.
     fn told<T>(self, reply: oneshot::Sender<Result<T, CallError>>) -> Result<(), Self> {
-        let _nobody_waits = reply.send(Err(CallError::Busy));
+        match &self {
+            Self::Journal => drop(reply.send(Err(CallError::Busy))),
+            Self::Stopped(_) => drop(reply),
+        }
         Err(self)
     }
 }
@@ -463,5 +487,5 @@ fn written_point(step: ReleaseStep) -> &'static str {
 const FIRST_BACKOFF_MS: i64 = 100;
 /// 100 ms doubled six times: at most 6.4 s between two tries.
 const MOST_DOUBLINGS: u32 = 6;
-const JOURNAL_BACKOFF: Duration = Duration::from_millis(500);
+pub(super) const JOURNAL_BACKOFF: Duration = Duration::from_millis(500);
 const LONGEST_NAP: Duration = Duration::from_secs(1);

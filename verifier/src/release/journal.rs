@@ -69,6 +69,19 @@ pub enum ReleaseEvent {
     Undone,
 }
 
+impl ReleaseEvent {
+    /// What an agent wanted that says this.
+    #[must_use]
+    pub fn asked(self) -> &'static str {
+        match self {
+            Self::AgentReady => "say `ready`",
+            Self::GrantFetched => "fetch the grant",
+            Self::AgentHandedOver => "hand over",
+            Self::ExportMade | Self::PortMoved | Self::Failed | Self::Undone => "act for the verifier",
+        }
+    }
+}
+
 /// An event that the present step does not allow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("a release that is {step} cannot take the event {event:?}")]

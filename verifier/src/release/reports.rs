@@ -33,6 +33,8 @@ impl Reports {
             tokio::select! {
                 () = self.pending.notified() => {}
                 () = tokio::time::sleep(backoff), if !all_told => {}
+                // What another verifier of this database left behind. A report told twice changes nothing.
+                () = tokio::time::sleep(LOOK_AGAIN), if all_told => {}
                 () = shared.shutdown.cancelled() => return,
             }
         }
@@ -79,6 +81,7 @@ fn log(event: &'static str, verdict: &VerdictRecord, error: &EffectError) {
     tracing::warn!(event, node = %verdict.node, evidence = %verdict.evidence, cause = chain(error), "reporting a bad verdict");
 }
 
+const LOOK_AGAIN: Duration = Duration::from_secs(5);
 const FIRST_BACKOFF: Duration = Duration::from_millis(250);
 /// 250 ms doubled six times: at most 16 s between two tries.
 const MOST_DOUBLINGS: u32 = 6;

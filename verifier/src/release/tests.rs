@@ -23,10 +23,20 @@ impl Process {
         Self { releases, shutdown }
     }
 
-    /// Dies: whatever was under way is dropped where it stands.
+    /// Dies: whatever was under way is dropped where it stands, and the database is told nothing.
     async fn crash(self) {
         self.shutdown.cancel();
-        self.releases.stopped().await;
+        self.releases.shared.tasks.close();
+        self.releases.shared.tasks.wait().await;
+    }
+
+    /// Another process on the same database.
+    async fn beside(test: &TestStore, name: &str, scripted: &ScriptedPeers) -> Self {
+        let shutdown = CancellationToken::new();
+        let (store, clock) = (test.another_process(name).await, Arc::new(SystemClock));
+        let releases = Releases::new(store, scripted.peers.clone(), clock, quick(), shutdown.clone());
+        releases.resume().await.unwrap();
+        Self { releases, shutdown }
     }
 }
 
@@ -308,6 +318,137 @@ async fn a_later_release_of_the_node_waits_until_the_earlier_one_is_undone() {
     agent(&process, second.admission).await;
     assert_eq!(test.store.release(first.admission).await.unwrap().unwrap().step, ReleaseStep::Unwound);
     assert_eq!(scripted.world.names(), ["export", "revoke", "unexport", "export", "admit"]);
+}
+
+#[tokio::test]
+async fn an_agent_may_ask_any_of_several_verifiers() {
+    let test = TestStore::open(StoreLimits::default()).await;
+    let scripted = ScriptedPeers::start().await;
+    let one = Process::start(&test, &scripted, quick());
+    one.releases.resume().await.unwrap();
+    let other = Process::beside(&test, "other", &scripted).await;
+    let admission = admitted(&test.store, "n1", now_ms()).await.admission;
+    one.releases.begin(test.store.release(admission).await.unwrap().unwrap());
+    moved(&other, admission).await;
+    drop(other.releases.ready(admission).await.unwrap());
+    // Lost and asked again, of the one who does not move the port.
+    drop(one.releases.ready(admission).await.unwrap());
+    assert_eq!(one.releases.grant(admission).await.unwrap().admission, admission);
+    moved(&other, admission).await;
+    other.releases.handover(admission).await.unwrap();
+    one.releases.handover(admission).await.unwrap();
+    assert_eq!(test.store.release(admission).await.unwrap().unwrap().step, ReleaseStep::HandedOver);
+    assert_eq!(scripted.world.names(), ["export", "admit"]);
+}
+
+#[tokio::test]
+async fn what_a_dead_verifier_drove_is_finished_by_another() {
+    for crash_at in
+        [ReleaseStep::Admitted, ReleaseStep::Exported, ReleaseStep::Ready, ReleaseStep::Moved, ReleaseStep::Granted]
+    {
+        let test = TestStore::open(StoreLimits::default()).await;
+        let scripted = ScriptedPeers::start().await;
+        let one = Process::start(&test, &scripted, quick());
+        one.releases.resume().await.unwrap();
+        let other = Process::beside(&test, "other", &scripted).await;
+        let admission = admitted(&test.store, "n1", now_ms()).await.admission;
+        advance(&one, &test, &scripted, admission, crash_at).await;
+        one.crash().await;
+
+        let other_store = &other.releases.shared.store;
+        let [dead] = other_store.other_beats().await.unwrap()[..] else { panic!("there are two") };
+        assert!(other_store.bury(dead).await.unwrap());
+        other_store.adopt_orphans().await.unwrap();
+        assert_eq!(other.releases.take_up_owned().await.unwrap(), 1, "crashed at {crash_at}");
+        moved(&other, admission).await;
+        if matches!(crash_at, ReleaseStep::Admitted | ReleaseStep::Exported) {
+            drop(other.releases.ready(admission).await.unwrap());
+        }
+        other.releases.grant(admission).await.unwrap();
+        other.releases.handover(admission).await.unwrap();
+        assert_eq!(finished(&other, &test, admission).await.step, ReleaseStep::HandedOver, "crashed at {crash_at}");
+        assert!(!test.store.beat().await.unwrap(), "who was buried must know it");
+    }
+}
+
+#[tokio::test]
+async fn a_node_accepted_by_another_verifier_has_its_earlier_release_undone_there() {
+    let test = TestStore::open(StoreLimits::default()).await;
+    let scripted = ScriptedPeers::start().await;
+    let one = Process::start(&test, &scripted, quick());
+    one.releases.resume().await.unwrap();
+    let other = Process::beside(&test, "other", &scripted).await;
+    let first = admitted(&test.store, "n1", now_ms()).await;
+    one.releases.begin(first.clone());
+    moved(&one, first.admission).await;
+    let second = admitted(&other.releases.shared.store, "n1", now_ms()).await;
+    other.releases.begin(second.clone());
+    agent(&other, second.admission).await;
+    assert_eq!(test.store.release(first.admission).await.unwrap().unwrap().step, ReleaseStep::Unwound);
+    assert_eq!(scripted.world.names(), ["export", "revoke", "unexport", "export", "admit"]);
+    let refused = one.releases.ready(first.admission).await.unwrap_err();
+    assert!(matches!(refused, CallError::Undone { .. }), "{refused}");
+}
+
+#[tokio::test]
+async fn d4_a_revocation_is_recorded_only_after_the_fence_answered_also_across_restarts() {
+    let mut test = TestStore::open(StoreLimits::default()).await;
+    let scripted = ScriptedPeers::start().await;
+    scripted.world.fail("admit", [ApiError::conflict("other-boot", "the node was reset")]);
+    // The switch is not to be had for longer than this process lives.
+    scripted.world.fail("revoke", std::iter::repeat_n(ApiError::unavailable("switch", "no answer"), 4));
+    let process = Process::start(&test, &scripted, quick());
+    let admission = admitted(&test.store, "n1", now_ms()).await.admission;
+    process.releases.begin(test.store.release(admission).await.unwrap().unwrap());
+    moved(&process, admission).await;
+    drop(process.releases.ready(admission).await.unwrap());
+    scripted.world.called("revoke", 2).await;
+    process.crash().await;
+    assert_eq!(test.store.release(admission).await.unwrap().unwrap().step, ReleaseStep::Unwinding);
+
+    test.reopen().await;
+    let process = Process::start(&test, &scripted, quick());
+    process.releases.resume().await.unwrap();
+    assert_eq!(finished(&process, &test, admission).await.step, ReleaseStep::Unwound);
+    let calls = scripted.world.names();
+    assert_eq!(calls[calls.len() - 2..], ["revoke", "unexport"], "{calls:?}");
+    assert_eq!(calls.iter().filter(|name| **name == "unexport").count(), 1, "the fence comes first: {calls:?}");
+}
+
+#[tokio::test]
+async fn d4_a_database_from_before_the_revocation_brings_no_port_back() {
+    // A SQLite file can be put back by copying it; that the peers remember is what counts, on any database.
+    let folder = tempfile::tempdir().unwrap();
+    let (file, backup) = (folder.path().join("verifier.db"), folder.path().join("backup.db"));
+    let url = format!("sqlite:{}", file.display());
+    let store = || async { crate::store::VerifierStore::open(&url, StoreLimits::default()).await.unwrap() };
+    let scripted = ScriptedPeers::start().await;
+    let begun = store().await;
+    let release = admitted(&begun, "n1", now_ms()).await;
+    begun.close().await;
+    std::fs::copy(&file, &backup).unwrap();
+
+    let start = |store: &crate::store::VerifierStore| {
+        let (clock, shutdown) = (Arc::new(SystemClock), CancellationToken::new());
+        let releases = Releases::new(store.clone(), scripted.peers.clone(), clock, quick(), shutdown.clone());
+        Process { releases, shutdown }
+    };
+    let current = store().await;
+    let process = start(&current);
+    process.releases.resume().await.unwrap();
+    moved(&process, release.admission).await;
+    process.crash().await;
+    current.close().await;
+    scripted.peers.revoke(release.admission, "a bad verdict").await.unwrap();
+    scripted.peers.unexport(release.admission).await.unwrap();
+    std::fs::copy(&backup, &file).unwrap();
+
+    let process = start(&store().await);
+    process.releases.resume().await.unwrap();
+    let releases = &process.releases;
+    let status = releases.status(release.admission, PATIENCE).await.unwrap();
+    assert!(matches!(&status, ReleaseStatus::Aborted { reason } if reason.contains("ended")), "{status:?}");
+    assert!(!scripted.world.port_is_open(release.admission) && !scripted.world.export_is_open(release.admission));
 }
 
 #[tokio::test]

@@ -184,7 +184,7 @@ impl VerifierStore {
                 .map_err(failed())?;
         }
         if let Some(release) = release {
-            super::releases::insert(&mut tx, release).await.map_err(failed())?;
+            super::releases::insert(&mut tx, release, self.run()).await.map_err(failed())?;
         }
         sqlx::query(PRUNE)
             .bind(new.attester.node.as_str())

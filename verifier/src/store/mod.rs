@@ -9,18 +9,24 @@ pub mod identities;
 pub mod policies;
 pub mod releases;
 pub mod sessions;
+pub mod verifiers;
 
 use assay_service::store::{self, Store, StoreError};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use sqlx::AnyPool;
 use sqlx::migrate::Migrator;
+use std::sync::Arc;
+use verifiers::RunId;
 
 /// The verifier's database.
 #[derive(Debug, Clone)]
 pub struct VerifierStore {
     store: Store,
     limits: StoreLimits,
+    /// What this process and its successors are called among those that share the database.
+    name: Arc<str>,
+    run: RunId,
 }
 
 /// Bounds on what agents can make the database hold.
@@ -48,7 +54,15 @@ impl VerifierStore {
     /// # Errors
     /// See [`StoreError`].
     pub async fn open(url: &str, limits: StoreLimits) -> Result<Self, StoreError> {
-        Ok(Self { store: store::open(url, &MIGRATOR).await?, limits })
+        let store = store::open(url, &MIGRATOR).await?;
+        Ok(Self { store, limits, name: ONLY_VERIFIER.into(), run: RunId::random() })
+    }
+
+    /// The same, as the verifier `name` among several that share the database.
+    #[must_use]
+    pub fn named(mut self, name: &str) -> Self {
+        self.name = name.into();
+        self
     }
 
     /// Closes all connections, so that the file is whole on disk.
@@ -107,6 +121,9 @@ fn from_base64(what: &'static str, value: &str) -> Result<Vec<u8>, DbError> {
 fn corrupt(what: &'static str, value: &str) -> DbError {
     DbError::Corrupt { what, value: value.chars().take(40).collect() }
 }
+
+/// The name of a verifier that was given none.
+const ONLY_VERIFIER: &str = "verifier";
 
 static MIGRATOR: Migrator = sqlx::migrate!();
 

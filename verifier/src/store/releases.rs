@@ -1,6 +1,7 @@
 //! The release's journal: one row an admission. Written before the next effect, by compare-and-set on the step, so that
 //! a step is never skipped and two writers cannot both move a release on.
 
+use super::verifiers::RunId;
 use super::{DbError, VerifierStore, from_json, parsed, query_failed};
 use crate::release::journal::{Position, ReleaseStep};
 use assay_wire::agent::{SealedGrant, TenantAddress};
@@ -49,14 +50,14 @@ impl Release {
 
 impl VerifierStore {
     /// Writes the step that `release` has reached, with what it learnt. Answers `false`, having changed nothing, if the
-    /// journal no longer stands at `from`: somebody else drives this release.
+    /// journal no longer stands at `from` or the release is no longer this process's: somebody else drives it.
     ///
     /// # Errors
     /// The database failed.
     pub async fn write_step(&self, release: &Release, from: ReleaseStep) -> Result<bool, DbError> {
         let done = sqlx::query(
             "UPDATE releases SET step = $1, step_at_ms = $2, address = $3, sealed_grant = $4, failure = $5 \
-             WHERE admission = $6 AND step = $7",
+             WHERE admission = $6 AND step = $7 AND owner = $8",
         )
         .bind(release.step.as_str())
         .bind(release.step_at_ms)
@@ -65,6 +66,7 @@ impl VerifierStore {
         .bind(release.failure.as_deref())
         .bind(release.admission.to_string())
         .bind(from.as_str())
+        .bind(self.run().to_string())
         .execute(self.pool())
         .await
         .map_err(query_failed("writing the release journal"))?;
@@ -112,11 +114,11 @@ impl VerifierStore {
     }
 }
 
-/// Writes the first entry of a release, as part of the transaction that records its verdict.
-pub(super) async fn insert(tx: &mut sqlx::AnyConnection, release: &Release) -> Result<(), sqlx::Error> {
+/// Writes the first entry of a release, which `owner` will drive, as part of the transaction that records its verdict.
+pub(super) async fn insert(tx: &mut sqlx::AnyConnection, release: &Release, owner: RunId) -> Result<(), sqlx::Error> {
     sqlx::query(
         "INSERT INTO releases (admission, session, node, project, lease, boot, result, result_expires_at_ms, step, \
-         step_at_ms, created_at_ms) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)",
+         step_at_ms, created_at_ms, owner) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)",
     )
     .bind(release.admission.to_string())
     .bind(release.session.to_string())
@@ -129,6 +131,7 @@ pub(super) async fn insert(tx: &mut sqlx::AnyConnection, release: &Release) -> R
     .bind(release.step.as_str())
     .bind(release.step_at_ms)
     .bind(release.created_at_ms)
+    .bind(owner.to_string())
     .execute(tx)
     .await
     .map(|_| ())

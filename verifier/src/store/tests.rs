@@ -1,22 +1,22 @@
 //! The store, on a real SQLite file and on a real PostgreSQL server: the same cases on both.
 
 use super::*;
-use crate::fixtures::{Postgresql, TestStore};
+use crate::fixtures::TestStore;
+use assay_service::testing::TestDatabase;
 
 macro_rules! on_both {
     ($($case:ident: $limits:expr,)*) => {
         $(#[tokio::test]
         async fn $case() {
-            cases::$case(TestStore::open($limits).await).await;
+            cases::$case(TestStore::on(TestDatabase::sqlite(), $limits).await).await;
         })*
 
         #[tokio::test]
         async fn all_of_it_on_postgresql() {
-            let Some(server) = Postgresql::start() else {
-                println!("skipped: there is no PostgreSQL server below /usr/lib/postgresql (Debian package postgresql)");
-                return;
-            };
-            $(cases::$case(server.open($limits).await).await;)*
+            $(
+                let Some(database) = TestDatabase::postgresql() else { return };
+                cases::$case(TestStore::on(database, $limits).await).await;
+            )*
         }
     };
 }
@@ -172,6 +172,7 @@ mod cases {
         assert!(test.store.write_step(&release, ReleaseStep::Admitted).await.unwrap());
         assert!(!test.store.write_step(&release, ReleaseStep::Admitted).await.unwrap(), "it moved on");
         test.reopen().await;
+        test.store.join(2_000).await.unwrap();
         assert_eq!(test.store.unfinished_releases().await.unwrap(), std::slice::from_ref(&release));
         release.step = ReleaseStep::Unwound;
         assert!(test.store.write_step(&release, ReleaseStep::Unwinding).await.unwrap());
@@ -188,4 +189,18 @@ mod cases {
         let left: Vec<i64> = test.store.incidents().await.unwrap().iter().map(|incident| incident.at_ms).collect();
         assert_eq!(left, [9, 8, 7]);
     }
+}
+
+#[tokio::test]
+async fn d4_a_database_of_a_newer_verifier_is_refused_by_name() {
+    let test = TestStore::on(TestDatabase::sqlite(), StoreLimits::default()).await;
+    sqlx::query(
+        "INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time) \
+         VALUES (9999, 'of a later release', TRUE, x'00', 0)",
+    )
+    .execute(test.store.pool())
+    .await
+    .unwrap();
+    let error = VerifierStore::open(test.url(), StoreLimits::default()).await.unwrap_err();
+    assert!(error.to_string().contains(test.url()), "{error}");
 }

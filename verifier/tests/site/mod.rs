@@ -10,6 +10,7 @@ use assay_service::client::{ClientError, ServiceClient};
 use assay_service::clock::{Clock as _, SystemClock};
 use assay_service::error::ApiError;
 use assay_service::http::{Listener, ServiceContext, serve};
+use assay_service::testing::database_in;
 use assay_service::tls::SiteIdentity;
 use assay_tpm::seal::seal_grant;
 use assay_tpm::testing::{KeyKind, SoftTpm, sha256};
@@ -103,6 +104,7 @@ impl Site {
         ]);
         let file = toml::Table::from_iter([
             ("state_dir".to_owned(), folder.path().display().to_string().into()),
+            ("database".to_owned(), database_in(folder.path(), "verifier").into()),
             ("listen".to_owned(), listen.to_string().into()),
             ("agent_listen".to_owned(), agent_listen.to_string().into()),
             ("agent_socket".to_owned(), agent_socket.display().to_string().into()),
