@@ -20,5 +20,7 @@ pub mod credential;
 #[cfg(feature = "make-credential")]
 mod kdf;
 
+#[cfg(all(feature = "testing", feature = "make-credential"))]
+pub mod soft_keys;
 #[cfg(feature = "testing")]
 pub mod testing;
