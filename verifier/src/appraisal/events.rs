@@ -1,7 +1,6 @@
 //! The replayed events of each PCR against the policy's: every event is expected, or it is refused.
 
 use super::Findings;
-use crate::event_log::event_type::EventType;
 use crate::event_log::{Event, ReplayedLog};
 use crate::evidence::ReplayedEvidence;
 use crate::policy::{AllowedEvent, ExpectedEvent, Mode, PcrRule, Policy};
@@ -22,10 +21,17 @@ pub(crate) fn appraise_firmware(policy: &Policy, evidence: &ReplayedEvidence<'_>
             None => findings.record(&format!("pcr-{pcr}"), Mode::Enforce, Vec::new(), "replayed, not enforced"),
         }
     }
-    let enforced = |pcr: u8| policy.pcrs().iter().any(|rule| rule.index == pcr && rule.mode == Mode::Enforce);
-    // A PCR that is enforced event by event needs no check of its frame; a reason given once is enough.
-    let problems = SEPARATED_PCRS.filter(|pcr| !enforced(*pcr)).flat_map(|pcr| frame_problems(pcr, log)).collect();
-    findings.record("separators", Mode::Enforce, problems, "one in each of PCRs 0 to 7");
+    let mode = |pcr: u8| policy.pcrs().iter().find(|rule| rule.index == pcr).map(|rule| rule.mode);
+    let anomalies = |wanted: &[Option<Mode>]| -> Vec<String> {
+        let pcrs = QUOTED_PCRS.filter(|pcr| wanted.contains(&mode(*pcr)));
+        pcrs.flat_map(|pcr| log.anomalies(pcr)).map(|anomaly| anomaly.to_string()).collect()
+    };
+    // Where digest and type of every event are as somebody approved, a log that shows other data deceives nobody but
+    // its reader; and where the policy only warns, it warns of this too.
+    let problems = anomalies(&[Some(Mode::Enforce), Some(Mode::Warn)]);
+    findings.record("log-shape-of-listed-pcrs", Mode::Warn, problems, "as genuine firmware writes it");
+    let problems = anomalies(&[None]);
+    findings.record("log-shape", Mode::Enforce, problems, "as genuine firmware writes it");
     findings
 }
 
@@ -94,32 +100,5 @@ fn digests(wanted: &ExpectedEvent) -> String {
     wanted.sha256.iter().map(|digest| short_hex(&digest.0)).collect::<Vec<_>>().join(" or ")
 }
 
-/// What holds for the frame of any PCR of firmware (PFP 1.06, section 10.4.4): one separator, which says that firmware
-/// met no error, and in PCR 7 no configuration after it.
-fn frame_problems(pcr: u8, log: &ReplayedLog<'_>) -> Vec<String> {
-    let mut separators = 0;
-    let mut problems = Vec::new();
-    for event in log.events_of(pcr) {
-        match event.kind() {
-            EventType::SEPARATOR => {
-                separators += 1;
-                if !matches!(event.measured_data(), Some([0, 0, 0, 0] | [0xff, 0xff, 0xff, 0xff])) {
-                    problems.push(format!("{} is not a separator's, or of a firmware error", subject(event, pcr)));
-                }
-            }
-            EventType::EFI_VARIABLE_DRIVER_CONFIG if pcr == 7 && separators > 0 => {
-                problems.push(format!("{} is Secure Boot configuration after the separator", subject(event, pcr)));
-            }
-            _ => {}
-        }
-    }
-    if separators != 1 {
-        problems.push(format!("PCR {pcr} has {separators} separators instead of one"));
-    }
-    problems
-}
-
-/// PCRs that firmware closes with a separator.
-const SEPARATED_PCRS: std::ops::RangeInclusive<u8> = 0..=7;
 /// Reasons given for one PCR.
 const MAX_PROBLEMS: usize = 8;

@@ -1,15 +1,21 @@
 //! Event data by type (PFP 1.06, section 10.2 and 10.4), decoded to be shown. Nested lengths are compared with what is
-//! there; data that is not what its type says is [`EventData::Raw`], never an error: the log is not refused for it,
-//! because nothing is decided by it.
+//! there; data that is not what its type says is [`EventData::Raw`], never an error: the log is not refused for it here.
+//! What is decided by the shape of data is in [`super::anomaly`].
 
 use super::device_path;
 use super::event_type::EventType;
+use super::gpt;
 use super::parse::STARTUP_LOCALITY;
+use super::variable::Meaning;
 use assay_tpm::reader::{DecodeError, Order, Reader};
+use serde::{Serialize, Serializer};
 use std::fmt;
 
+pub use super::gpt::Partition;
+
 /// What an event's data says.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(tag = "kind", content = "value", rename_all = "kebab-case")]
 pub enum EventData<'a> {
     /// `EV_NO_ACTION` with the locality of `TPM2_Startup`.
     StartupLocality(u8),
@@ -21,7 +27,10 @@ pub enum EventData<'a> {
         guid: Guid,
         /// Its name.
         name: String,
+        /// What its content means, where the name says so.
+        means: Meaning,
         /// Its content.
+        #[serde(serialize_with = "as_hex")]
         content: &'a [u8],
     },
     /// `UEFI_IMAGE_LOAD_EVENT`.
@@ -42,18 +51,43 @@ pub enum EventData<'a> {
         /// Its size.
         length: u64,
     },
+    /// `UEFI_GPT_DATA`: a disk's partitions.
+    Gpt {
+        /// The disk's GUID.
+        disk: Guid,
+        /// Its partitions.
+        partitions: Vec<Partition>,
+    },
+    /// `UEFI_HANDOFF_TABLE_POINTERS` and its successor.
+    HandoffTables {
+        /// What they are, if the event says so.
+        description: String,
+        /// Each by its GUID: SMBIOS, ACPI and the like.
+        tables: Vec<Guid>,
+    },
+    /// `TCG_DEVICE_SECURITY_EVENT_DATA`: what a device measured itself, over SPDM.
+    DeviceSecurity {
+        /// The structure's version.
+        version: u16,
+        /// Where the device is: `pci`, `usb` or a number.
+        device: String,
+    },
     /// A separator: 0 or 0xffffffff before the operating system, 1 for a firmware error.
     Separator(u32),
     /// `TCG_PCClientTaggedEvent`.
     Tagged {
         /// Whose.
         id: u32,
+        /// Its content, where it is text.
+        text: String,
         /// What.
+        #[serde(serialize_with = "as_hex")]
         content: &'a [u8],
     },
     /// Text: actions, versions, what boot loaders write.
     Text(String),
     /// Anything else.
+    #[serde(serialize_with = "as_hex")]
     Raw(&'a [u8]),
 }
 
@@ -66,15 +100,43 @@ impl<'a> EventData<'a> {
             EventType::EFI_VARIABLE_DRIVER_CONFIG
             | EventType::EFI_VARIABLE_BOOT
             | EventType::EFI_VARIABLE_BOOT2
-            | EventType::EFI_VARIABLE_AUTHORITY => variable(data),
+            | EventType::EFI_VARIABLE_AUTHORITY
+            | EventType::EFI_SPDM_DEVICE_POLICY
+            | EventType::EFI_SPDM_DEVICE_AUTHORITY => variable(data),
             EventType::EFI_BOOT_SERVICES_APPLICATION
             | EventType::EFI_BOOT_SERVICES_DRIVER
             | EventType::EFI_RUNTIME_SERVICES_DRIVER => image_load(data),
             EventType::EFI_PLATFORM_FIRMWARE_BLOB => firmware_blob(data, false),
-            EventType::EFI_PLATFORM_FIRMWARE_BLOB2 => firmware_blob(data, true),
+            EventType::EFI_PLATFORM_FIRMWARE_BLOB2 | EventType::POST_CODE2 => firmware_blob(data, true),
+            EventType::EFI_GPT_EVENT | EventType::EFI_GPT_EVENT2 => {
+                gpt::decode(data).map(|(disk, partitions)| Self::Gpt { disk, partitions })
+            }
+            EventType::EFI_HANDOFF_TABLES | EventType::TABLE_OF_DEVICES => handoff_tables(data, false),
+            EventType::EFI_HANDOFF_TABLES2 => handoff_tables(data, true),
+            EventType::EFI_SPDM_FIRMWARE_BLOB | EventType::EFI_SPDM_FIRMWARE_CONFIG => device_security(data),
             EventType::SEPARATOR => separator(data),
             EventType::EVENT_TAG => tagged(data),
-            EventType::ACTION | EventType::EFI_ACTION | EventType::IPL | EventType::S_CRTM_VERSION => Ok(text(data)),
+            EventType::ACTION
+            | EventType::EFI_ACTION
+            | EventType::EFI_HCRTM_EVENT
+            | EventType::IPL
+            | EventType::OMIT_BOOT_DEVICE_EVENTS
+            | EventType::S_CRTM_VERSION => Ok(text(data)),
+            // Text by the profile's own examples (`ACPI DATA`), or a blob's place.
+            EventType::POST_CODE
+            | EventType::S_CRTM_CONTENTS
+            | EventType::CPU_MICROCODE
+            | EventType::COMPACT_HASH
+            | EventType::NONHOST_CODE
+            | EventType::NONHOST_CONFIG
+            | EventType::NONHOST_INFO
+            | EventType::PLATFORM_CONFIG_FLAGS => {
+                if is_text(data) {
+                    Ok(text(data))
+                } else {
+                    firmware_blob(data, false)
+                }
+            }
             _ => Ok(Self::Raw(data)),
         };
         decoded.unwrap_or(Self::Raw(data))
@@ -87,7 +149,10 @@ impl fmt::Display for EventData<'_> {
         match self {
             Self::StartupLocality(locality) => write!(f, "startup locality {locality}"),
             Self::NoAction(signature) => write!(f, "{}", shown(signature)),
-            Self::Variable { guid, name, content } => write!(f, "{} ({guid}), {} octets", shown(name), content.len()),
+            Self::Variable { guid, name, content, means: Meaning::Other } => {
+                write!(f, "{} ({guid}), {} octets", shown(name), content.len())
+            }
+            Self::Variable { name, means, .. } => write!(f, "{}: {means}", shown(name)),
             Self::ImageLoad { length, device_path, .. } if device_path.is_empty() => {
                 write!(f, "image from memory ({length} octets)")
             }
@@ -95,8 +160,15 @@ impl fmt::Display for EventData<'_> {
             Self::FirmwareBlob { description, address, length } => {
                 write!(f, "{}{length} octets at {address:#x}", shown(description))
             }
+            Self::Gpt { disk, partitions } => write!(f, "disk {disk}, {} partitions", partitions.len()),
+            Self::HandoffTables { description, tables } => {
+                write!(f, "{}{} tables", shown(description), tables.len())?;
+                tables.iter().take(MAX_SHOWN_TABLES).try_for_each(|table| write!(f, " {table}"))
+            }
+            Self::DeviceSecurity { version, device } => write!(f, "SPDM device ({device}), version {version}"),
             Self::Separator(value) => write!(f, "{value:#010x}"),
-            Self::Tagged { id, content } => write!(f, "tag {id:#010x}, {} octets", content.len()),
+            Self::Tagged { id, text, .. } if !text.is_empty() => write!(f, "tag {id:#010x}: {}", shown(text)),
+            Self::Tagged { id, content, .. } => write!(f, "tag {id:#010x}, {} octets", content.len()),
             Self::Text(text) => write!(f, "{}", shown(text)),
             Self::Raw(data) => write!(f, "{} octets", data.len()),
         }
@@ -104,8 +176,14 @@ impl fmt::Display for EventData<'_> {
 }
 
 /// A GUID as UEFI stores it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Guid(pub [u8; 16]);
+
+impl Serialize for Guid {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
 
 impl fmt::Display for Guid {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -150,7 +228,7 @@ fn variable(data: &[u8]) -> Result<EventData<'_>, DecodeError> {
     let name = utf16(reader.bytes(name)?);
     let content = bytes(content_bytes, 1).ok_or_else(|| reader.value("VariableDataLength", content_bytes))?;
     let content = reader.bytes(content)?;
-    Ok(EventData::Variable { guid, name, content })
+    Ok(EventData::Variable { means: Meaning::of(&name, content), guid, name, content })
 }
 
 fn image_load(data: &[u8]) -> Result<EventData<'_>, DecodeError> {
@@ -172,6 +250,40 @@ fn firmware_blob(data: &[u8], described: bool) -> Result<EventData<'_>, DecodeEr
     Ok(EventData::FirmwareBlob { description, address: reader.u64()?, length: reader.u64()? })
 }
 
+fn handoff_tables(data: &[u8], described: bool) -> Result<EventData<'_>, DecodeError> {
+    let mut reader = Reader::new("UEFI_HANDOFF_TABLE_POINTERS", data, Order::Little);
+    let mut description = String::new();
+    if described {
+        let size = usize::from(reader.u8()?);
+        description = String::from_utf8_lossy(reader.bytes(size)?).trim_end_matches('\0').to_owned() + ": ";
+    }
+    let count = reader.u64()?;
+    let mut tables = Vec::new();
+    for _ in 0..count {
+        let (guid, _address) = (reader.array()?, reader.u64()?);
+        tables.push(Guid(guid));
+    }
+    reader.finish()?;
+    Ok(EventData::HandoffTables { description, tables })
+}
+
+fn device_security(data: &[u8]) -> Result<EventData<'_>, DecodeError> {
+    let mut reader = Reader::new("TCG_DEVICE_SECURITY_EVENT_DATA", data, Order::Little);
+    let signature: [u8; 16] = reader.array()?;
+    let version = reader.u16()?;
+    match &signature {
+        b"SPDM Device Sec\0" => reader.bytes(2 + 4)?, // length, hash algorithm
+        b"SPDM Device Sec2" => reader.bytes(2 + 4)?,  // state of authentication, reserved, length
+        _ => return Err(reader.value("signature", signature[0])),
+    };
+    let device = match reader.u32()? {
+        1 => "pci".to_owned(),
+        2 => "usb".to_owned(),
+        other => other.to_string(),
+    };
+    Ok(EventData::DeviceSecurity { version, device })
+}
+
 fn separator(data: &[u8]) -> Result<EventData<'_>, DecodeError> {
     let mut reader = Reader::new("EV_SEPARATOR", data, Order::Little);
     let value = reader.u32()?;
@@ -183,15 +295,33 @@ fn tagged(data: &[u8]) -> Result<EventData<'_>, DecodeError> {
     let mut reader = Reader::new("TCG_PCClientTaggedEvent", data, Order::Little);
     let (id, size) = (reader.u32()?, reader.u32()?);
     let bytes = usize::try_from(size).map_err(|_| reader.value("taggedEventDataSize", size))?;
-    Ok(EventData::Tagged { id, content: reader.bytes(bytes)? })
+    let content = reader.bytes(bytes)?;
+    let text = if is_text(content) { plain(content) } else { String::new() };
+    Ok(EventData::Tagged { id, text, content })
+}
+
+fn text(data: &[u8]) -> EventData<'_> {
+    EventData::Text(plain(data))
 }
 
 /// UTF-16 if every second octet is zero, as for every text that firmware writes; else UTF-8.
-fn text(data: &[u8]) -> EventData<'_> {
-    let wide =
-        data.len() >= 2 && data.len().is_multiple_of(2) && data.iter().skip(1).step_by(2).all(|octet| *octet == 0);
-    let text = if wide { utf16(data) } else { String::from_utf8_lossy(data).into_owned() };
-    EventData::Text(text.trim_end_matches('\0').to_owned())
+fn plain(data: &[u8]) -> String {
+    let text = if is_wide(data) { utf16(data) } else { String::from_utf8_lossy(data).into_owned() };
+    text.trim_end_matches('\0').to_owned()
+}
+
+fn is_wide(data: &[u8]) -> bool {
+    data.len() >= 2 && data.len().is_multiple_of(2) && data.iter().skip(1).step_by(2).all(|octet| *octet == 0)
+}
+
+/// Whether all of it, but zeros at the end, can be printed.
+pub(super) fn is_text(data: &[u8]) -> bool {
+    let text = plain(data);
+    !text.is_empty() && !text.contains(char::REPLACEMENT_CHARACTER) && !text.chars().any(char::is_control)
+}
+
+fn as_hex<S: Serializer>(octets: &[u8], serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(&hex::encode(octets))
 }
 
 pub(super) fn utf16(octets: &[u8]) -> String {
@@ -200,3 +330,4 @@ pub(super) fn utf16(octets: &[u8]) -> String {
 }
 
 const MAX_SHOWN_CHARS: usize = 256;
+const MAX_SHOWN_TABLES: usize = 4;

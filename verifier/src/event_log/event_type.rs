@@ -75,6 +75,12 @@ impl EventType {
     pub fn code(self) -> u32 {
         self.0
     }
+
+    /// Whether it is one of the profile's.
+    #[must_use]
+    pub fn is_known(self) -> bool {
+        NAMES.iter().any(|(code, _)| *code == self.0)
+    }
 }
 
 impl fmt::Display for EventType {

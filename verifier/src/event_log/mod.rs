@@ -8,11 +8,14 @@
 //! Replay vouches for the digests, their order and their PCRs. It does not vouch for an event's type or data: those
 //! count only where the data hashes to the digest ([`Event::measured_data`]).
 
+pub mod anomaly;
 pub mod data;
 pub mod event_type;
 pub mod quirks;
+pub mod variable;
 
 mod device_path;
+mod gpt;
 mod parse;
 mod replay;
 #[cfg(any(test, feature = "testing"))]
@@ -23,7 +26,7 @@ pub use self::replay::{LaterExtension, PcrMismatch, ReplayError, ReplayedLog};
 
 use self::data::EventData;
 use self::event_type::EventType;
-use self::quirks::DataDigest;
+use self::quirks::{DataDigest, Quirk};
 use assay_tpm::algorithm::HashAlgorithm;
 
 /// How much log is read before it is refused. Checked against the input's size, not against what the input says.
@@ -51,6 +54,29 @@ pub enum Format {
     CryptoAgile,
     /// `TCG_PCR_EVENT`, of TPM 1.2: SHA-1 only.
     Sha1,
+    /// `CC_EVENT` (UEFI 2.10, section 38.2): a digest per algorithm, of measurement registers that are no TPM's.
+    Ccel,
+}
+
+impl Format {
+    /// Its name in tables and JSON.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::CryptoAgile => "crypto-agile",
+            Self::Sha1 => "sha1-legacy",
+            Self::Ccel => "ccel",
+        }
+    }
+}
+
+/// Whose log it is. Nothing in a log says so: a confidential computing log has the very Spec ID event of a TPM's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Origin {
+    /// A TPM's: what was extended into PCRs.
+    Tpm,
+    /// A confidential virtual machine's: what was extended into its measurement registers, like RTMRs of TDX.
+    ConfidentialComputing,
 }
 
 /// A log that was read and believed in nothing.
@@ -77,7 +103,15 @@ impl<'a> UnverifiedLog<'a> {
     /// # Errors
     /// Not one whole log, or more than `limits` allow.
     pub fn parse_within(bytes: &'a [u8], limits: &Limits) -> Result<Self, LogError> {
-        parse::parse(bytes, limits)
+        parse::parse(bytes, Origin::Tpm, limits)
+    }
+
+    /// Reads a log of either origin. A confidential computing log replays against no TPM's quote.
+    ///
+    /// # Errors
+    /// Not one whole log, or more than [`Limits::default`] allows.
+    pub fn parse_from(origin: Origin, bytes: &'a [u8]) -> Result<Self, LogError> {
+        parse::parse(bytes, origin, &Limits::default())
     }
 
     /// How it is written.
@@ -167,7 +201,24 @@ impl<'a> Event<'a> {
     /// Whether the data is what the digest is of, as far as the event's type says.
     #[must_use]
     pub fn data_digest(&self) -> DataDigest {
-        quirks::data_digest(self)
+        quirks::judge(self).0
+    }
+
+    /// The habit of genuine firmware or boot loaders that explains how data and digest of this event stand.
+    #[must_use]
+    pub fn quirk(&self) -> Option<&'static Quirk> {
+        quirks::judge(self).1
+    }
+
+    /// The variable whose GUID, name and content were measured together. Where the digest is of the content alone
+    /// ([`quirks::BOOT_VARIABLE_CONTENT`]) nobody vouches for the name, so there is none.
+    #[must_use]
+    pub fn measured_variable(&self) -> Option<MeasuredVariable<'a>> {
+        let data = self.measured_data()?;
+        match EventData::decode(self.kind, data) {
+            EventData::Variable { guid, name, content, .. } => Some(MeasuredVariable { guid, name, content }),
+            _ => None,
+        }
     }
 
     /// The data if its SHA-256 is the very digest that was extended. In a [`ReplayedLog`] this data is what was
@@ -177,6 +228,17 @@ impl<'a> Event<'a> {
         let digest = self.digest(HashAlgorithm::Sha256)?;
         (self.is_extended() && HashAlgorithm::Sha256.digest(self.data).as_ref() == digest).then_some(self.data)
     }
+}
+
+/// A UEFI variable as it was measured.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MeasuredVariable<'a> {
+    /// Its vendor GUID.
+    pub guid: data::Guid,
+    /// Its name.
+    pub name: String,
+    /// Its content.
+    pub content: &'a [u8],
 }
 
 /// An event's digests, one slot per algorithm that we know.

@@ -1,7 +1,8 @@
 //! Octets to events, within limits. Nothing is skipped: what is not understood ends the reading.
 
 use super::event_type::EventType;
-use super::{Digests, Event, Format, Limits, PCR_COUNT, UnverifiedLog};
+use super::quirks::{BANK_GAP, TRUST_POINT};
+use super::{Digests, Event, Format, Limits, Origin, PCR_COUNT, UnverifiedLog};
 use assay_tpm::algorithm::HashAlgorithm;
 use assay_tpm::reader::{DecodeError, Order, Reader};
 
@@ -25,6 +26,9 @@ pub enum LogError {
     /// Nothing there.
     #[error("event log is empty")]
     Empty,
+    /// A confidential computing log is always crypto-agile.
+    #[error("event log does not begin with a Spec ID event, as a confidential computing log must")]
+    NoSpecId,
     /// An event is not whole.
     #[error("event log, event {index}")]
     Malformed {
@@ -43,7 +47,7 @@ pub enum LogError {
     },
 }
 
-pub(super) fn parse<'a>(bytes: &'a [u8], limits: &Limits) -> Result<UnverifiedLog<'a>, LogError> {
+pub(super) fn parse<'a>(bytes: &'a [u8], origin: Origin, limits: &Limits) -> Result<UnverifiedLog<'a>, LogError> {
     if bytes.is_empty() {
         return Err(LogError::Empty);
     }
@@ -55,20 +59,22 @@ pub(super) fn parse<'a>(bytes: &'a [u8], limits: &Limits) -> Result<UnverifiedLo
     let first = sha1_event(&mut reader, 0, limits).map_err(malformed(0))?;
     let agile = first.kind == EventType::NO_ACTION && first.data.starts_with(SPEC_ID_AGILE);
     let sizes = if agile { spec_id(first.data)? } else { Vec::new() };
-    let banks = match agile {
-        true => sizes.iter().filter_map(|(id, _)| HashAlgorithm::from_id(*id)).collect(),
-        false => vec![HashAlgorithm::Sha1],
+    let format = match (agile, origin) {
+        (true, Origin::Tpm) => Format::CryptoAgile,
+        (true, Origin::ConfidentialComputing) => Format::Ccel,
+        (false, Origin::Tpm) => Format::Sha1,
+        (false, Origin::ConfidentialComputing) => return Err(LogError::NoSpecId),
     };
-    let mut log = UnverifiedLog {
-        format: if agile { Format::CryptoAgile } else { Format::Sha1 },
-        banks,
-        events: Vec::new(),
-        startup_locality: 0,
-        warnings: Vec::new(),
+    let banks = match format {
+        Format::CryptoAgile | Format::Ccel => sizes.iter().filter_map(|(id, _)| HashAlgorithm::from_id(*id)).collect(),
+        Format::Sha1 => vec![HashAlgorithm::Sha1],
     };
+    let warnings = sizes.iter().filter(|(id, _)| HashAlgorithm::from_id(*id).is_none()).map(|(id, _)| skipped(*id));
+    let mut log =
+        UnverifiedLog { format, banks, events: Vec::new(), startup_locality: 0, warnings: warnings.collect() };
     let mut locality = StartupLocality::default();
     locality.observe(&first)?;
-    check(&first, 0)?;
+    check(&first, 0, format)?;
     log.events.push(first);
     let padding = padding_start(bytes);
     while reader.left() > 0 && reader.offset() < padding {
@@ -77,35 +83,61 @@ pub(super) fn parse<'a>(bytes: &'a [u8], limits: &Limits) -> Result<UnverifiedLo
             return Err(LogError::TooManyEvents { limit: limits.events });
         }
         let event = match log.format {
-            Format::CryptoAgile => agile_event(&mut reader, index, &sizes, limits)?,
+            Format::CryptoAgile | Format::Ccel => agile_event(&mut reader, index, &sizes, limits)?,
             Format::Sha1 => sha1_event(&mut reader, index, limits).map_err(malformed(index))?,
         };
-        check(&event, index)?;
+        check(&event, index, format)?;
         locality.observe(&event)?;
         log.events.push(event);
     }
     for bank in log.banks.clone() {
         let gaps = log.events[1..].iter().filter(|event| event.is_extended() && event.digest(bank).is_none()).count();
         if gaps > 0 {
-            log.warnings.push(format!("{gaps} events have no {bank} digest"));
+            log.warnings.push(format!("{gaps} events have no {bank} digest ({})", BANK_GAP.name));
         }
+    }
+    let claims = log.events.iter().filter(|event| claims_extension(event)).count();
+    if claims > 0 {
+        log.warnings.push(format!("{claims} EV_NO_ACTION events have a digest, and nothing was extended for them"));
     }
     if reader.left() > 0 {
         log.warnings.push(format!("{} octets of padding after the last event", reader.left()));
     }
-    log.startup_locality = locality.value.unwrap_or(0);
+    if format != Format::Ccel {
+        log.startup_locality = locality.value.unwrap_or(0);
+    }
     Ok(log)
 }
 
 /// What must hold for any event after it was read.
-fn check(event: &Event<'_>, index: usize) -> Result<(), LogError> {
-    if event.is_extended() && event.pcr >= PCR_COUNT {
-        return Err(LogError::Inconsistent { index, problem: "PCR does not exist" });
+fn check(event: &Event<'_>, index: usize, format: Format) -> Result<(), LogError> {
+    let registers = match format {
+        Format::CryptoAgile | Format::Sha1 => PCR_COUNT,
+        Format::Ccel => CC_REGISTER_COUNT,
+    };
+    if event.is_extended() && event.pcr >= registers {
+        let problem = if format == Format::Ccel { "measurement register does not exist" } else { "PCR does not exist" };
+        return Err(LogError::Inconsistent { index, problem });
     }
     if index > 0 && !event.is_extended() && event.data.starts_with(SPEC_ID_PREFIX) {
         return Err(LogError::Inconsistent { index, problem: "second Spec ID event" });
     }
     Ok(())
+}
+
+/// An EV_NO_ACTION with a digest says that something was measured, and nothing was. Windows ends its stretch of the log
+/// with one.
+fn claims_extension(event: &Event<'_>) -> bool {
+    let digest = |bank| event.digest(bank).is_some_and(|digest| digest.iter().any(|octet| *octet != 0));
+    !event.is_extended() && !TRUST_POINT.is(event) && HashAlgorithm::ALL.into_iter().any(digest)
+}
+
+/// A bank that nothing here can replay.
+fn skipped(id: u16) -> String {
+    match OTHER_ALGORITHMS.iter().find(|(known, _)| *known == id) {
+        Some((_, name)) => format!("bank {name} is in the log and not replayed: nothing here computes {name}"),
+        None => format!("bank of algorithm {id:#06x} is in the log and not replayed: it is unknown"),
+    }
 }
 
 /// `TCG_PCClientPCREvent`: also the form of the first event of a crypto-agile log.
@@ -239,6 +271,11 @@ fn padding_start(log: &[u8]) -> usize {
 const SPEC_ID_PREFIX: &[u8] = b"Spec ID Event0";
 const SPEC_ID_AGILE: &[u8] = b"Spec ID Event03\0";
 pub(super) const STARTUP_LOCALITY: &[u8] = b"StartupLocality\0";
+/// Hash algorithms of the TCG Algorithm Registry that no bank here has, by their `TPM_ALG_ID`.
+const OTHER_ALGORITHMS: [(u16, &str); 4] =
+    [(0x0012, "sm3_256"), (0x0027, "sha3_256"), (0x0028, "sha3_384"), (0x0029, "sha3_512")];
+/// MRTD and four RTMRs in TDX, and as many in Arm's and RISC-V's counterparts (UEFI 2.10, table 38-2).
+const CC_REGISTER_COUNT: u32 = 5;
 /// More than the registry has.
 const MAX_ALGORITHMS: u32 = 16;
 const MAX_DIGEST_BYTES: u16 = 64;

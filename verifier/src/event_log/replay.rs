@@ -1,6 +1,6 @@
 //! Replay: the log's digests extended again, and compared with what a TPM signed. The one maker of [`ReplayedLog`].
 
-use super::{Event, UnverifiedLog};
+use super::{Event, Format, UnverifiedLog};
 use crate::quote::{PcrValue, VerifiedQuote};
 use assay_tpm::algorithm::HashAlgorithm;
 use assay_wire::evidence::QUOTED_PCRS;
@@ -12,9 +12,16 @@ use std::fmt;
 #[derive(Debug, Clone)]
 pub struct ReplayedLog<'a> {
     events: Vec<Event<'a>>,
+    startup_locality: u8,
 }
 
 impl<'a> ReplayedLog<'a> {
+    /// The locality of `TPM2_Startup`: what PCR 0 began with, or else it would not have replayed.
+    #[must_use]
+    pub fn startup_locality(&self) -> u8 {
+        self.startup_locality
+    }
+
     /// The events that were extended into `pcr`, in order.
     pub fn events_of(&self, pcr: u8) -> impl Iterator<Item = &Event<'a>> {
         self.events.iter().filter(move |event| event.is_extended() && event.pcr() == u32::from(pcr))
@@ -33,6 +40,15 @@ pub struct LaterExtension {
 /// Why a log does not explain a quote.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ReplayError {
+    /// The log is of the time before TPM 2.0.
+    #[error(
+        "event log is in the format of TPM 1.2, which has SHA-1 digests only, and no quote of a SHA-1 bank is accepted: \
+         set the TPM to 2.0 and its SHA-256 bank in the firmware's setup"
+    )]
+    Tpm12,
+    /// The log is not of a TPM's PCRs.
+    #[error("event log is a confidential computing log: no TPM's quote vouches for it")]
+    NotOfTpm,
     /// The firmware did not measure into the quoted bank.
     #[error("event log has no SHA-256 digests, and the quote is of the SHA-256 bank")]
     NoSha256,
@@ -90,6 +106,11 @@ impl<'a> UnverifiedLog<'a> {
     /// # Errors
     /// Names every quoted PCR that does not come out, or the event that no quoted PCR covers.
     pub fn replay(self, quote: &VerifiedQuote, later: &[LaterExtension]) -> Result<ReplayedLog<'a>, ReplayError> {
+        match self.format {
+            Format::CryptoAgile => {}
+            Format::Sha1 => return Err(ReplayError::Tpm12),
+            Format::Ccel => return Err(ReplayError::NotOfTpm),
+        }
         if !self.banks.contains(&HashAlgorithm::Sha256) {
             return Err(ReplayError::NoSha256);
         }
@@ -118,7 +139,7 @@ impl<'a> UnverifiedLog<'a> {
             })
             .collect();
         if mismatches.is_empty() {
-            Ok(ReplayedLog { events: self.events })
+            Ok(ReplayedLog { events: self.events, startup_locality: self.startup_locality })
         } else {
             Err(ReplayError::Mismatch(mismatches))
         }
@@ -128,6 +149,21 @@ impl<'a> UnverifiedLog<'a> {
     /// else vouches for. `None` if the log has no such bank.
     #[must_use]
     pub fn compute_pcrs(&self, bank: HashAlgorithm) -> Option<BTreeMap<u8, Vec<u8>>> {
+        let replayed = self.replayed(bank)?;
+        let values = (0u8..).zip(&replayed.pcrs).filter(|(_, pcr)| pcr.events > 0);
+        Some(values.map(|(index, pcr)| (index, pcr.value[..bank.digest_bytes()].to_vec())).collect())
+    }
+
+    /// What `pcr` comes to in `bank`, and by how many events: with none it holds what it began with. `None` if the log
+    /// has no such bank, or the TPM no such PCR.
+    #[must_use]
+    pub fn compute_pcr(&self, bank: HashAlgorithm, pcr: u8) -> Option<(Vec<u8>, usize)> {
+        let replayed = self.replayed(bank)?;
+        let pcr = replayed.pcrs.get(usize::from(pcr))?;
+        Some((pcr.value[..bank.digest_bytes()].to_vec(), pcr.events))
+    }
+
+    fn replayed(&self, bank: HashAlgorithm) -> Option<Bank> {
         if !self.banks.contains(&bank) {
             return None;
         }
@@ -135,8 +171,13 @@ impl<'a> UnverifiedLog<'a> {
         for event in &self.events {
             replayed.extend_event(event);
         }
-        let values = (0u8..).zip(&replayed.pcrs).filter(|(_, pcr)| pcr.events > 0);
-        Some(values.map(|(index, pcr)| (index, pcr.value[..bank.digest_bytes()].to_vec())).collect())
+        // Static measurement cannot extend these; whoever launches dynamically resets them to zeros first (PTP 1.06,
+        // section 4.6).
+        if self.format != Format::Ccel {
+            let untouched = replayed.pcrs[DYNAMIC_PCRS].iter_mut().filter(|pcr| pcr.events == 0);
+            untouched.for_each(|pcr| pcr.value = [0xff; 64]);
+        }
+        Some(replayed)
     }
 }
 
@@ -192,3 +233,6 @@ impl Bank {
 fn list(mismatches: &[PcrMismatch]) -> String {
     mismatches.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
 }
+
+/// PCRs of dynamic measurement, which begin with all ones.
+const DYNAMIC_PCRS: std::ops::RangeInclusive<usize> = 17..=22;
