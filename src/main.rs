@@ -58,5 +58,5 @@ fn fail(error: &(dyn std::error::Error + 'static)) -> ExitCode {
             eprintln!("  try: {hint}");
         }
     }
-    ExitCode::FAILURE
+    error.downcast_ref::<client::Exit>().map_or(ExitCode::FAILURE, |exit| ExitCode::from(exit.code))
 }

@@ -1,5 +1,6 @@
 //! The client: one module an object, all of them thin over the services' APIs.
 
+mod eventlog;
 mod image;
 mod lease;
 mod node;
@@ -15,6 +16,29 @@ use std::path::PathBuf;
 
 /// An error that `main` prints with its causes.
 pub(crate) type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
+/// An error with an exit status of its own, for programs that tell them apart.
+#[derive(Debug)]
+pub(crate) struct Exit {
+    /// The exit status.
+    pub(crate) code: u8,
+    sentence: String,
+}
+
+impl Exit {
+    /// One line for people: what failed, and how.
+    pub(crate) fn new(code: u8, sentence: impl Into<String>) -> Self {
+        Self { code, sentence: sentence.into().replace(char::is_control, "\u{fffd}") }
+    }
+}
+
+impl std::fmt::Display for Exit {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.sentence)
+    }
+}
+
+impl std::error::Error for Exit {}
 
 /// What every client command takes.
 #[derive(Debug, Clone, Args)]
@@ -65,6 +89,9 @@ pub(crate) enum Command {
     /// Policies and their Reference Values
     #[command(subcommand)]
     Policy(verdict::PolicyCommand),
+    /// Boot event logs, without a site: show one, compare one with PCR values
+    #[command(subcommand)]
+    Eventlog(eventlog::EventlogCommand),
     /// Releases: the journal of each, step by step
     #[command(subcommand)]
     Release(verdict::ReleaseCommand),
@@ -99,6 +126,7 @@ pub(crate) async fn run(command: Command) -> Result<(), BoxError> {
         Command::Admission(command) => lease::run_admission(command).await,
         Command::Verdict(command) => verdict::run_verdict(command).await,
         Command::Policy(command) => verdict::run_policy(command).await,
+        Command::Eventlog(command) => eventlog::run(command),
         Command::Release(command) => verdict::run_release(command).await,
         Command::Token(command) => project::run_token(&command),
         Command::Key(options) => verdict::show_key(&options).await,
