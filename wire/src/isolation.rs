@@ -288,6 +288,9 @@ pub struct RenewalRequest {
 /// The most renewals in one request.
 pub const MAX_RENEWALS: usize = 1_000;
 
+/// The longest request with renewals: a thousand results of 4 KiB, each with three that support it.
+pub const MAX_RENEWAL_BYTES: usize = 16 << 20;
+
 /// One admission, renewed.
 #[derive(Debug, Clone, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
@@ -322,6 +325,16 @@ pub enum RenewalOutcome {
         /// Why, in words.
         reason: String,
     },
+}
+
+/// All admissions that stand, and those that ended within the last hour: `GET /v1/admissions`.
+/// With `?after=<revision>` it answers when the revision has moved on, or after 25 s with what is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct Admissions {
+    /// Moves on with every admission that begins or ends; not with renewals, which change when one ends by itself.
+    pub revision: u64,
+    /// The newest first.
+    pub admissions: Vec<Admission>,
 }
 
 /// An admission on record.

@@ -7,6 +7,7 @@
 use crate::id::{AdmissionId, BootId, LeaseId, NodeId, ProjectId};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use ring::digest::{SHA256, digest};
 use ring::signature::{ED25519, Ed25519KeyPair, KeyPair as _, UnparsedPublicKey};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -139,7 +140,7 @@ pub enum ResultError {
 const CLOCK_SKEW_SECONDS: i64 = 30;
 
 /// An Ed25519 key that may sign results.
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 pub struct VerifierKey([u8; 32]);
 
 impl VerifierKey {
@@ -221,13 +222,13 @@ impl SignedResult {
         let signature = decode(signature)?;
         let signs =
             |key: &VerifierKey| UnparsedPublicKey::new(&ED25519, key.0).verify(signed.as_bytes(), &signature).is_ok();
-        if !trusted.iter().any(signs) {
+        let Some(signed_by) = trusted.iter().copied().find(signs) else {
             return Err(ResultError::UntrustedSignature { trusted: trusted.len() });
-        }
+        };
         let claims: Claims =
             serde_json::from_slice(&decode(payload)?).map_err(|_| ResultError::Malformed("claims are not ours"))?;
         check_claims(&claims, now_seconds)?;
-        Ok(VerifiedResult { claims })
+        Ok(VerifiedResult { claims, signed_by })
     }
 
     /// The lease that the result *claims* to be for: only to look up which keys to verify it with.
@@ -263,6 +264,12 @@ fn check_claims(claims: &Claims, now_seconds: i64) -> Result<(), ResultError> {
     if claims.iat > now_seconds.saturating_add(CLOCK_SKEW_SECONDS) {
         return Err(ResultError::NotYetValid { seconds: claims.iat.saturating_sub(now_seconds) });
     }
+    // Secrets are sealed to the one and incidents are named by the other: they must not be two EKs.
+    let ek_public =
+        URL_SAFE_NO_PAD.decode(&claims.ek_public).map_err(|_| ResultError::Malformed("EK is not base64url"))?;
+    if hex::encode(digest(&SHA256, &ek_public)) != claims.ek_sha256 {
+        return Err(ResultError::Malformed("EK and EK digest differ"));
+    }
     // An empty set of appraisals affirms nothing.
     let affirmed = !claims.submods.is_empty() && claims.submods.values().all(|s| s.status == EarStatus::Affirming);
     if affirmed { Ok(()) } else { Err(ResultError::NotAffirming) }
@@ -272,6 +279,7 @@ fn check_claims(claims: &Claims, now_seconds: i64) -> Result<(), ResultError> {
 #[derive(Debug, Clone)]
 pub struct VerifiedResult {
     claims: Claims,
+    signed_by: VerifierKey,
 }
 
 impl VerifiedResult {
@@ -280,20 +288,31 @@ impl VerifiedResult {
     pub fn claims(&self) -> &Claims {
         &self.claims
     }
+
+    /// Which of the trusted keys signed it.
+    #[must_use]
+    pub fn signed_by(&self) -> VerifierKey {
+        self.signed_by
+    }
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
-    fn key() -> Ed25519KeyPair {
+    pub(crate) fn key() -> Ed25519KeyPair {
         let rng = ring::rand::SystemRandom::new();
         Ed25519KeyPair::from_pkcs8(Ed25519KeyPair::generate_pkcs8(&rng).unwrap().as_ref()).unwrap()
     }
 
-    fn claims() -> Claims {
+    pub(crate) fn set_ek(claims: &mut Claims, public: &[u8]) {
+        claims.ek_public = URL_SAFE_NO_PAD.encode(public);
+        claims.ek_sha256 = hex::encode(digest(&SHA256, public));
+    }
+
+    pub(crate) fn claims() -> Claims {
         let submod = Submod { status: EarStatus::Affirming, policy: "sha256:00".into(), rules: BTreeMap::new() };
-        Claims {
+        let mut claims = Claims {
             eat_profile: EAR_PROFILE.into(),
             iat: 1000,
             exp: 2000,
@@ -311,7 +330,9 @@ mod tests {
             renews: None,
             reset_count: 1,
             restart_count: 0,
-        }
+        };
+        set_ek(&mut claims, b"an EK");
+        claims
     }
 
     #[test]
@@ -347,6 +368,17 @@ mod tests {
         let mut empty = claims();
         empty.submods.clear();
         assert_eq!(SignedResult::sign(&empty, &key).verify(&trusted, 1500).unwrap_err(), ResultError::NotAffirming);
+    }
+
+    #[test]
+    fn an_ek_that_is_not_the_one_named_is_refused() {
+        let key = key();
+        let trusted = [VerifierKey::of(&key)];
+        let other = Claims { ek_public: URL_SAFE_NO_PAD.encode(b"another EK"), ..claims() };
+        assert_eq!(
+            SignedResult::sign(&other, &key).verify(&trusted, 1500).unwrap_err(),
+            ResultError::Malformed("EK and EK digest differ")
+        );
     }
 
     #[test]
