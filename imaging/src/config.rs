@@ -1,9 +1,11 @@
 //! Imaging's configuration: the file as written, and what it means once checked.
 
 use assay_service::config::ConfigError;
+use assay_wire::agreement::Agreement;
 use serde::Deserialize;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 /// Checked configuration.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -19,6 +21,10 @@ pub struct Config {
     pub key_file: PathBuf,
     /// Images are imported from beneath these folders only; none means none.
     pub import_folders: Vec<PathBuf>,
+    /// Whose attestation results make an export.
+    pub agreement: Agreement,
+    /// The longest that a renewal keeps an export standing, from when it is made.
+    pub longest_renewal: Duration,
 }
 
 /// The file.
@@ -31,21 +37,33 @@ struct File {
     key_file: PathBuf,
     #[serde(default)]
     import_folders: Vec<PathBuf>,
+    #[serde(default)]
+    agreement: Agreement,
+    #[serde(default = "default_longest_renewal_seconds")]
+    longest_renewal_seconds: u32,
 }
 
 impl TryFrom<File> for Config {
     type Error = ConfigError;
 
     fn try_from(file: File) -> Result<Self, ConfigError> {
-        let File { listen, database, store, key_file, import_folders } = file;
+        let File { listen, database, store, key_file, import_folders, agreement, longest_renewal_seconds } = file;
         if let Some(relative) = import_folders.iter().find(|folder| !folder.is_absolute()) {
             return Err(ConfigError::invalid("import_folders", format!("`{}` is not absolute", relative.display())));
         }
         if !["sqlite:", "postgres:", "postgresql:"].iter().any(|scheme| database.starts_with(scheme)) {
             return Err(ConfigError::invalid("database", "not a sqlite: or postgres: URL"));
         }
-        Ok(Self { listen, database, store, key_file, import_folders })
+        if longest_renewal_seconds == 0 {
+            return Err(ConfigError::invalid("longest_renewal_seconds", "must be at least 1"));
+        }
+        let longest_renewal = Duration::from_secs(longest_renewal_seconds.into());
+        Ok(Self { listen, database, store, key_file, import_folders, agreement, longest_renewal })
     }
+}
+
+fn default_longest_renewal_seconds() -> u32 {
+    3600
 }
 
 #[cfg(test)]
@@ -72,6 +90,8 @@ mod tests {
     #[test]
     fn unknown_fields_and_databases_are_refused() {
         assert!(parse(&format!("{GOOD}colour = 1\n")).is_err());
+        assert!(parse(&format!("{GOOD}longest_renewal_seconds = 0\n")).is_err());
+        assert!(parse(&format!("{GOOD}agreement = {{ require = \"provider\" }}\n")).is_err());
         assert!(parse(&GOOD.replace("sqlite:", "mysql:")).is_err());
     }
 }

@@ -13,26 +13,28 @@
 use crate::address;
 use crate::db::exports::{ExportRecord, Phase};
 use crate::db::{Db, DbError, DiskRecord, DiskState};
-use crate::gateway::order::{ExportOrder, Reservation};
+use crate::gateway::order::{ExportOrder, ExportStatus, GatewayStatus, Reservation};
 use crate::gateways::{GatewayError, Gateways};
 use crate::secret::{ChapSecret, SealedWithAnotherKey, SecretKey};
 use crate::store::{ImageStore, StoreError};
 use assay_service::clock::Clock;
 use assay_tpm::seal::{SealError, seal_grant};
 use assay_wire::agent::{Grant, TenantAddress};
+use assay_wire::agreement::{Agreed, Agreement, Disagreement, Presented};
 use assay_wire::id::{AdmissionId, LeaseId, NodeId, ProjectId};
 use assay_wire::imaging::{ExportAnswer, Gateway};
 use assay_wire::net::InvalidNetValue;
-use assay_wire::result::{Claims, ResultError, SignedResult, VerifiedResult};
+use assay_wire::result::ResultError;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use tokio::sync::{Mutex, MutexGuard};
 use zeroize::Zeroizing;
 
 /// How long an ended admission is remembered beyond its own expiry, or where that is not known: longer than any result
 /// is valid.
-const REMEMBER_ENDED_MS: i64 = 24 * 60 * 60 * 1000;
+const REMEMBER_ENDED_MS: i64 = 30 * 24 * 60 * 60 * 1000;
 /// All names of targets and initiators begin with this.
 const IQN_PREFIX: &str = "iqn.2026-01.dev.assay";
 /// Leases are spread over this many locks.
@@ -44,6 +46,8 @@ pub(crate) struct Exporter {
     pub(crate) db: Db,
     pub(crate) store: Arc<ImageStore>,
     pub(crate) gateways: Gateways,
+    /// Whose results count.
+    pub(crate) agreement: Agreement,
     key: SecretKey,
     /// One export of a lease is worked on at a time.
     locks: Vec<Mutex<()>>,
@@ -52,9 +56,12 @@ pub(crate) struct Exporter {
 /// Why there is no export.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ExportError {
-    /// The result does not count.
-    #[error("accepting the attestation result")]
+    /// The result is not one.
+    #[error("reading the attestation result")]
     Result(#[from] ResultError),
+    /// The results do not count.
+    #[error("accepting the attestation result")]
+    Disagreement(#[from] Disagreement),
     /// Revoked, expired, or replaced by a later one.
     #[error("admission {0} has ended")]
     Ended(AdmissionId),
@@ -166,21 +173,25 @@ impl Exported {
 }
 
 impl Exporter {
-    pub(crate) fn new(db: Db, store: Arc<ImageStore>, key: SecretKey) -> Self {
+    pub(crate) fn new(db: Db, store: Arc<ImageStore>, key: SecretKey, agreement: Agreement) -> Self {
         let locks = (0..LOCKS).map(|_| Mutex::new(())).collect();
-        Self { db, store, gateways: Gateways::default(), key, locks }
+        Self { db, store, gateways: Gateways::default(), agreement, key, locks }
     }
 
-    /// Exports the disk of the result's lease. Idempotent by the result's id; a later result takes the lease's export
-    /// over, an earlier one is refused.
-    pub(crate) async fn export(&self, signed: &SignedResult, clock: &dyn Clock) -> Result<Exported, ExportError> {
-        let (project, lease) = signed.unverified_lease()?;
+    /// Exports the disk of the results' lease. Idempotent by the leading result's id; a later result takes the lease's
+    /// export over, an earlier one is refused.
+    pub(crate) async fn export(&self, presented: &Presented, clock: &dyn Clock) -> Result<Exported, ExportError> {
+        let (project, lease) = presented.lead.unverified_lease()?;
         let trusted = self.db.trusted_keys(&project).await?;
-        let result = signed.verify(&trusted, clock.now_seconds())?;
+        let agreed = self.agreement.admits(presented, &trusted, clock.now_seconds())?;
+        // From here on only what was verified is looked at.
+        agreed.subject().is_for(&project, lease)?;
         let _alone = self.lock(lease).await;
-        let admission = result.claims().jti;
-        if self.db.has_ended(admission).await? {
-            return Err(ExportError::Ended(admission));
+        let admission = agreed.id();
+        for result in std::iter::once(admission).chain(agreed.supporting().iter().copied()) {
+            if self.db.has_ended(result).await? {
+                return Err(ExportError::Ended(result));
+            }
         }
         let gateway = self.db.gateway(&project).await?.ok_or_else(|| ExportError::NoGateway(project.clone()))?;
         let cloned = match self.db.export(admission).await? {
@@ -189,7 +200,7 @@ impl Exporter {
                 Phase::Cloned => Cloned { record, gateway },
                 Phase::Ending => return Err(ExportError::Ended(admission)),
             },
-            None => self.clone_disk(&result, gateway, clock.now_ms()).await?,
+            None => self.clone_disk(&agreed, gateway, clock.now_ms()).await?,
         };
         fail::fail_point!("imaging::cloned", |_| std::process::abort());
         let target_up = self.bring_up(cloned).await?;
@@ -202,9 +213,10 @@ impl Exporter {
     /// Ends an admission: severs its sessions, takes its target down, forgets its export. An admission without export
     /// is remembered as ended all the same. Idempotent.
     pub(crate) async fn end(&self, admission: AdmissionId, now_ms: i64) -> Result<(), ExportError> {
-        let known = self.db.export(admission).await?;
-        let until_ms = known.map_or(now_ms, |record| record.expires_at_ms.max(now_ms));
-        self.db.end_admission(admission, until_ms.saturating_add(REMEMBER_ENDED_MS)).await?;
+        match self.db.export(admission).await? {
+            Some(record) => self.remember_ended(&record, now_ms).await?,
+            None => self.db.end_admission(admission, now_ms.saturating_add(REMEMBER_ENDED_MS)).await?,
+        }
         // Looked up after that: an export that is just being made is either found here, or sees that it has ended.
         let Some(record) = self.db.export(admission).await? else { return Ok(()) };
         let _alone = self.lock(record.lease).await;
@@ -212,6 +224,15 @@ impl Exporter {
             Some(record) => self.take_down(&record).await,
             None => Ok(()),
         }
+    }
+
+    /// Its results, leading and supporting, are used up: none of them makes another export.
+    async fn remember_ended(&self, record: &ExportRecord, now_ms: i64) -> Result<(), ExportError> {
+        let until_ms = record.expires_at_ms.max(now_ms).saturating_add(REMEMBER_ENDED_MS);
+        for result in std::iter::once(record.admission).chain(record.supporting.iter().copied()) {
+            self.db.end_admission(result, until_ms).await?;
+        }
+        Ok(())
     }
 
     /// Ends every export that has expired. One that fails is logged and tried again at the next call.
@@ -229,10 +250,7 @@ impl Exporter {
     }
 
     /// Makes `gateway` serve what is on record, no more and no less. Answers what it served before.
-    pub(crate) async fn reconcile(
-        &self,
-        gateway: &Gateway,
-    ) -> Result<crate::gateway::order::GatewayStatus, ExportError> {
+    pub(crate) async fn reconcile(&self, gateway: &Gateway) -> Result<GatewayStatus, ExportError> {
         let failed = |source| ExportError::Gateway { project: gateway.project.clone(), source };
         // The gateway first: what it serves was on record before it was put up.
         let status = self.gateways.status(gateway).await.map_err(failed)?;
@@ -242,6 +260,16 @@ impl Exporter {
                 tracing::warn!(event = "export.unknown", admission = %served.admission, "gateway serves what is not on record");
                 self.gateways.take_down(gateway, served.admission).await.map_err(failed)?;
             }
+        }
+        let late = |record: &&ExportRecord| {
+            let until_ms =
+                |served: &ExportStatus| (served.admission == record.admission).then_some(served.expires_at_ms);
+            status.exports.iter().find_map(until_ms).is_some_and(|until_ms| until_ms < record.expires_at_ms)
+        };
+        let renewed: BTreeMap<_, _> =
+            records.iter().filter(late).map(|record| (record.admission, record.expires_at_ms)).collect();
+        if !renewed.is_empty() {
+            self.gateways.renew(gateway, &renewed).await.map_err(failed)?;
         }
         for record in records.iter().filter(|record| record.project == gateway.project) {
             let served = status.exports.iter().any(|served| served.admission == record.admission);
@@ -282,8 +310,8 @@ impl Exporter {
         Ok(())
     }
 
-    async fn clone_disk(&self, result: &VerifiedResult, gateway: Gateway, now_ms: i64) -> Result<Cloned, ExportError> {
-        let claims = result.claims();
+    async fn clone_disk(&self, agreed: &Agreed, gateway: Gateway, now_ms: i64) -> Result<Cloned, ExportError> {
+        let claims = agreed.claims();
         let disk = self.db.disk(claims.lease).await?.ok_or(ExportError::NoDisk(claims.lease))?;
         if disk.node != claims.node || disk.project != claims.project {
             return Err(ExportError::OtherDisk { lease: disk.lease, node: disk.node, project: disk.project });
@@ -293,8 +321,7 @@ impl Exporter {
             if earlier.issued_at_ms > claims.iat.saturating_mul(1000) {
                 return Err(ExportError::Superseded { lease: claims.lease, admission: earlier.admission });
             }
-            let until_ms = earlier.expires_at_ms.max(now_ms).saturating_add(REMEMBER_ENDED_MS);
-            self.db.end_admission(earlier.admission, until_ms).await?;
+            self.remember_ended(&earlier, now_ms).await?;
             self.take_down(&earlier).await?;
         }
         // Another lease's export may take the same address between looking and recording: then look again.
@@ -302,7 +329,7 @@ impl Exporter {
             let taken = self.db.addresses(&claims.project).await?;
             let address =
                 address::pick(&gateway, &taken).ok_or_else(|| ExportError::NoAddress(claims.project.clone()))?;
-            let record = self.draft(claims, &disk, &gateway, address)?;
+            let record = self.draft(agreed, &disk, &gateway, address)?;
             if self.db.insert_export(&record).await? {
                 return Ok(Cloned { record, gateway });
             }
@@ -312,12 +339,12 @@ impl Exporter {
     /// The record of a new export, its grant sealed.
     fn draft(
         &self,
-        claims: &Claims,
+        agreed: &Agreed,
         disk: &DiskRecord,
         gateway: &Gateway,
         address: ipnet::Ipv4Net,
     ) -> Result<ExportRecord, ExportError> {
-        let admission = claims.jti;
+        let (claims, admission) = (agreed.claims(), agreed.id());
         let named = |source| ExportError::Name { admission, source };
         let target = format!("{IQN_PREFIX}:{}", disk.id).parse().map_err(named)?;
         let initiator = format!("{IQN_PREFIX}:node:{}:{admission}", claims.node).parse().map_err(named)?;
@@ -350,7 +377,9 @@ impl Exporter {
             sealed_grant,
             phase: Phase::Cloned,
             issued_at_ms: claims.iat.saturating_mul(1000),
-            expires_at_ms: claims.exp.saturating_mul(1000),
+            expires_at_ms: agreed.expires_at_ms(),
+            subject: Some(agreed.subject()),
+            supporting: agreed.supporting().to_vec(),
         })
     }
 

@@ -4,7 +4,7 @@ use crate::gateway::order::{ExportOrder, GatewayStatus};
 use assay_service::client::{ClientError, NewClientError, ServiceClient};
 use assay_wire::id::AdmissionId;
 use assay_wire::imaging::Gateway;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -61,6 +61,15 @@ impl Gateways {
     pub(crate) async fn take_down(&self, gateway: &Gateway, admission: AdmissionId) -> Result<(), GatewayError> {
         let (client, path) = (self.client(gateway)?, format!("v1/exports/{admission}"));
         bounded(gateway, client.delete(&path, &())).await
+    }
+
+    /// Has `gateway` serve exports until later than it was told. What it does not serve is not put up by this.
+    pub(crate) async fn renew(
+        &self,
+        gateway: &Gateway,
+        until_ms: &BTreeMap<AdmissionId, i64>,
+    ) -> Result<(), GatewayError> {
+        bounded(gateway, self.client(gateway)?.post("v1/renewals", until_ms)).await
     }
 
     /// What `gateway` serves.

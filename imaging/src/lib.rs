@@ -18,6 +18,7 @@ mod db;
 mod export;
 pub mod gateway;
 mod gateways;
+mod renewal;
 mod secret;
 mod service;
 pub mod store;

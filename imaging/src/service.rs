@@ -70,6 +70,8 @@ pub(crate) struct AppState {
     pub(crate) imports: Arc<Semaphore>,
     /// Sessions of each export, as its gateway last said.
     pub(crate) sessions: Mutex<HashMap<AdmissionId, u32>>,
+    /// The longest that one renewal lasts.
+    pub(crate) longest_renewal: Duration,
 }
 
 impl Imaging {
@@ -92,11 +94,12 @@ impl Imaging {
             db.put_image(&image).await.map_err(|error| RunError::Records(error.into()))?;
         }
         let state = AppState {
-            exporter: Exporter::new(db, Arc::new(store), key),
+            exporter: Exporter::new(db, Arc::new(store), key, config.agreement),
             clock: Arc::clone(&context.clock),
             import_folders: config.import_folders,
             imports: Arc::new(Semaphore::new(MAX_IMPORTS)),
             sessions: Mutex::default(),
+            longest_renewal: config.longest_renewal,
         };
         Ok(Self { state: Arc::new(state) })
     }

@@ -52,6 +52,8 @@ async fn results_that_do_not_count_open_nothing() {
     let stranger = Ed25519KeyPair::from_pkcs8(Ed25519KeyPair::generate_pkcs8(&rng).unwrap().as_ref()).unwrap();
     let mut bad = site.claims();
     bad.submods.get_mut("tpm").unwrap().status = EarStatus::Contraindicated;
+    let nothing = hex::encode(ring::digest::digest(&ring::digest::SHA256, b""));
+    let no_ek = Claims { ek_public: String::new(), ek_sha256: nothing, ..site.claims() };
     let cases = [
         ("another signer", SignedResult::sign(&site.claims(), &stranger), (403, "result-refused")),
         ("not affirming", site.sign(&bad), (403, "result-refused")),
@@ -64,7 +66,8 @@ async fn results_that_do_not_count_open_nothing() {
         ),
         ("another node", site.sign(&Claims { node: "n2".parse().unwrap(), ..site.claims() }), (403, "other-disk")),
         ("no disk", site.sign(&Claims { lease: LeaseId::random(), ..site.claims() }), (409, "no-disk")),
-        ("no EK", site.sign(&Claims { ek_public: String::new(), ..site.claims() }), (403, "result-unusable")),
+        ("no EK", site.sign(&no_ek), (403, "result-unusable")),
+        ("two EKs", site.sign(&Claims { ek_public: String::new(), ..site.claims() }), (403, "result-refused")),
     ];
     for (what, result, expected) in cases {
         let refused = site.service.export(&result).await.unwrap_err();

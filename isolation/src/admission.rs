@@ -1,15 +1,15 @@
 //! Admission: the one way from an attestation result to a tenant's network (boot path step 8).
 //!
-//! [`Admission`] has private fields and two makers, both here: [`Airlocked::check`], which verifies a signed result,
-//! and [`Admission::standing`], which takes up one that this service verified and recorded earlier. A port is opened
+//! [`Admission`] has private fields and two makers, both here: [`Airlocked::check`], which takes results that were
+//! verified and agree ([`Agreed`]), and [`Admission::standing`], which takes up one that this service verified and recorded earlier. A port is opened
 //! with an [`Admitted`], by value; an [`Airlocked`] node has no way to its tenant's network, so that bug does not
 //! compile.
 
-use crate::record::{AdmissionRecord, Entry, NodeRecord};
+use crate::record::{AdmissionRecord, Entry, NewAdmission, NodeRecord};
+use assay_wire::agreement::{Agreed, Disagreement, Subject};
 use assay_wire::id::{AdmissionId, BootId, LeaseId, NodeId, ProjectId};
 use assay_wire::isolation::{AirlockContext, NodeState};
 use assay_wire::net::VlanId;
-use assay_wire::result::{ResultError, SignedResult, VerifiedResult, VerifierKey};
 
 /// A node in the airlock, powered on there: the only one that can be admitted.
 #[derive(Debug)]
@@ -30,6 +30,14 @@ pub struct Admission {
     boot: BootId,
     ak_name: String,
     expires_at_ms: i64,
+    made_of: Option<MadeOf>,
+}
+
+/// What a new admission was made of; one that is taken up again has it on record.
+#[derive(Debug)]
+struct MadeOf {
+    subject: Subject,
+    supporting: Vec<AdmissionId>,
 }
 
 /// A node with its admission: what opens a port.
@@ -42,9 +50,9 @@ pub struct Admitted {
 /// Why a result does not admit a node.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum AdmissionRefused {
-    /// The result itself is not accepted.
-    #[error("the attestation result is not accepted")]
-    Result(#[from] ResultError),
+    /// The results are not accepted, or do not agree, or not all who must agree have.
+    #[error(transparent)]
+    Disagreement(#[from] Disagreement),
     /// The result is about something else than what it would be used for.
     #[error("the attestation result is for {what} {said}, not {expected}")]
     Other {
@@ -93,23 +101,17 @@ impl Airlocked {
         AirlockContext { lease: self.lease, project: self.project.clone(), boot: self.boot }
     }
 
-    /// Verifies `result` with the keys that the lease's project trusts, and that it is about this node, lease and boot.
+    /// That verified results are about this node, lease and boot.
     ///
     /// # Errors
     /// See [`AdmissionRefused`].
-    pub fn check(
-        &self,
-        result: &SignedResult,
-        trusted: &[VerifierKey],
-        now_seconds: i64,
-    ) -> Result<Admission, AdmissionRefused> {
-        let verified = result.verify(trusted, now_seconds)?;
-        let claims = verified.claims();
+    pub fn check(&self, agreed: &Agreed) -> Result<Admission, AdmissionRefused> {
+        let claims = agreed.claims();
         same("node", &claims.node, &self.node)?;
         same("project", &claims.project, &self.project)?;
         same("lease", &claims.lease, &self.lease)?;
         same("boot", &claims.boot, &self.boot)?;
-        Ok(Admission::of(&verified))
+        Ok(Admission::of(agreed))
     }
 
     /// The node leaves the airlock. Consumes the admission: it opens one port, once.
@@ -124,15 +126,16 @@ impl Airlocked {
 }
 
 impl Admission {
-    fn of(verified: &VerifiedResult) -> Self {
-        let claims = verified.claims();
+    fn of(agreed: &Agreed) -> Self {
+        let claims = agreed.claims();
         Self {
             id: claims.jti,
             node: claims.node.clone(),
             lease: claims.lease,
             boot: claims.boot,
             ak_name: claims.ak_name.clone(),
-            expires_at_ms: claims.exp.saturating_mul(1000),
+            expires_at_ms: agreed.expires_at_ms(),
+            made_of: Some(MadeOf { subject: agreed.subject(), supporting: agreed.supporting().to_vec() }),
         }
     }
 
@@ -155,6 +158,7 @@ impl Admission {
                 boot: admission.boot,
                 ak_name: admission.ak_name.clone(),
                 expires_at_ms: admission.expires_at_ms,
+                made_of: None,
             },
             vlan: lease.vlan,
         })
@@ -174,11 +178,18 @@ impl Admitted {
         self.vlan
     }
 
-    /// What goes on record, in the same transaction as the state.
+    /// As it is on record.
     #[must_use]
     pub fn record(&self) -> AdmissionRecord {
-        let Admission { id, node: _, lease, boot, ref ak_name, expires_at_ms } = self.admission;
+        let Admission { id, node: _, lease, boot, ref ak_name, expires_at_ms, made_of: _ } = self.admission;
         AdmissionRecord { id, lease, boot, ak_name: ak_name.clone(), expires_at_ms, revoked: None }
+    }
+
+    /// What goes on record, in the same transaction as the state; none of an admission that is there already.
+    #[must_use]
+    pub fn new_record(&self) -> Option<NewAdmission> {
+        let MadeOf { subject, supporting } = self.admission.made_of.as_ref()?;
+        Some(NewAdmission { record: self.record(), subject: subject.clone(), supporting: supporting.clone() })
     }
 }
 
@@ -226,6 +237,7 @@ mod tests {
             boot: airlocked.boot,
             ak_name: String::new(),
             expires_at_ms: 1000,
+            made_of: None,
         }
     }
 

@@ -10,11 +10,12 @@ use crate::config::Config;
 use crate::drivers::SiteDrivers;
 use crate::fleet::Fleet;
 use crate::store::{AuditEvent, Store};
+use assay_service::clock::Clock;
 use assay_service::error::ApiError;
 use assay_wire::isolation as wire;
 use axum::Router;
 use axum::extract::rejection::{JsonRejection, PathRejection, QueryRejection};
-use axum::extract::{FromRequest, FromRequestParts};
+use axum::extract::{DefaultBodyLimit, FromRequest, FromRequestParts};
 use axum::routing::{delete, get, post};
 use std::sync::Arc;
 use utoipa::OpenApi;
@@ -26,6 +27,7 @@ pub(crate) struct Api {
     pub(crate) fleet: Fleet,
     pub(crate) drivers: Arc<SiteDrivers>,
     pub(crate) config: Config,
+    pub(crate) clock: Arc<dyn Clock>,
 }
 
 /// A JSON body; what is none is answered as a problem.
@@ -85,6 +87,7 @@ pub(crate) fn router(api: Api) -> Router {
         .route("/v1/leases/{lease}", delete(leases::end))
         .route("/v1/admissions", get(admissions::list).post(admissions::admit))
         .route("/v1/admissions/{admission}", get(admissions::show).delete(admissions::revoke))
+        .route("/v1/admission-renewals", post(admissions::renew).layer(DefaultBodyLimit::max(wire::MAX_RENEWAL_BYTES)))
         .route("/v1/boot-records", get(nodes::boot_records))
         .route("/v1/events", get(nodes::events))
         .with_state(api)
@@ -122,7 +125,8 @@ pub fn openapi() -> utoipa::openapi::OpenApi {
         admissions::list,
         admissions::show,
         admissions::admit,
-        admissions::revoke
+        admissions::revoke,
+        admissions::renew
     ),
     components(schemas(
         wire::Project,
@@ -134,6 +138,9 @@ pub fn openapi() -> utoipa::openapi::OpenApi {
         wire::NodeLease,
         wire::AdmissionRequest,
         wire::Admission,
+        wire::Admissions,
+        wire::RenewalRequest,
+        wire::RenewalAnswer,
         wire::RevokeRequest,
         wire::RejectRequest,
         wire::AirlockContext,

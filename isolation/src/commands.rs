@@ -7,11 +7,11 @@ use crate::record::{LeaseRecord, NodeRecord};
 use crate::store::{Effect, RecordError};
 use assay_service::error::{ApiError, chain};
 use assay_service::telemetry::boot_step;
+use assay_wire::agreement::Presented;
 use assay_wire::id::{AdmissionId, LeaseId};
 use assay_wire::isolation::{
     Admission as AdmissionAnswer, LeaseRequest, NodeLease, NodeState, NodeStatus, PortIntent, RejectRequest,
 };
-use assay_wire::result::SignedResult;
 use assay_wire::step::Step;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
@@ -32,8 +32,8 @@ pub enum Command {
     Cycle(Reply<NodeStatus>),
     /// A bad verdict.
     Reject(RejectRequest, Reply<NodeStatus>),
-    /// A signed result asks for the port.
-    Admit(SignedResult, Reply<AdmissionAnswer>),
+    /// Signed results ask for the port.
+    Admit(Presented, Reply<AdmissionAnswer>),
     /// End an admission, with the reason.
     Revoke(AdmissionId, String, Reply<AdmissionAnswer>),
     /// Remove the node from the record.
@@ -49,7 +49,7 @@ impl Hands {
             Command::Clear(reply) => drop(reply.send(self.clear().await)),
             Command::Cycle(reply) => drop(reply.send(self.cycle().await)),
             Command::Reject(request, reply) => drop(reply.send(self.reject(request).await)),
-            Command::Admit(result, reply) => drop(reply.send(self.admit(result).await)),
+            Command::Admit(results, reply) => drop(reply.send(self.admit(&results).await)),
             Command::Revoke(id, reason, reply) => drop(reply.send(self.revoke(id, &reason).await)),
             Command::Remove(reply) => drop(reply.send(self.remove().await)),
         }
@@ -139,21 +139,22 @@ impl Hands {
         Ok(record.status())
     }
 
-    async fn admit(&self, result: SignedResult) -> Result<AdmissionAnswer, ApiError> {
+    async fn admit(&self, results: &Presented) -> Result<AdmissionAnswer, ApiError> {
         let started = Instant::now();
         let record = self.record().await?;
         let lease = record.lease.as_ref().map(|l| l.lease.clone());
         let lease =
             lease.ok_or_else(|| ApiError::conflict("no-lease", format!("node {} is under no lease", record.name)))?;
         let trusted = self.store.verifier_keys(&lease.project).await?;
-        let now_seconds = self.clock.now_seconds();
-        // Also a repeated request must carry a result that is good now.
-        let id = result.verify(&trusted, now_seconds).map_err(AdmissionRefused::from)?.claims().jti;
+        // Also a repeated request must carry results that are good now.
+        let agreed = self.agreement.admits(results, &trusted, self.clock.now_seconds());
+        let agreed = agreed.map_err(AdmissionRefused::from)?;
+        let id = agreed.id();
         if let Some(known) = self.store.admission(id).await? {
             return self.admitted_before(record, known).await;
         }
         let airlocked = Airlocked::of(&record)?;
-        let admission = airlocked.check(&result, &trusted, now_seconds)?;
+        let admission = airlocked.check(&agreed)?;
         // The verdict is about what runs now, if nothing was reset since: ask before the port moves.
         if let Some(reason) = reset_seen(&record, &self.read_bmc().await?) {
             self.check_reset(record).await?;
@@ -164,11 +165,12 @@ impl Hands {
         self.step(&mut record, Event::Admitted, format!("admitted by {id}"))?;
         record.desire(PortIntent::Access { vlan: admitted.vlan() });
         record.admission = Some(admitted.record());
-        let effects = [Effect::Admits(admitted.record())];
+        let effects: Vec<Effect> = admitted.new_record().map(Effect::Admits).into_iter().collect();
         match self.store.save(&record, &effects, Event::Admitted.as_str()).await {
             Ok(()) => {}
             Err(RecordError::Taken { .. }) => {
-                let detail = format!("admission {id} was revoked before it was made");
+                let detail =
+                    format!("admission {id} was revoked before it was made, or one of its results was used before");
                 return Err(ApiError::conflict("admission-ended", detail));
             }
             Err(error @ (RecordError::Database { .. } | RecordError::Corrupt { .. })) => return Err(error.into()),
@@ -272,7 +274,9 @@ impl From<AdmissionRefused> for ApiError {
     fn from(refused: AdmissionRefused) -> Self {
         let detail = chain(&refused);
         match refused {
-            AdmissionRefused::Result(_) | AdmissionRefused::Other { .. } => Self::forbidden("result-refused", detail),
+            AdmissionRefused::Disagreement(_) | AdmissionRefused::Other { .. } => {
+                Self::forbidden("result-refused", detail)
+            }
             AdmissionRefused::NotInAirlock { .. } | AdmissionRefused::NotEntered { .. } => {
                 Self::conflict("not-in-airlock", detail)
             }

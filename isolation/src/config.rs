@@ -3,6 +3,7 @@
 use crate::plan::Periods;
 use crate::switch::SiteVlans;
 use assay_service::config::ConfigError;
+use assay_wire::agreement::Agreement;
 use assay_wire::net::VlanId;
 use serde::Deserialize;
 use std::net::SocketAddr;
@@ -31,6 +32,10 @@ pub struct Config {
     pub power_timeout: Duration,
     /// Whether BMCs may show `Continuous` for a boot override that was to be `Once`.
     pub allow_continuous_boot_override: bool,
+    /// Whose attestation results admit a node.
+    pub agreement: Agreement,
+    /// The longest that a renewal keeps an admission standing, from when it is made.
+    pub longest_renewal: Duration,
 }
 
 #[derive(Debug, Deserialize)]
@@ -55,6 +60,10 @@ struct File {
     power_timeout_seconds: u32,
     #[serde(default)]
     allow_continuous_boot_override: bool,
+    #[serde(default)]
+    agreement: Agreement,
+    #[serde(default = "default_longest_renewal_seconds")]
+    longest_renewal_seconds: u32,
 }
 
 impl TryFrom<File> for Config {
@@ -71,6 +80,7 @@ impl TryFrom<File> for Config {
             ("switch_timeout_ms", file.switch_timeout_ms, 100),
             ("bmc_timeout_ms", file.bmc_timeout_ms, 100),
             ("power_timeout_seconds", file.power_timeout_seconds, 1),
+            ("longest_renewal_seconds", file.longest_renewal_seconds, 1),
         ] {
             if value < least {
                 return Err(ConfigError::invalid(field, format!("must be at least {least}")));
@@ -90,6 +100,8 @@ impl TryFrom<File> for Config {
             bmc_timeout: Duration::from_millis(file.bmc_timeout_ms.into()),
             power_timeout: Duration::from_secs(file.power_timeout_seconds.into()),
             allow_continuous_boot_override: file.allow_continuous_boot_override,
+            agreement: file.agreement,
+            longest_renewal: Duration::from_secs(file.longest_renewal_seconds.into()),
         })
     }
 }
@@ -118,6 +130,10 @@ fn default_power_timeout_seconds() -> u32 {
     60
 }
 
+fn default_longest_renewal_seconds() -> u32 {
+    3600
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -142,6 +158,8 @@ mod tests {
             ("airlock_vlan", json!(4095)),
             ("reset_poll_ms", json!(0)),
             ("switch_timeout_ms", json!(1)),
+            ("longest_renewal_seconds", json!(0)),
+            ("agreement", json!({"require": "provider"})),
             ("no_such_field", json!(1)),
         ] {
             let mut file = file();

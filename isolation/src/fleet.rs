@@ -116,7 +116,8 @@ impl Fleet {
 
     fn driver(&self, name: NodeId, reconciled: Option<oneshot::Sender<()>>) -> Driver {
         let Shared { store, clock, drivers, config, shutdown, .. } = &*self.shared;
-        let hands = Hands::new(name, store.clone(), Arc::clone(clock), Arc::clone(drivers), config.power_timeout);
+        let (clock, drivers, agreement) = (Arc::clone(clock), Arc::clone(drivers), config.agreement.clone());
+        let hands = Hands::new(name, store.clone(), clock, drivers, config.power_timeout, agreement);
         Driver { hands, periods: config.periods, reconciled, shutdown: shutdown.clone() }
     }
 

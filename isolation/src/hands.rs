@@ -13,6 +13,7 @@ use crate::store::{Effect, RecordError, Store};
 use crate::switch::{SwitchDriver, SwitchError};
 use assay_service::clock::Clock;
 use assay_service::error::chain;
+use assay_wire::agreement::Agreement;
 use assay_wire::id::{BootId, NodeId};
 use assay_wire::isolation::{NodeState, PortIntent};
 use std::sync::Arc;
@@ -35,6 +36,8 @@ pub struct Hands {
     pub drivers: Arc<dyn Drivers>,
     /// How long power may take to change.
     pub power_timeout: Duration,
+    /// Whose results admit.
+    pub agreement: Agreement,
     bmc: OnceCell<Arc<dyn BmcDriver>>,
 }
 
@@ -83,8 +86,9 @@ impl Hands {
         clock: Arc<dyn Clock>,
         drivers: Arc<dyn Drivers>,
         power_timeout: Duration,
+        agreement: Agreement,
     ) -> Self {
-        Self { name, store, clock, drivers, power_timeout, bmc: OnceCell::new() }
+        Self { name, store, clock, drivers, power_timeout, agreement, bmc: OnceCell::new() }
     }
 
     /// The node's record.

@@ -17,6 +17,7 @@ pub mod hands;
 pub mod node;
 pub mod plan;
 pub mod record;
+pub mod renewal;
 pub mod secret;
 pub mod store;
 pub mod switch;
@@ -25,9 +26,12 @@ pub mod validate;
 pub use api::openapi;
 pub use config::Config;
 
+use assay_service::CancellationToken;
+use assay_service::clock::Clock;
 use assay_service::http::{self, HttpError, Listener, ServiceContext};
 use assay_service::store::StoreError;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::net::TcpListener;
 
 /// Why isolation does not run.
@@ -69,8 +73,33 @@ pub async fn serve(listener: TcpListener, config: Config, context: ServiceContex
     let clock = Arc::clone(&context.clock);
     let fleet = fleet::Fleet::start(store.clone(), clock, driven, config.clone(), context.shutdown.clone()).await?;
     tracing::info!(event = "isolation.ready", "all ports on record have been reconciled");
-    let router = api::router(api::Api { store, fleet: fleet.clone(), drivers, config });
-    let served = http::serve(Listener::Tls(listener), router, &context).await;
+    let upkeep = upkeep(store.clone(), Arc::clone(&context.clock), context.shutdown.clone());
+    let clock = Arc::clone(&context.clock);
+    let router = api::router(api::Api { store, fleet: fleet.clone(), drivers, config, clock });
+    let (served, ()) = tokio::join!(http::serve(Listener::Tls(listener), router, &context), upkeep);
     fleet.ended().await;
     Ok(served?)
 }
+
+/// Forgets what is long over, at the start and every hour.
+async fn upkeep(store: store::Store, clock: Arc<dyn Clock>, shutdown: CancellationToken) {
+    let mut ticks = tokio::time::interval(UPKEEP_INTERVAL);
+    loop {
+        tokio::select! {
+            () = shutdown.cancelled() => return,
+            _ = ticks.tick() => {}
+        }
+        match store.forget_ended(clock.now_ms().saturating_sub(REMEMBER_ENDED_MS)).await {
+            Ok(0) => {}
+            Ok(count) => tracing::info!(event = "admissions.forgotten", count, "admissions that ended long ago"),
+            Err(error) => {
+                let cause = assay_service::error::chain(&error);
+                tracing::error!(event = "admissions.not_forgotten", cause, "forgetting ended admissions");
+            }
+        }
+    }
+}
+
+const UPKEEP_INTERVAL: Duration = Duration::from_secs(60 * 60);
+/// Longer than any result is valid, so that no result can be used twice.
+const REMEMBER_ENDED_MS: i64 = 30 * 24 * 60 * 60 * 1000;

@@ -1,5 +1,6 @@
 //! What is on record of a node: the values that deciding works on. Read and written by [`crate::store`].
 
+use assay_wire::agreement::Subject;
 use assay_wire::id::{AdmissionId, BootId, LeaseId, NodeId};
 use assay_wire::isolation::{Nic, NicStatus, NodeLease, NodeState, NodeStatus, PortIntent};
 use assay_wire::net::VlanId;
@@ -76,6 +77,17 @@ pub struct AdmissionRecord {
     pub expires_at_ms: i64,
     /// Why it was ended early.
     pub revoked: Option<String>,
+}
+
+/// What is recorded of an admission when it is made.
+#[derive(Debug, Clone)]
+pub struct NewAdmission {
+    /// As it is read back.
+    pub record: AdmissionRecord,
+    /// What its results were about: renewals must be about the same.
+    pub subject: Subject,
+    /// Ids of the results that supported the one that made it.
+    pub supporting: Vec<AdmissionId>,
 }
 
 impl NodeRecord {

@@ -3,6 +3,7 @@
 //! A node's row has one writer, its [`crate::driver`] task, and every change of state is one transaction that carries
 //! the lease, the admission, the ports' desired states and the audit entry with it.
 
+mod admissions;
 mod inventory;
 mod leases;
 mod nodes;
@@ -29,6 +30,8 @@ pub struct Store {
     clock: Arc<dyn Clock>,
     /// Moves on with every change of a boot record. Starts at the time of day, so that it also grows over restarts.
     revision: watch::Sender<u64>,
+    /// The same, with every admission that begins or ends.
+    admissions_revision: watch::Sender<u64>,
 }
 
 /// Why the record could not be read or written.
@@ -89,14 +92,25 @@ impl Store {
     /// See [`StoreError`].
     pub async fn open(url: &str, clock: Arc<dyn Clock>) -> Result<Self, StoreError> {
         let database = assay_service::store::open(url, &MIGRATOR).await?;
-        let revision = watch::Sender::new(u64::try_from(clock.now_ms()).unwrap_or_default());
-        Ok(Self { database, clock, revision })
+        let start = u64::try_from(clock.now_ms()).unwrap_or_default();
+        Ok(Self {
+            database,
+            clock,
+            revision: watch::Sender::new(start),
+            admissions_revision: watch::Sender::new(start),
+        })
     }
 
     /// The revision of the boot records, and its changes.
     #[must_use]
     pub fn revision(&self) -> watch::Receiver<u64> {
         self.revision.subscribe()
+    }
+
+    /// The revision of the admissions, and its changes.
+    #[must_use]
+    pub fn admissions_revision(&self) -> watch::Receiver<u64> {
+        self.admissions_revision.subscribe()
     }
 
     /// The newest audit entries after the one named, oldest first.

@@ -42,7 +42,7 @@ async fn from_free_to_allocated_to_free() {
     // The admission ended with the lease, and its result opens nothing any more.
     let refused = site.admit(&claims).await.unwrap_err();
     assert_eq!(problem(&refused).kind, "no-lease");
-    assert!(site.operator.get::<Value>("/v1/admissions").await.unwrap()[0]["revoked"].is_string());
+    assert!(site.operator.get::<Value>("/v1/admissions").await.unwrap()["admissions"][0]["revoked"].is_string());
 }
 
 #[tokio::test]

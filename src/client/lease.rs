@@ -4,7 +4,7 @@ use super::output::{self, Row};
 use super::{BoxError, Options, Site};
 use assay_wire::id::{ImageId, LeaseId, NetworkId, NodeId, ProjectId};
 use assay_wire::imaging::{Disk, DiskRequest};
-use assay_wire::isolation::{Admission, LeaseRequest, NodeLease, NodeStatus};
+use assay_wire::isolation::{Admission, Admissions, LeaseRequest, NodeLease, NodeStatus};
 use assay_wire::net::MacAddr;
 use clap::{Args, Subcommand};
 
@@ -25,7 +25,7 @@ pub(crate) enum LeaseCommand {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum AdmissionCommand {
-    /// List admissions
+    /// List the admissions that stand, and those that ended within the last hour
     List(Options),
 }
 
@@ -80,8 +80,8 @@ pub(crate) async fn run_lease(command: LeaseCommand) -> Result<(), BoxError> {
 }
 
 pub(crate) async fn run_admission(AdmissionCommand::List(options): AdmissionCommand) -> Result<(), BoxError> {
-    let admissions: Vec<Admission> = Site::open(&options)?.isolation.get("/v1/admissions").await?;
-    output::list(options.output, &admissions)
+    let listed: Admissions = Site::open(&options)?.isolation.get("/v1/admissions").await?;
+    output::list(options.output, &listed.admissions)
 }
 
 async fn create(arguments: CreateArguments) -> Result<(), BoxError> {

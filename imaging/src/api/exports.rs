@@ -5,10 +5,11 @@ use crate::service::AppState;
 use assay_service::auth::Caller;
 use assay_service::error::ApiError;
 use assay_service::telemetry::boot_step;
+use assay_wire::agreement::Presented;
 use assay_wire::id::AdmissionId;
 use assay_wire::imaging::{Export, ExportAnswer, ExportRequest};
+use assay_wire::isolation::{MAX_RENEWALS, RenewalAnswer, RenewalRequest};
 use assay_wire::problem::Problem;
-use assay_wire::result::SignedResult;
 use assay_wire::step::Step;
 use axum::Json;
 use axum::extract::{Path, State};
@@ -29,10 +30,10 @@ pub(super) async fn post_export(
 ) -> Result<Json<ExportAnswer>, ApiError> {
     caller.require_service()?;
     let begun = Instant::now();
-    let result = SignedResult::from_wire(request.result);
+    let presented = Presented::from_wire(request.result, request.supporting);
     // In a task of its own: a caller that goes away does not leave an export between two phases.
     let working = Arc::clone(&state);
-    let exported = tokio::spawn(async move { working.exporter.export(&result, &*working.clock).await })
+    let exported = tokio::spawn(async move { working.exporter.export(&presented, &*working.clock).await })
         .await
         .map_err(|error| ApiError::internal("making an export", &error))?
         .map_err(|error| export_failed(&error))?;
@@ -82,4 +83,32 @@ pub(super) async fn delete_export(
         .map_err(|error| export_failed(&error))?;
     state.sessions.lock().unwrap_or_else(PoisonError::into_inner).remove(&admission);
     Ok(StatusCode::NO_CONTENT)
+}
+
+/// Lets exports stand longer, up to 1,000 at once, each decided by itself, as `POST /v1/admission-renewals` at
+/// isolation. What has ended stays ended, and what is not renewed ends by itself.
+#[utoipa::path(post, path = "/v1/export-renewals", request_body = RenewalRequest, responses(
+    (status = 200, description = "One outcome for each", body = RenewalAnswer),
+    (status = 400, description = "`too-many-renewals`", body = Problem)))]
+pub(super) async fn post_renewals(
+    State(state): State<Arc<AppState>>,
+    caller: Caller,
+    Json(request): Json<RenewalRequest>,
+) -> Result<Json<RenewalAnswer>, ApiError> {
+    caller.require_service()?;
+    let count = request.renewals.len();
+    if count > MAX_RENEWALS {
+        let detail = format!("{count} renewals are more than {MAX_RENEWALS}");
+        return Err(ApiError::bad_request("too-many-renewals", detail));
+    }
+    // In a task of its own: what is on record must reach the gateways also if the caller goes away.
+    let working = Arc::clone(&state);
+    let outcomes = tokio::spawn(async move {
+        working.exporter.renew(request.renewals, working.longest_renewal, working.clock.now_ms()).await
+    })
+    .await
+    .map_err(|error| ApiError::internal("renewing exports", &error))?
+    .map_err(|error| export_failed(&error))?;
+    let undecided = || ApiError::unavailable("undecided", "the renewals could not be decided");
+    Ok(Json(RenewalAnswer { outcomes: outcomes.ok_or_else(undecided)? }))
 }

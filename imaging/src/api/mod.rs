@@ -13,7 +13,9 @@ use crate::store::StoreError;
 use assay_service::auth::{Caller, Role};
 use assay_service::error::{ApiError, chain};
 use assay_wire::id::ProjectId;
+use assay_wire::isolation::MAX_RENEWAL_BYTES;
 use axum::Router;
+use axum::extract::DefaultBodyLimit;
 use axum::routing::{get, post, put};
 use std::sync::Arc;
 use utoipa::OpenApi as _;
@@ -32,6 +34,7 @@ use utoipa::OpenApi as _;
         exports::post_export,
         exports::get_exports,
         exports::delete_export,
+        exports::post_renewals,
         gateways::post_gateway,
         gateways::get_gateways,
     ),
@@ -53,6 +56,7 @@ pub(crate) fn router(state: Arc<AppState>) -> Router {
         .route("/v1/disks/{lease}", put(disks::put_disk).delete(disks::delete_disk))
         .route("/v1/exports", post(exports::post_export).get(exports::get_exports))
         .route("/v1/exports/{admission}", axum::routing::delete(exports::delete_export))
+        .route("/v1/export-renewals", post(exports::post_renewals).layer(DefaultBodyLimit::max(MAX_RENEWAL_BYTES)))
         .route("/v1/gateways", post(gateways::post_gateway).get(gateways::get_gateways))
         .with_state(state)
 }
@@ -84,7 +88,7 @@ fn store_failed(error: &StoreError) -> ApiError {
 
 fn export_failed(error: &ExportError) -> ApiError {
     match error {
-        ExportError::Result(_) => ApiError::forbidden("result-refused", chain(error)),
+        ExportError::Result(_) | ExportError::Disagreement(_) => ApiError::forbidden("result-refused", chain(error)),
         ExportError::Claim { .. } | ExportError::Seal { .. } | ExportError::Name { .. } => {
             ApiError::forbidden("result-unusable", chain(error))
         }

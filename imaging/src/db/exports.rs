@@ -2,12 +2,13 @@
 
 use super::{Db, DbError, number, parsed, query, text, value};
 use assay_wire::agent::SealedGrant;
+use assay_wire::agreement::{Standing, Subject};
 use assay_wire::id::{AdmissionId, DiskId, LeaseId, NodeId, ProjectId};
 use assay_wire::net::Iqn;
 use ipnet::Ipv4Net;
 use sqlx::Row as _;
 use sqlx::any::AnyRow;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
 /// An export on record.
@@ -28,6 +29,25 @@ pub(crate) struct ExportRecord {
     pub(crate) phase: Phase,
     pub(crate) issued_at_ms: i64,
     pub(crate) expires_at_ms: i64,
+    /// What its results were about; none of an export from before renewals.
+    pub(crate) subject: Option<Subject>,
+    /// Ids of the results that supported the one that made it.
+    pub(crate) supporting: Vec<AdmissionId>,
+}
+
+impl ExportRecord {
+    /// The admission as its renewal depends on it; none of what cannot be renewed.
+    pub(crate) fn standing(&self) -> Option<Standing> {
+        match self.phase {
+            Phase::Cloned | Phase::Ending => None,
+            Phase::Exported => Some(Standing {
+                admission: self.admission,
+                subject: self.subject.clone()?,
+                supporting: self.supporting.clone(),
+                expires_at_ms: self.expires_at_ms,
+            }),
+        }
+    }
 }
 
 /// How far an export has come.
@@ -63,8 +83,8 @@ impl Db {
     pub(crate) async fn insert_export(&self, export: &ExportRecord) -> Result<bool, DbError> {
         let done = sqlx::query(
             "INSERT INTO exports (admission, lease, disk, project, node, target, initiator, address, chap_name, \
-             chap_secret, sealed_grant, phase, issued_at_ms, expires_at_ms) \
-             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14) ON CONFLICT DO NOTHING",
+             chap_secret, sealed_grant, phase, issued_at_ms, expires_at_ms, subject, supporting) \
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16) ON CONFLICT DO NOTHING",
         )
         .bind(export.admission.to_string())
         .bind(export.lease.to_string())
@@ -80,6 +100,8 @@ impl Db {
         .bind(export.phase.as_str())
         .bind(export.issued_at_ms)
         .bind(export.expires_at_ms)
+        .bind(export.subject.as_ref().map(|subject| serde_json::to_string(subject).unwrap_or_default()))
+        .bind(serde_json::to_string(&export.supporting).unwrap_or_default())
         .execute(&self.pool)
         .await
         .map_err(query("recording an export"))?;
@@ -138,6 +160,34 @@ impl Db {
         Ok(())
     }
 
+    /// Lets exports stand until later, in one transaction, and answers which it did. One that ended meanwhile, or has
+    /// expired, stays ended: that is asked again in the same statement.
+    pub(crate) async fn extend(
+        &self,
+        renewed: &BTreeMap<AdmissionId, i64>,
+        now_ms: i64,
+    ) -> Result<BTreeSet<AdmissionId>, DbError> {
+        if renewed.is_empty() {
+            return Ok(BTreeSet::new());
+        }
+        let values: Vec<String> = (1..=renewed.len()).map(|at| format!("(${}, ${})", 2 * at, 2 * at + 1)).collect();
+        let text = format!(
+            "WITH renewed (admission, until_ms) AS (VALUES {}) \
+             UPDATE exports SET expires_at_ms = renewed.until_ms FROM renewed \
+             WHERE exports.admission = renewed.admission AND exports.phase = 'exported' AND exports.expires_at_ms > $1 \
+             AND exports.expires_at_ms <= renewed.until_ms AND NOT EXISTS \
+             (SELECT 1 FROM ended_admissions WHERE ended_admissions.admission = exports.admission) \
+             RETURNING exports.admission AS admission",
+            values.join(", ")
+        );
+        let mut extending = sqlx::query(sqlx::AssertSqlSafe(text)).persistent(false).bind(now_ms);
+        for (admission, until_ms) in renewed {
+            extending = extending.bind(admission.to_string()).bind(*until_ms);
+        }
+        let rows = extending.fetch_all(&self.pool).await.map_err(query("renewing exports"))?;
+        rows.iter().map(|row| parsed(row, "admission")).collect()
+    }
+
     /// Records that an admission has ended, for good.
     pub(crate) async fn end_admission(&self, admission: AdmissionId, until_ms: i64) -> Result<(), DbError> {
         sqlx::query(
@@ -173,6 +223,8 @@ impl Db {
 
 fn export_of(row: &AnyRow) -> Result<ExportRecord, DbError> {
     let grant: String = row.try_get("sealed_grant").map_err(query("reading a column"))?;
+    let subject: Option<String> = row.try_get("subject").map_err(query("reading a column"))?;
+    let supporting = text(row, "supporting")?;
     Ok(ExportRecord {
         admission: parsed(row, "admission")?,
         lease: parsed(row, "lease")?,
@@ -188,5 +240,7 @@ fn export_of(row: &AnyRow) -> Result<ExportRecord, DbError> {
         phase: Phase::from_text(&text(row, "phase")?)?,
         issued_at_ms: number(row, "issued_at_ms")?,
         expires_at_ms: number(row, "expires_at_ms")?,
+        subject: subject.map(|text| serde_json::from_str(&text).map_err(|_| value("subject", text))).transpose()?,
+        supporting: serde_json::from_str(&supporting).map_err(|_| value("supporting", supporting))?,
     })
 }

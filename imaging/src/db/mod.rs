@@ -10,6 +10,7 @@ use assay_wire::net::MacAddr;
 use assay_wire::result::VerifierKey;
 use sqlx::any::AnyRow;
 use sqlx::{AnyPool, Row as _};
+use std::collections::HashMap;
 use std::fmt::Display;
 use std::str::FromStr;
 
@@ -99,6 +100,16 @@ impl Db {
         let Some(row) = row else { return Ok(Vec::new()) };
         let keys = project_of(&row)?.verifier_keys;
         keys.iter().map(|key| key.parse().map_err(|_| value("verifier_keys", key))).collect()
+    }
+
+    /// The keys that each project trusts.
+    pub(crate) async fn all_trusted_keys(&self) -> Result<HashMap<ProjectId, Vec<VerifierKey>>, DbError> {
+        let projects = self.projects().await?;
+        let parse = |key: &String| key.parse().map_err(|_| value("verifier_keys", key));
+        let keys_of = |Project { name, verifier_keys }: Project| {
+            Ok((name, verifier_keys.iter().map(parse).collect::<Result<_, DbError>>()?))
+        };
+        projects.into_iter().map(keys_of).collect()
     }
 
     /// Records an image that the store holds; one that is on record stays as it is.

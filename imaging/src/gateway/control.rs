@@ -7,8 +7,9 @@ use assay_service::error::ApiError;
 use assay_wire::id::AdmissionId;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
-use axum::routing::{get, put};
+use axum::routing::{get, post, put};
 use axum::{Json, Router};
+use std::collections::BTreeMap;
 use std::io;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path as FilePath;
@@ -39,6 +40,7 @@ pub(super) async fn serve(
     let router = Router::new()
         .route("/v1/exports", get(list))
         .route("/v1/exports/{admission}", put(put_up).delete(take_down))
+        .route("/v1/renewals", post(renew))
         .with_state(exports);
     let own_uid = rustix::process::geteuid().as_raw();
     axum::serve(OwnerOnly { listener, own_uid }, router).with_graceful_shutdown(shutdown.cancelled_owned()).await
@@ -60,6 +62,11 @@ async fn put_up(
         OrderError::Store { .. } => ApiError::unavailable("disk", assay_service::error::chain(&error)),
     })?;
     Ok(StatusCode::NO_CONTENT)
+}
+
+async fn renew(State(exports): State<Arc<Exports>>, Json(until_ms): Json<BTreeMap<AdmissionId, i64>>) -> StatusCode {
+    exports.renew(&until_ms);
+    StatusCode::NO_CONTENT
 }
 
 async fn take_down(State(exports): State<Arc<Exports>>, Path(admission): Path<AdmissionId>) -> StatusCode {

@@ -99,7 +99,9 @@ impl Exports {
             return Err(OrderError::Expired { admission });
         }
         if let Some(standing) = self.standing().get(&admission) {
-            return if standing.order == order { Ok(()) } else { Err(OrderError::Differs { admission }) };
+            // It may have been renewed since this order was written: that changes when it ends, and nothing else.
+            let same = ExportOrder { expires_at_ms: standing.order.expires_at_ms, ..order } == standing.order;
+            return if same { Ok(()) } else { Err(OrderError::Differs { admission }) };
         }
         let unit = Arc::new(Unit::new(Arc::new(self.open(&order).await?)));
         let target = Target::new(self.target(&order, unit.blocks()))
@@ -111,6 +113,19 @@ impl Exports {
         self.standing().insert(admission, Standing { order, unit });
         self.reserve();
         Ok(())
+    }
+
+    /// Serves exports until later. One that is not served, or has expired by our clock, is not brought back.
+    pub(super) fn renew(&self, until_ms: &BTreeMap<AdmissionId, i64>) {
+        let now_ms = self.clock.now_ms();
+        let mut standing = self.standing();
+        for (admission, until_ms) in until_ms {
+            if let Some(Standing { order, .. }) = standing.get_mut(admission)
+                && order.expires_at_ms > now_ms
+            {
+                order.expires_at_ms = order.expires_at_ms.max(*until_ms);
+            }
+        }
     }
 
     /// Severs an export's sessions and forgets it, if there is one.

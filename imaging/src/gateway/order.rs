@@ -4,6 +4,7 @@
 //! PUT    /v1/exports/{admission}   ExportOrder -> 204     idempotent; 409 if another order stands under that id
 //! DELETE /v1/exports/{admission}               -> 204     sessions are severed when it answers; idempotent
 //! GET    /v1/exports                           -> GatewayStatus
+//! POST   /v1/renewals              {admission: expires_at_ms, …} -> 204    never sooner than before; what is not served is not put up
 //! ```
 
 use assay_wire::id::{AdmissionId, DiskId, ImageId};

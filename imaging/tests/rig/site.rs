@@ -5,6 +5,7 @@ use assay_imaging::{Config, Imaging};
 use assay_service::auth::{Role, Token, Tokens};
 use assay_service::http::ServiceContext;
 use assay_service::tls::SiteIdentity;
+use assay_wire::agreement::Agreement;
 use assay_wire::id::{BootId, LeaseId};
 use assay_wire::imaging::{
     Disk, DiskRequest, Export, ExportAnswer, ExportRequest, Gateway as GatewayRecord, ImportRequest, ImportStatus,
@@ -33,6 +34,10 @@ pub(crate) struct Service {
 
 impl Service {
     pub(crate) async fn start(folder: &Path, clock: &Arc<ManualClock>) -> Self {
+        Self::start_with(folder, clock, Agreement::default()).await
+    }
+
+    pub(crate) async fn start_with(folder: &Path, clock: &Arc<ManualClock>, agreement: Agreement) -> Self {
         let identity = SiteIdentity::load_or_create(&folder.join("site"), &[]).unwrap();
         let tokens = Arc::new(Tokens::load_or_create(&folder.join("site")).unwrap());
         let shutdown = CancellationToken::new();
@@ -49,6 +54,8 @@ impl Service {
             store: folder.join("store"),
             key_file: folder.join("imaging.key"),
             import_folders: vec![folder.to_owned()],
+            agreement,
+            longest_renewal: Duration::from_secs(3600),
         };
         let listener = TcpListener::bind(config.listen).await.unwrap();
         let base: url::Url = format!("https://{}/", listener.local_addr().unwrap()).parse().unwrap();
@@ -163,7 +170,7 @@ impl Site {
             lease: self.lease,
             boot: BootId::random(),
             ek_public: URL_SAFE_NO_PAD.encode(ek_public()),
-            ek_sha256: String::new(),
+            ek_sha256: hex::encode(ring::digest::digest(&ring::digest::SHA256, &ek_public())),
             ak_name: format!("000b{}", "5a".repeat(32)),
             renews: None,
             reset_count: 1,

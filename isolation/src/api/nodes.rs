@@ -14,9 +14,10 @@ use axum::Json;
 use axum::extract::State;
 use serde::Deserialize;
 use std::time::Duration;
+use tokio::sync::watch;
 use tokio::time::timeout;
 
-/// How long a poll for boot records may wait.
+/// How long a poll may wait.
 const LONG_POLL: Duration = Duration::from_secs(25);
 
 pub(super) async fn record(api: &Api, node: &NodeId) -> Result<NodeRecord, ApiError> {
@@ -135,6 +136,16 @@ pub(super) struct AfterRevision {
     after: Option<u64>,
 }
 
+/// Waits until the revision is another than the caller knows, if it knows one. To be asked before the records are read:
+/// a change in between is answered twice, never missed.
+pub(super) async fn moved_on(mut revisions: watch::Receiver<u64>, asked: &AfterRevision) -> u64 {
+    if let Some(after) = asked.after {
+        // Not "greater": a revision that we never gave means that the caller knows another past.
+        let _ = timeout(LONG_POLL, revisions.wait_for(|now| *now != after)).await;
+    }
+    *revisions.borrow_and_update()
+}
+
 /// What netboot must know of every node, once it is something else than at revision `after`, or after 25 s.
 #[utoipa::path(get, path = "/v1/boot-records",
     params(("after" = Option<u64>, Query)),
@@ -145,13 +156,7 @@ pub(super) async fn boot_records(
     Asked(asked): Asked<AfterRevision>,
 ) -> Result<Json<BootRecords>, ApiError> {
     caller.require_service()?;
-    let mut revisions = api.store.revision();
-    if let Some(after) = asked.after {
-        // Not "greater": a revision that we never gave means that the caller knows another past.
-        let _ = timeout(LONG_POLL, revisions.wait_for(|now| *now != after)).await;
-    }
-    // The revision is read before the records: a change in between is answered twice, never missed.
-    let revision = *revisions.borrow_and_update();
+    let revision = moved_on(api.store.revision(), &asked).await;
     let mut records = Vec::new();
     for node in all(&api).await? {
         if let Some(nic) = node.boot_nic() {

@@ -2,7 +2,7 @@
 
 use super::inventory::vlan;
 use super::{RecordError, Store, failed, integer, json, optional, parsed, text, to_json};
-use crate::record::{AdmissionRecord, Entry, LeaseRecord, NicRecord, NodeRecord};
+use crate::record::{AdmissionRecord, Entry, LeaseRecord, NewAdmission, NicRecord, NodeRecord};
 use assay_wire::id::{LeaseId, NicId, NodeId};
 use assay_wire::isolation::{Nic, NodeLease, PortIntent};
 use sqlx::any::AnyRow;
@@ -16,7 +16,7 @@ pub enum Effect {
     /// A lease ends.
     LeaseEnds(LeaseId),
     /// An admission was accepted.
-    Admits(AdmissionRecord),
+    Admits(NewAdmission),
     /// Every admission of the node that stands is revoked, with the reason.
     AdmissionsEnd(String),
 }
@@ -110,11 +110,17 @@ impl Store {
                 .await
                 .map_err(failed(doing))?;
         }
+        let mut admissions_changed = false;
         for effect in effects {
-            self.write_effect(&mut transaction, &record.name, effect).await?;
+            let rows = self.write_effect(&mut transaction, &record.name, effect).await?;
+            admissions_changed |= rows > 0 && matches!(effect, Effect::Admits(_) | Effect::AdmissionsEnd(_));
         }
         self.audit(&mut transaction, Some(&record.name), kind, &record.reason).await?;
-        self.commit(doing, transaction).await
+        self.commit(doing, transaction).await?;
+        if admissions_changed {
+            self.admissions_revision.send_modify(|revision| *revision += 1);
+        }
+        Ok(())
     }
 
     async fn write_effect(
@@ -122,15 +128,20 @@ impl Store {
         transaction: &mut Transaction<'_, Any>,
         node: &NodeId,
         effect: &Effect,
-    ) -> Result<(), RecordError> {
+    ) -> Result<u64, RecordError> {
         let now_ms = self.clock.now_ms();
-        if let Effect::Admits(admission) = effect {
-            // Fails with `Taken` if the admission was revoked before it was made.
-            sqlx::query("INSERT INTO result_ids (id, purpose) VALUES ($1, 'admission')")
-                .bind(admission.id.to_string())
-                .execute(&mut **transaction)
-                .await
-                .map_err(failed("recording the admission"))?;
+        if let Effect::Admits(new) = effect {
+            // Fails with `Taken` if the admission was revoked before it was made, or a result was used before.
+            let supporting = new.supporting.iter().map(|id| (id, "support"));
+            for (id, purpose) in std::iter::once((&new.record.id, "admission")).chain(supporting) {
+                sqlx::query("INSERT INTO result_ids (id, purpose, used_ms) VALUES ($1, $2, $3)")
+                    .bind(id.to_string())
+                    .bind(purpose)
+                    .bind(now_ms)
+                    .execute(&mut **transaction)
+                    .await
+                    .map_err(failed("recording the admission"))?;
+            }
         }
         let query = match effect {
             Effect::LeaseBegins(lease) => {
@@ -146,25 +157,28 @@ impl Store {
                     .bind(now_ms)
                     .bind(lease.to_string())
             }
-            Effect::Admits(admission) => sqlx::query(
-                "INSERT INTO admissions (id, node, lease, boot, ak_name, expires_at_ms, created_ms) \
-                 VALUES ($1, $2, $3, $4, $5, $6, $7)",
+            Effect::Admits(NewAdmission { record, subject, supporting }) => sqlx::query(
+                "INSERT INTO admissions (id, node, lease, boot, ak_name, expires_at_ms, created_ms, subject, supporting) \
+                 VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)",
             )
-            .bind(admission.id.to_string())
+            .bind(record.id.to_string())
             .bind(node.to_string())
-            .bind(admission.lease.to_string())
-            .bind(admission.boot.to_string())
-            .bind(admission.ak_name.clone())
-            .bind(admission.expires_at_ms)
-            .bind(now_ms),
+            .bind(record.lease.to_string())
+            .bind(record.boot.to_string())
+            .bind(record.ak_name.clone())
+            .bind(record.expires_at_ms)
+            .bind(now_ms)
+            .bind(to_json(subject))
+            .bind(to_json(supporting)),
             Effect::AdmissionsEnd(reason) => {
-                sqlx::query("UPDATE admissions SET revoked = $1 WHERE node = $2 AND revoked IS NULL")
+                sqlx::query("UPDATE admissions SET revoked = $1, ended_ms = $2 WHERE node = $3 AND revoked IS NULL")
                     .bind(reason.clone())
+                    .bind(now_ms)
                     .bind(node.to_string())
             }
         };
-        query.execute(&mut **transaction).await.map_err(failed("recording the node's leases and admissions"))?;
-        Ok(())
+        let done = query.execute(&mut **transaction).await;
+        Ok(done.map_err(failed("recording the node's leases and admissions"))?.rows_affected())
     }
 
     /// Puts on record why a node is where it is, without changing anything else; audited when it is news.

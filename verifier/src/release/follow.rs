@@ -36,6 +36,7 @@ async fn follow(shared: &Shared, followed: &mut HashSet<AdmissionId>) -> bool {
         (_, Err(error)) => return failed("reading the release journal", &error),
     };
     let ended: HashSet<AdmissionId> = admissions
+        .admissions
         .iter()
         .filter(|admission| admission.revoked.is_some() || admission.expires_at_ms <= now_ms)
         .map(|admission| admission.id)

@@ -5,7 +5,7 @@ use crate::store::releases::Release;
 use assay_service::client::{ClientError, ServiceClient};
 use assay_wire::id::{AdmissionId, BootId, NodeId};
 use assay_wire::imaging::{ExportAnswer, ExportRequest};
-use assay_wire::isolation::{Admission, AdmissionRequest, AirlockContext, RejectRequest, RevokeRequest};
+use assay_wire::isolation::{Admission, AdmissionRequest, Admissions, AirlockContext, RejectRequest, RevokeRequest};
 use serde::de::IgnoredAny;
 
 /// isolation and imaging.
@@ -123,11 +123,11 @@ impl Peers {
         }
     }
 
-    /// All admissions that isolation has on record, ended ones too.
+    /// The admissions that stand at isolation, and those that ended lately.
     ///
     /// # Errors
     /// isolation does not answer.
-    pub async fn admissions(&self) -> Result<Vec<Admission>, ClientError> {
+    pub async fn admissions(&self) -> Result<Admissions, ClientError> {
         self.isolation.get("/v1/admissions").await
     }
 
