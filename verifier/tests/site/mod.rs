@@ -179,7 +179,7 @@ impl ScriptedPeers {
 
     /// Checks a result as every relying party does.
     fn claims(&self, result: String) -> Result<Claims, ApiError> {
-        let trusted = self.trusted.lock().unwrap().clone().into_iter().collect::<Vec<_>>();
+        let trusted = self.trusted.lock().unwrap().into_iter().collect::<Vec<_>>();
         let verified = SignedResult::from_wire(result).verify(&trusted, SystemClock.now_seconds());
         verified.map(|result| result.claims().clone()).map_err(|error| ApiError::forbidden("result", error))
     }
