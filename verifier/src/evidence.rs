@@ -5,6 +5,7 @@
 //! measurements. Nothing is decoded before the quote is verified, and nothing of the log is given out before replay.
 
 use crate::event_log::{LaterExtension, LogError, ReplayError, ReplayedLog, UnverifiedLog};
+use crate::ima::{BootList, IMA_PCR, ImaError};
 use crate::quote::{AkPublic, ClockChange, ClockError, ClockInfo, PCR_COUNT, PcrValue, QuoteError};
 use crate::quote::{UnverifiedQuote, VerifiedQuote, check_clock, fell_back_ms, verify_quote};
 use assay_tpm::algorithm::HashAlgorithm;
@@ -33,6 +34,7 @@ pub struct ReplayedEvidence<'a> {
     clock_fell_back_ms: Option<u64>,
     log: ReplayedLog<'a>,
     measurements: &'a [AgentMeasurement],
+    ima: Option<BootList<'a>>,
 }
 
 impl ReplayedEvidence<'_> {
@@ -70,6 +72,12 @@ impl ReplayedEvidence<'_> {
     #[must_use]
     pub fn measurements(&self) -> &[AgentMeasurement] {
         self.measurements
+    }
+
+    /// The agent's kernel's measurement list, if it came along. Replay against PCR 10 covered its entries.
+    #[must_use]
+    pub fn ima(&self) -> Option<&BootList<'_>> {
+        self.ima.as_ref()
     }
 
     /// The quoted PCR values.
@@ -115,6 +123,9 @@ pub enum EvidenceError {
     /// No readable log.
     #[error("reading the event log")]
     Log(#[from] LogError),
+    /// The kernel's measurement list cannot be read, or does not explain PCR 10.
+    #[error("replaying the measurement list")]
+    Ima(#[from] ImaError),
     /// The log does not explain the quote.
     #[error("replaying the event log")]
     Replay(#[from] ReplayError),
@@ -149,9 +160,14 @@ pub fn verify<'a>(evidence: &'a Evidence, challenge: &Challenge<'_>) -> Result<R
     let clock_fell_back_ms = fell_back_ms(challenge.last_clock, quote.clock());
     let mut later = measured_by_agent(&evidence.agent_measurements)?;
     let log = UnverifiedLog::parse(&evidence.event_log)?;
-    later.extend(measured_by_ima(&quote));
+    let ima = evidence.ima.as_ref().map(|list| BootList::replay(list, quote.pcrs())).transpose()?;
+    match &ima {
+        Some(list) => later.extend(list.extensions()),
+        None => later.extend(measured_by_ima(&quote)),
+    }
     let log = log.replay(&quote, &later)?;
-    Ok(ReplayedEvidence { quote, clock_change, clock_fell_back_ms, log, measurements: &evidence.agent_measurements })
+    let measurements = &evidence.agent_measurements;
+    Ok(ReplayedEvidence { quote, clock_change, clock_fell_back_ms, log, measurements, ima })
 }
 
 fn pcr_values(values: &[String]) -> Result<[PcrValue; PCR_COUNT], EvidenceError> {
@@ -179,7 +195,7 @@ fn measured_by_agent(measurements: &[AgentMeasurement]) -> Result<Vec<LaterExten
     measurements.iter().enumerate().map(extension).collect()
 }
 
-/// What the agent's kernel extends into PCR 10 without being asked: the `boot_aggregate` of IMA, the digest of PCRs 0
+/// What the agent's kernel extends into PCR 10 without being asked, where its list did not come along: the `boot_aggregate` of IMA, the digest of PCRs 0
 /// to 9 (Linux `security/integrity/ima/ima_init.c`), in the template `ima-ng` or `ima-sig`. It follows from the quoted
 /// PCRs themselves, so it is not a claim of the node's; given only if PCR 10 holds exactly that.
 fn measured_by_ima(quote: &VerifiedQuote) -> Option<LaterExtension> {
@@ -205,6 +221,5 @@ fn sha256(parts: &[&[u8]]) -> [u8; 32] {
     digest
 }
 
-const IMA_PCR: u8 = 10;
 const MAX_MEASUREMENTS: usize = 8;
 const MAX_MEASUREMENT_BYTES: usize = 64 * 1024;

@@ -82,8 +82,14 @@ pub fn learn(
         learned_from: Some(learned_from.to_owned()),
         ..Provenance::default()
     };
-    let policy =
-        Policy::validated(File { clock: clock(evidence), name: name.to_owned(), pcr, provenance, valid_until: None })?;
+    let policy = Policy::validated(File {
+        clock: clock(evidence),
+        ima: None,
+        name: name.to_owned(),
+        pcr,
+        provenance,
+        valid_until: None,
+    })?;
     let reasons = appraise_firmware(&policy, evidence).reasons;
     if reasons.is_empty() { Ok(policy) } else { Err(LearnError::Deviates { name: artefacts.name.clone(), reasons }) }
 }

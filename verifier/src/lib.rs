@@ -3,7 +3,7 @@
 //!
 //! | deciding, pure | doing |
 //! |---|---|
-//! | [`identity`], [`quote`], [`event_log`], [`evidence`]: is it what it says? | [`server`]: the two HTTP APIs |
+//! | [`identity`], [`quote`], [`event_log`], [`ima`], [`evidence`]: is it what it says? | [`server`]: the two HTTP APIs |
 //! | [`policy`], [`appraisal`], [`learn`], [`verdict`]: is it good? | [`store`]: the database |
 //! | [`session`]: may this agent go on? | [`signer`]: the key of the results |
 //! | [`release::journal`]: what is to be done next? | [`release::driver`], [`release::peers`]: doing it |
@@ -16,6 +16,7 @@ pub mod evidence;
 #[cfg(test)]
 mod fixtures;
 pub mod identity;
+pub mod ima;
 pub mod learn;
 mod openapi;
 pub mod policy;

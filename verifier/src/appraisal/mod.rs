@@ -129,6 +129,10 @@ pub fn appraise(
         problems,
         "the agent's settings are what this verifier says",
     );
+    if let Some(list) = evidence.ima() {
+        let (mode, problems) = list.deviations(policy.ima());
+        findings.record("ima", mode, problems, "every entry of the measurement list is allowed");
+    }
     let expired = policy.valid_until().filter(|until| until.unix_timestamp() <= now_seconds);
     let expired = expired.map(|until| format!("policy `{}` was valid until {until}", policy.name()));
     findings.record("policy", Mode::Enforce, expired.into_iter().collect(), "valid");

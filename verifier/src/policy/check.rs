@@ -2,6 +2,7 @@
 
 use super::{BOOT_IMAGE_PCR, File, Mode, PcrRule};
 use crate::event_log::event_type::EventType;
+use crate::ima::policy::ImaPolicy;
 use assay_wire::evidence::{AGENT_PCR, QUOTED_PCRS};
 use std::collections::BTreeSet;
 
@@ -31,6 +32,14 @@ pub enum PolicyError {
     Clock {
         /// The policy.
         name: String,
+    },
+    /// Its section on measurement lists has a hole.
+    #[error("policy `{name}`, [ima]: {problem}")]
+    Ima {
+        /// The policy.
+        name: String,
+        /// Which.
+        problem: String,
     },
     /// A PCR that must be spoken about is not.
     #[error("policy `{name}` says nothing of PCR {pcr}: list it, if only with mode \"warn\"")]
@@ -69,6 +78,9 @@ pub(super) fn check(file: &File) -> Result<(), PolicyError> {
     let name = || file.name.clone();
     if file.clock.lacks_reason() || file.clock.reason.as_ref().is_some_and(|reason| reason.len() > MAX_TEXT_BYTES) {
         return Err(PolicyError::Clock { name: name() });
+    }
+    if let Some(problem) = file.ima.as_ref().and_then(ImaPolicy::problem) {
+        return Err(PolicyError::Ima { name: name(), problem });
     }
     let mut seen = BTreeSet::new();
     for rule in &file.pcr {

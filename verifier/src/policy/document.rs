@@ -1,6 +1,7 @@
 //! A policy as it is written: TOML or JSON, member by member. Shape only; [`check`](super::check) says what must hold.
 
 use crate::event_log::event_type::EventType;
+use crate::ima::policy::ImaPolicy;
 use crate::quote::ClockRule;
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -12,6 +13,8 @@ use time::OffsetDateTime;
 pub(crate) struct File {
     #[serde(default, skip_serializing_if = "ClockRule::is_default")]
     pub(crate) clock: ClockRule,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) ima: Option<ImaPolicy>,
     pub(crate) name: String,
     #[serde(default)]
     pub(crate) pcr: Vec<PcrRule>,

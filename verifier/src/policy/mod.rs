@@ -12,6 +12,10 @@
 //! require_safe = false
 //! reason = "our BMCs cut the power before each lease"
 //!
+//! [ima]                               # measurement lists, see `ima::policy`; without it they are only replayed
+//! mode = "enforce"
+//! violations = "refuse"
+//!
 //! [[pcr]]
 //! index = 4
 //! mode = "enforce"
@@ -36,6 +40,7 @@ pub(crate) use self::document::File;
 pub use self::document::{AllowedEvent, EventDigest, ExpectedEvent, Mode, PcrRule, Provenance};
 
 use self::check::{check, check_size};
+use crate::ima::policy::ImaPolicy;
 use crate::quote::ClockRule;
 use assay_tpm::algorithm::HashAlgorithm;
 use std::fmt;
@@ -110,6 +115,12 @@ impl Policy {
     #[must_use]
     pub fn clock(&self) -> &ClockRule {
         &self.file.clock
+    }
+
+    /// What the kernel's measurement list may hold; none if it may hold anything at run time, and nothing at boot.
+    #[must_use]
+    pub fn ima(&self) -> Option<&ImaPolicy> {
+        self.file.ima.as_ref()
     }
 
     /// What is expected of each PCR that the policy covers.
