@@ -63,18 +63,14 @@ pub fn learn(
     if let Some(pcr) = ARTEFACT_PCRS.into_iter().find(|pcr| !artefacts.events.iter().any(|event| event.pcr == *pcr)) {
         return Err(LearnError::NoReference { name: artefacts.name.clone(), pcr });
     }
-    let learnt = FIRMWARE_PCRS.into_iter().map(|index| PcrRule {
-        allow: Vec::new(),
-        event: evidence.log().events_of(index).filter_map(expected).collect(),
-        index,
-        mode: Mode::Enforce,
-    });
+    let learnt = FIRMWARE_PCRS
+        .into_iter()
+        .map(|index| PcrRule::enforced(index, evidence.log().events_of(index).filter_map(expected).collect()));
     let mut pcr: Vec<_> = learnt.collect();
     pcr.push(boot_images(evidence, artefacts));
     let others = artefacts.events.iter().map(|event| event.pcr).filter(|pcr| *pcr != BOOT_IMAGE_PCR);
     for index in others.collect::<std::collections::BTreeSet<_>>() {
-        let event = referenced(artefacts, index).collect();
-        pcr.push(PcrRule { allow: Vec::new(), event, index, mode: Mode::Enforce });
+        pcr.push(PcrRule::enforced(index, referenced(artefacts, index).collect()));
     }
     pcr.sort_by_key(|rule| rule.index);
     let provenance = Provenance {
@@ -82,15 +78,8 @@ pub fn learn(
         learned_from: Some(learned_from.to_owned()),
         ..Provenance::default()
     };
-    let policy = Policy::validated(File {
-        clock: clock(evidence),
-        ima: None,
-        name: name.to_owned(),
-        pcr,
-        provenance,
-        valid_until: None,
-    })?;
-    let reasons = appraise_firmware(&policy, evidence).reasons;
+    let policy = Policy::validated(File { clock: clock(evidence), pcr, provenance, ..File::named(name) })?;
+    let reasons = appraise_firmware(&policy, evidence, "").sentences(Mode::Enforce);
     if reasons.is_empty() { Ok(policy) } else { Err(LearnError::Deviates { name: artefacts.name.clone(), reasons }) }
 }
 
@@ -120,7 +109,7 @@ fn boot_images(evidence: &ReplayedEvidence<'_>, artefacts: &ArtefactReference) -
     let allow = BOOT_MANAGER_ACTIONS
         .into_iter()
         .map(|data| AllowedEvent { data: data.to_owned(), kind: EventType::EFI_ACTION });
-    PcrRule { allow: allow.collect(), event, index: BOOT_IMAGE_PCR, mode: Mode::Enforce }
+    PcrRule { allow: allow.collect(), ..PcrRule::enforced(BOOT_IMAGE_PCR, event) }
 }
 
 fn referenced(artefacts: &ArtefactReference, pcr: u8) -> impl Iterator<Item = ExpectedEvent> + use<'_> {

@@ -1,30 +1,42 @@
 //! The replayed events of each PCR against the policy's: every event is expected, or it is refused.
 
-use super::Findings;
+use super::alternatives::groups;
+use super::claims::Claims;
+use super::findings::{Findings, Problem, all_digests, short_digests, subject};
+use super::rules::named_rules;
+use super::varying::may_vary;
+use crate::event_log::anomaly::Anomaly;
 use crate::event_log::{Event, ReplayedLog};
 use crate::evidence::ReplayedEvidence;
 use crate::policy::{AllowedEvent, ExpectedEvent, Mode, PcrRule, Policy};
-use crate::quote::short_hex;
 use assay_tpm::algorithm::HashAlgorithm;
 use assay_wire::evidence::{AGENT_PCR, QUOTED_PCRS};
 
-/// Everything that firmware and boot loaders measured; without the agent's own PCR.
-pub(crate) fn appraise_firmware(policy: &Policy, evidence: &ReplayedEvidence<'_>) -> Findings {
+/// Everything that firmware and boot loaders measured; without the agent's own PCR. `node` chooses among alternatives.
+pub(crate) fn appraise_firmware(policy: &Policy, evidence: &ReplayedEvidence<'_>, node: &str) -> Findings {
     let mut findings = Findings::default();
     let log = evidence.log();
+    let mut claims = Claims::default();
+    named_rules(policy.file(), log, &mut claims, &mut findings);
+    let listed = |pcr: u8| policy.pcrs().iter().find(|rule| rule.index == pcr);
     for pcr in QUOTED_PCRS.filter(|pcr| *pcr != AGENT_PCR) {
-        match policy.pcrs().iter().find(|rule| rule.index == pcr) {
-            Some(rule) => {
-                let problems = rule_problems(rule, log);
-                findings.record(&format!("pcr-{pcr}"), rule.mode, problems, "every event matched");
+        let rule = format!("pcr-{pcr}");
+        match listed(pcr) {
+            Some(listed) if !listed.alternative.is_empty() => {} // with its group, below
+            Some(listed) => {
+                let problems = sequence_problems(&listed.event, &remaining(listed, log, &claims), pcr);
+                findings.record(&rule, listed.mode, problems, "every event matched");
             }
-            None => findings.record(&format!("pcr-{pcr}"), Mode::Enforce, Vec::new(), "replayed, not enforced"),
+            None => findings.record(&rule, Mode::Enforce, Vec::<Problem>::new(), "replayed, not enforced"),
         }
     }
-    let mode = |pcr: u8| policy.pcrs().iter().find(|rule| rule.index == pcr).map(|rule| rule.mode);
-    let anomalies = |wanted: &[Option<Mode>]| -> Vec<String> {
+    for group in groups(policy.pcrs()) {
+        group.appraise(log, &claims, node, &mut findings);
+    }
+    let mode = |pcr: u8| listed(pcr).map(|rule| rule.mode);
+    let anomalies = |wanted: &[Option<Mode>]| -> Vec<Problem> {
         let pcrs = QUOTED_PCRS.filter(|pcr| wanted.contains(&mode(*pcr)));
-        pcrs.flat_map(|pcr| log.anomalies(pcr)).map(|anomaly| anomaly.to_string()).collect()
+        pcrs.flat_map(|pcr| log.anomalies(pcr)).map(|anomaly| abnormal(&anomaly)).collect()
     };
     // Where digest and type of every event are as somebody approved, a log that shows other data deceives nobody but
     // its reader; and where the policy only warns, it warns of this too.
@@ -35,69 +47,95 @@ pub(crate) fn appraise_firmware(policy: &Policy, evidence: &ReplayedEvidence<'_>
     findings
 }
 
-/// The PCR's events against the rule's, in order.
-fn rule_problems(rule: &PcrRule, log: &ReplayedLog<'_>) -> Vec<String> {
+/// The events of the rule's PCR that must be in its list: no named rule decided on them, and they may not just occur.
+pub(super) fn remaining<'l, 'a>(rule: &PcrRule, log: &'l ReplayedLog<'a>, claims: &'l Claims) -> Vec<&'l Event<'a>> {
+    let passes = |event: &&Event<'_>| {
+        rule.allow.iter().any(|allowed| is_allowed(allowed, event))
+            || rule.varying.iter().any(|varying| may_vary(varying, event))
+    };
+    claims.unclaimed(log, rule.index).filter(|event| !passes(event)).collect()
+}
+
+/// `events` against the list, in order. Good means no problem: each event is the next expected one, and none is left
+/// over on either side. Where they part, what follows is lined up again, so that one event more is one sentence.
+pub(super) fn sequence_problems(list: &[ExpectedEvent], events: &[&Event<'_>], pcr: u8) -> Vec<Problem> {
+    let (mut wanted, mut found) = (list, events);
     let mut problems = Vec::new();
-    let mut expected = rule.event.iter();
-    let mut last = None;
-    for event in log.events_of(rule.index) {
-        if rule.allow.iter().any(|allowed| is_allowed(allowed, event)) {
-            continue;
-        }
-        match expected.next() {
-            Some(wanted) => {
-                problems.extend(difference(wanted, event, rule.index));
-                last = Some(&wanted.description);
+    let mut last: Option<&ExpectedEvent> = None;
+    while let ([next, later @ ..], [event, following @ ..]) = (wanted, found) {
+        if !is(next, event) && problems.len() < MAX_PROBLEMS {
+            if let Some(missing) = later.iter().position(|later| is(later, event)) {
+                problems.extend(wanted[..=missing].iter().map(|wanted| not_measured(wanted, pcr)));
+                wanted = &wanted[missing + 1..];
+                continue;
             }
-            None => {
-                let after = last.map_or_else(|| "at all".to_owned(), |last| format!("after `{last}`"));
-                problems
-                    .push(format!("{} is not expected: the policy has no event {after}", subject(event, rule.index)));
+            if following.iter().any(|following| is(next, following)) {
+                problems.push(not_expected(event, last, pcr));
+                found = following;
+                continue;
             }
         }
+        problems.extend(difference(next, event, pcr));
+        last = Some(next);
+        (wanted, found) = (later, following);
     }
-    problems.extend(expected.map(|wanted| {
-        format!("PCR {}: `{}` was not measured: expected {}", rule.index, wanted.description, digests(wanted))
-    }));
+    problems.extend(found.iter().map(|event| not_expected(event, last, pcr)));
+    problems.extend(wanted.iter().map(|wanted| not_measured(wanted, pcr)));
+    shortened(problems, pcr)
+}
+
+fn shortened(mut problems: Vec<Problem>, pcr: u8) -> Vec<Problem> {
     let more = problems.len().saturating_sub(MAX_PROBLEMS);
     problems.truncate(MAX_PROBLEMS);
     if more > 0 {
-        problems.push(format!("PCR {}: and {more} more deviations", rule.index));
+        problems.push(Problem::in_pcr(pcr, format!("PCR {pcr}: and {more} more deviations")));
     }
     problems
+}
+
+/// Whether the event is the expected one by what was extended; its label is looked at apart.
+fn is(wanted: &ExpectedEvent, event: &Event<'_>) -> bool {
+    let digest = event.digest(HashAlgorithm::Sha256);
+    wanted.sha256.iter().any(|known| digest == Some(&known.0))
+}
+
+fn not_measured(wanted: &ExpectedEvent, pcr: u8) -> Problem {
+    let ExpectedEvent { description, sha256, .. } = wanted;
+    let sentence = format!("PCR {pcr}: `{description}` was not measured: expected {}", short_digests(sha256));
+    Problem { event_type: Some(wanted.kind), ..Problem::in_pcr(pcr, sentence).expecting(all_digests(sha256)) }
+}
+
+fn not_expected(event: &Event<'_>, last: Option<&ExpectedEvent>, pcr: u8) -> Problem {
+    let after = last.map_or_else(|| "at all".to_owned(), |last| format!("after `{}`", last.description));
+    Problem::of(pcr, event, format!("{} is not expected: the policy has no event {after}", subject(event, pcr)))
+}
+
+fn difference(wanted: &ExpectedEvent, event: &Event<'_>, pcr: u8) -> Option<Problem> {
+    let ExpectedEvent { description, sha256, kind } = wanted;
+    let subject = || subject(event, pcr);
+    let sentence = if !is(wanted, event) {
+        let (expected, shows) = (short_digests(sha256), event.decoded_data());
+        format!("{} is not `{description}`: expected {expected} (the log says: {shows})", subject())
+    } else if event.kind() != *kind {
+        // The digest is right and the label is not: somebody kept the log who should not have.
+        format!("{} is `{description}` under a wrong label: expected {kind}", subject())
+    } else {
+        return None;
+    };
+    Some(Problem::of(pcr, event, sentence).expecting(all_digests(sha256)))
 }
 
 /// Known by its data alone: the digest that was extended must be of the policy's own text, so what the log shows as
 /// data does not matter.
 fn is_allowed(allowed: &AllowedEvent, event: &Event<'_>) -> bool {
-    let digest = HashAlgorithm::Sha256.digest(allowed.data.as_bytes());
-    event.kind() == allowed.kind && event.digest(HashAlgorithm::Sha256) == Some(digest.as_ref())
-}
-
-fn difference(wanted: &ExpectedEvent, event: &Event<'_>, pcr: u8) -> Option<String> {
-    let digest = event.digest(HashAlgorithm::Sha256);
-    if !wanted.sha256.iter().any(|known| digest == Some(&known.0)) {
-        let shows = event.decoded_data();
-        return Some(format!(
-            "{} is not `{}`: expected {} (the log says: {shows})",
-            subject(event, pcr),
-            wanted.description,
-            digests(wanted)
-        ));
+    event.kind() == allowed.kind && {
+        let digest = HashAlgorithm::Sha256.digest(allowed.data.as_bytes());
+        event.digest(HashAlgorithm::Sha256) == Some(digest.as_ref())
     }
-    // The digest is right and the label is not: somebody kept the log who should not have.
-    (event.kind() != wanted.kind).then(|| {
-        format!("{} is `{}` under a wrong label: expected {}", subject(event, pcr), wanted.description, wanted.kind)
-    })
 }
 
-pub(super) fn subject(event: &Event<'_>, pcr: u8) -> String {
-    let digest = event.digest(HashAlgorithm::Sha256).map_or_else(String::new, short_hex);
-    format!("PCR {pcr} event {} ({}): digest {digest}", event.index(), event.kind())
-}
-
-fn digests(wanted: &ExpectedEvent) -> String {
-    wanted.sha256.iter().map(|digest| short_hex(&digest.0)).collect::<Vec<_>>().join(" or ")
+fn abnormal(anomaly: &Anomaly) -> Problem {
+    Problem { event: anomaly.event, ..Problem::in_pcr(anomaly.pcr, anomaly.to_string()) }
 }
 
 /// Reasons given for one PCR.

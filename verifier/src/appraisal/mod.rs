@@ -3,10 +3,16 @@
 //! [`appraise`] is the one maker of [`Accepted`], without which no attestation result is signed. Everything that is not
 //! expected is refused: an unknown event, a missing one, one too many, one in another order or under another label.
 
+mod alternatives;
+mod claims;
 mod events;
+mod findings;
+mod rules;
 mod settings;
+mod varying;
 
 pub(crate) use self::events::appraise_firmware;
+pub use self::findings::Deviation;
 
 use self::settings::settings_problems;
 use crate::evidence::ReplayedEvidence;
@@ -39,6 +45,7 @@ pub enum Appraisal {
 pub struct Accepted {
     policy: PolicyDigest,
     rules: BTreeMap<String, String>,
+    deviations: Vec<Deviation>,
     warnings: Vec<String>,
     clock: ClockInfo,
     nonce: [u8; 32],
@@ -66,6 +73,12 @@ impl Accepted {
         &self.warnings
     }
 
+    /// The same for programs.
+    #[must_use]
+    pub fn deviations(&self) -> &[Deviation] {
+        &self.deviations
+    }
+
     /// The TPM's counters at the quote.
     #[must_use]
     pub fn clock(&self) -> &ClockInfo {
@@ -89,6 +102,7 @@ impl Accepted {
 #[derive(Debug, Clone)]
 pub struct Refusal {
     policy: PolicyDigest,
+    deviations: Vec<Deviation>,
     reasons: Vec<String>,
     warnings: Vec<String>,
 }
@@ -111,6 +125,12 @@ impl Refusal {
     pub fn warnings(&self) -> &[String] {
         &self.warnings
     }
+
+    /// All of it for programs.
+    #[must_use]
+    pub fn deviations(&self) -> &[Deviation] {
+        &self.deviations
+    }
 }
 
 /// Appraises `evidence`. `now_seconds` is this verifier's clock, since the Unix epoch.
@@ -121,7 +141,7 @@ pub fn appraise(
     expected: &Expected<'_>,
     now_seconds: i64,
 ) -> Appraisal {
-    let mut findings = appraise_firmware(policy, evidence);
+    let mut findings = appraise_firmware(policy, evidence, expected.settings.node.as_str());
     let problems = settings_problems(evidence, expected.settings);
     findings.record(
         &format!("pcr-{AGENT_PCR}"),
@@ -133,45 +153,32 @@ pub fn appraise(
         let (mode, problems) = list.deviations(policy.ima());
         findings.record("ima", mode, problems, "every entry of the measurement list is allowed");
     }
-    let expired = policy.valid_until().filter(|until| until.unix_timestamp() <= now_seconds);
-    let expired = expired.map(|until| format!("policy `{}` was valid until {until}", policy.name()));
-    findings.record("policy", Mode::Enforce, expired.into_iter().collect(), "valid");
+    findings.record("policy", Mode::Enforce, validity_problem(policy, now_seconds), "valid");
     let problems = policy.clock().problems(evidence.clock(), evidence.clock_fell_back_ms());
     findings.record("clock", Mode::Enforce, problems, "as the policy wants it");
-    if findings.reasons.is_empty() {
+    let (good, reasons, warnings) =
+        (findings.are_good(), findings.sentences(Mode::Enforce), findings.sentences(Mode::Warn));
+    let (deviations, rules) = findings.into_parts();
+    if good {
         Appraisal::Accepted(Accepted {
             policy: *policy.digest(),
-            rules: findings.rules,
-            warnings: findings.warnings,
+            rules,
+            deviations,
+            warnings,
             clock: *evidence.clock(),
             nonce: *evidence.quote().nonce(),
             ak_name: evidence.quote().ak_name().clone(),
         })
     } else {
-        let Findings { reasons, warnings, .. } = findings;
-        Appraisal::Refused(Refusal { policy: *policy.digest(), reasons, warnings })
+        Appraisal::Refused(Refusal { policy: *policy.digest(), deviations, reasons, warnings })
     }
 }
 
-/// What appraisal has found so far.
-#[derive(Debug, Default)]
-pub(crate) struct Findings {
-    pub(crate) reasons: Vec<String>,
-    warnings: Vec<String>,
-    rules: BTreeMap<String, String>,
-}
-
-impl Findings {
-    fn record(&mut self, rule: &str, mode: Mode, problems: Vec<String>, good: &str) {
-        let says = match (problems.len(), mode) {
-            (0, _) => good.to_owned(),
-            (count, Mode::Warn) => format!("{count} deviations, which the policy only warns of"),
-            (count, Mode::Enforce) => format!("{count} deviations"),
-        };
-        self.rules.insert(rule.to_owned(), says);
-        match mode {
-            Mode::Enforce => self.reasons.extend(problems),
-            Mode::Warn => self.warnings.extend(problems),
-        }
-    }
+/// That the policy judges now, if it does not.
+fn validity_problem(policy: &Policy, now_seconds: i64) -> Option<String> {
+    let name = policy.name();
+    let early = policy.valid_from().filter(|from| now_seconds < from.unix_timestamp());
+    let late = policy.valid_until().filter(|until| until.unix_timestamp() <= now_seconds);
+    let early = early.map(|from| format!("policy `{name}` is not valid before {from}"));
+    early.or_else(|| late.map(|until| format!("policy `{name}` was valid until {until}")))
 }

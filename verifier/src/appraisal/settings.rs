@@ -1,6 +1,6 @@
 //! The agent's own PCR: its settings, as this verifier would have said them.
 
-use super::events::subject;
+use super::findings::subject;
 use crate::event_log::data::shown;
 use crate::evidence::ReplayedEvidence;
 use assay_wire::agent::AgentSettings;

@@ -32,12 +32,20 @@
 
 mod artefacts;
 mod check;
+mod check_rules;
 mod document;
+pub(crate) mod glob;
+mod rules;
 
 pub use self::artefacts::{ArtefactEvent, ArtefactReference};
 pub use self::check::PolicyError;
 pub(crate) use self::document::File;
-pub use self::document::{AllowedEvent, EventDigest, ExpectedEvent, Mode, PcrRule, Provenance};
+pub use self::document::{
+    AllowedEvent, Alternative, EventDigest, ExpectedEvent, Mode, PcrRule, Provenance, VaryingEvent,
+};
+pub use self::rules::{
+    BootImagesRule, CommandLineRule, FirmwareRule, Keys, ListedEvent, OptionRomsRule, SecureBootRule,
+};
 
 use self::check::{check, check_size};
 use crate::ima::policy::ImaPolicy;
@@ -105,6 +113,12 @@ impl Policy {
         &self.file.provenance
     }
 
+    /// From when it may be used.
+    #[must_use]
+    pub fn valid_from(&self) -> Option<OffsetDateTime> {
+        self.file.valid_from
+    }
+
     /// Until when it may be used.
     #[must_use]
     pub fn valid_until(&self) -> Option<OffsetDateTime> {
@@ -127,6 +141,11 @@ impl Policy {
     #[must_use]
     pub fn pcrs(&self) -> &[PcrRule] {
         &self.file.pcr
+    }
+
+    /// The whole document.
+    pub(crate) fn file(&self) -> &File {
+        &self.file
     }
 
     /// The same policy, approved.

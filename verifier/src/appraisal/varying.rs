@@ -1,0 +1,23 @@
+//! Events that differ from node to node, within a policy's patterns: their data must hash to their digest, so that it
+//! is what was measured, and every pattern that is given must cover it.
+
+use crate::event_log::Event;
+use crate::event_log::data::EventData;
+use crate::event_log::quirks::DataDigest;
+use crate::policy::{VaryingEvent, glob};
+
+pub(super) fn may_vary(varying: &VaryingEvent, event: &Event<'_>) -> bool {
+    if event.kind() != varying.kind || event.data_digest() != DataDigest::Matches {
+        return false;
+    }
+    let VaryingEvent { device_path, text, kind: _, variable } = varying;
+    match event.decoded_data() {
+        EventData::Variable { name, .. } => {
+            text.is_none() && device_path.is_none() && variable.as_ref().is_some_and(|it| glob::matches(it, &name))
+        }
+        EventData::Text(says) => {
+            variable.is_none() && device_path.is_none() && text.as_ref().is_some_and(|it| glob::matches(it, &says))
+        }
+        _ => false,
+    }
+}
