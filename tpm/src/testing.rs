@@ -104,10 +104,21 @@ impl SoftTpm {
     /// Makes an AK under the EK and returns its `TPMT_PUBLIC`.
     #[must_use]
     pub fn create_ak(&self, kind: KeyKind) -> Vec<u8> {
-        let arguments = ["-C", "ek.ctx", "-c", "ak.ctx", "-u", "ak.pub", "-g", "sha256"];
+        let arguments = ["-C", "ek.ctx", "-c", "ak.ctx", "-u", "ak.pub", "-r", "ak.priv", "-g", "sha256"];
         self.tool("tpm2_createak", &[&arguments[..], &["-G", kind.algorithm(), "-s", kind.scheme()]].concat());
         self.flush();
         self.public("ak.pub")
+    }
+
+    /// Loads the AK of [`SoftTpm::create_ak`] again, as after a reset: the EK comes back from its template.
+    pub fn reload_ak(&self, ek: KeyKind) {
+        let _same = self.create_ek(ek);
+        self.tool("tpm2_startauthsession", &["--policy-session", "-S", "session.ctx"]);
+        self.tool("tpm2_policysecret", &["-S", "session.ctx", "-c", "e"]);
+        let keys = ["-C", "ek.ctx", "-u", "ak.pub", "-r", "ak.priv", "-c", "ak.ctx"];
+        self.tool("tpm2_load", &[&keys[..], &["-P", "session:session.ctx"]].concat());
+        self.tool("tpm2_flushcontext", &["session.ctx"]);
+        self.flush();
     }
 
     /// Makes a signing key that is *not* restricted, takes it for the AK, and returns its `TPMT_PUBLIC`.

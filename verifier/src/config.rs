@@ -1,5 +1,6 @@
 //! The verifier's configuration: what the file says, checked once, before anything is opened.
 
+use crate::attestation::AttestationTimes;
 use crate::release::journal::ReleaseTimeouts;
 use crate::store::StoreLimits;
 use serde::Deserialize;
@@ -40,8 +41,12 @@ pub struct Config {
     pub limits: StoreLimits,
     /// How long an agent has for the conversation.
     pub session: SessionTimes,
-    /// How long a good result is good for.
+    /// How long a good result is good for: the first one of an admission.
     pub result_lifetime: Duration,
+    /// Whether nodes that are released go on attesting.
+    pub continuous: bool,
+    /// How often they do, and how long that is good for.
+    pub attestation: AttestationTimes,
 }
 
 /// How to reach another service of the site.
@@ -99,14 +104,30 @@ struct File {
     nonce_seconds: u32,
     #[serde(default = "half_an_hour")]
     session_seconds: u32,
-    #[serde(default = "half_a_day")]
-    result_lifetime_seconds: u32,
+    result_lifetime_seconds: Option<u32>,
+    #[serde(default)]
+    continuous: Continuous,
+    #[serde(default = "half_a_minute")]
+    attestation_interval_seconds: u32,
+    #[serde(default = "minute_and_a_half")]
+    attestation_silence_seconds: u32,
     #[serde(default = "two_minutes")]
     agent_ready_timeout_seconds: u32,
     #[serde(default = "two_minutes")]
     grant_timeout_seconds: u32,
     #[serde(default = "three_minutes")]
     handover_timeout_seconds: u32,
+}
+
+/// Whether tenants' systems have the agent.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum Continuous {
+    /// They have: an admission stands while good evidence comes.
+    #[default]
+    On,
+    /// They have not: an admission stands for as long as its result says.
+    Off,
 }
 
 impl TryFrom<File> for Config {
@@ -124,9 +145,23 @@ impl TryFrom<File> for Config {
             nonce_ms: positive_ms("nonce_seconds", file.nonce_seconds)?,
             session_ms: positive_ms("session_seconds", file.session_seconds)?,
         };
-        positive_ms("result_lifetime_seconds", file.result_lifetime_seconds)?;
-        if file.result_lifetime_seconds > MOST_LIFETIME_SECONDS {
+        let lifetime_seconds = file.result_lifetime_seconds.unwrap_or(match file.continuous {
+            // Enough for the tenant's system to boot and begin.
+            Continuous::On => 15 * 60,
+            Continuous::Off => 12 * 60 * 60,
+        });
+        positive_ms("result_lifetime_seconds", lifetime_seconds)?;
+        if lifetime_seconds > MOST_LIFETIME_SECONDS {
             return Err(invalid("result_lifetime_seconds", "a result may live for 7 days at most"));
+        }
+        let attestation = AttestationTimes {
+            interval_ms: positive_ms("attestation_interval_seconds", file.attestation_interval_seconds)?,
+            silence_ms: positive_ms("attestation_silence_seconds", file.attestation_silence_seconds)?,
+        };
+        if attestation.silence_ms <= attestation.interval_ms {
+            let problem =
+                "must be longer than attestation_interval_seconds, or every admission ends between two pushes";
+            return Err(invalid("attestation_silence_seconds", problem));
         }
         let database = match file.database {
             Some(url) if ["sqlite:", "postgres:", "postgresql:"].iter().any(|scheme| url.starts_with(scheme)) => url,
@@ -137,7 +172,9 @@ impl TryFrom<File> for Config {
             agent_url: agent_url(file.agent_url, file.agent_listen)?,
             isolation: https("isolation.url", file.isolation)?,
             imaging: https("imaging.url", file.imaging)?,
-            result_lifetime: Duration::from_secs(file.result_lifetime_seconds.into()),
+            result_lifetime: Duration::from_secs(lifetime_seconds.into()),
+            continuous: file.continuous == Continuous::On,
+            attestation,
             state_dir: file.state_dir,
             database,
             name: file.name,
@@ -203,8 +240,12 @@ fn half_an_hour() -> u32 {
     30 * 60
 }
 
-fn half_a_day() -> u32 {
-    12 * 60 * 60
+fn half_a_minute() -> u32 {
+    30
+}
+
+fn minute_and_a_half() -> u32 {
+    90
 }
 
 const MOST_LIFETIME_SECONDS: u32 = 7 * 24 * 60 * 60;
@@ -227,7 +268,11 @@ mod tests {
         assert_eq!(config.agent_url, "https://10.99.0.1:8443");
         assert_eq!(config.session.nonce_ms, 120_000);
         assert_eq!(config.release.handover_ms, 180_000);
-        assert_eq!(config.result_lifetime, Duration::from_secs(43_200));
+        assert_eq!(config.result_lifetime, Duration::from_secs(900));
+        assert!(config.continuous);
+        assert_eq!(config.attestation, AttestationTimes { interval_ms: 30_000, silence_ms: 90_000 });
+        let off: Config = toml::from_str(&format!("continuous = \"off\"\n{GOOD}")).unwrap();
+        assert_eq!((off.continuous, off.result_lifetime), (false, Duration::from_secs(43_200)));
         assert!(config.ek_ca_files.is_empty());
     }
 
@@ -236,6 +281,8 @@ mod tests {
         for (line, field) in [
             ("nonce_seconds = 0", "nonce_seconds"),
             ("result_lifetime_seconds = 99999999", "result_lifetime_seconds"),
+            ("attestation_silence_seconds = 30", "attestation_silence_seconds"),
+            ("continuous = \"perhaps\"", "continuous"),
             ("database = \"mysql://x\"", "database"),
             ("agent_url = \"http://10.99.0.1\"", "agent_url"),
             ("agent_url = \"nonsense\"", "agent_url"),

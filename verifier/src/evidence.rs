@@ -170,7 +170,7 @@ pub fn verify<'a>(evidence: &'a Evidence, challenge: &Challenge<'_>) -> Result<R
     Ok(ReplayedEvidence { quote, clock_change, clock_fell_back_ms, log, measurements, ima })
 }
 
-fn pcr_values(values: &[String]) -> Result<[PcrValue; PCR_COUNT], EvidenceError> {
+pub(crate) fn pcr_values(values: &[String]) -> Result<[PcrValue; PCR_COUNT], EvidenceError> {
     if values.len() != PCR_COUNT {
         return Err(EvidenceError::PcrCount { found: values.len() });
     }

@@ -142,6 +142,7 @@ pub(crate) fn verdict<'a>(enrolled: &'a Enrolled, outcome: Outcome<'a>, received
         policy: Some("sha256:00"),
         clock: None,
         outcome,
+        attestation: None,
     }
 }
 

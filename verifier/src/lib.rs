@@ -7,9 +7,11 @@
 //! | [`policy`], [`appraisal`], [`learn`], [`verdict`]: is it good? | [`store`]: the database |
 //! | [`session`]: may this agent go on? | [`signer`]: the key of the results |
 //! | [`release::journal`]: what is to be done next? | [`release::driver`], [`release::peers`]: doing it |
+//! | [`attestation`]: is it still good? | [`attestation::endings`], [`attestation::renewals`]: saying so |
 
 pub mod api;
 pub mod appraisal;
+pub mod attestation;
 pub mod config;
 pub mod event_log;
 pub mod evidence;

@@ -1,6 +1,6 @@
 //! The OpenAPI document of both APIs, from the code.
 
-use crate::server::{agent, enrol, operator, policies, verdicts};
+use crate::server::{agent, attest, attestations, enrol, operator, policies, verdicts};
 use utoipa::OpenApi;
 
 /// The document.
@@ -23,6 +23,11 @@ pub fn openapi() -> utoipa::openapi::OpenApi {
         agent::ready,
         agent::grant,
         agent::handover,
+        attest::challenge,
+        attest::push,
+        attest::notices,
+        attestations::attestations,
+        attestations::attestations_of,
         operator::key,
         policies::policies,
         policies::activate_policy,

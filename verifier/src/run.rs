@@ -1,5 +1,6 @@
 //! Putting the verifier together and running it: files, listeners and tasks are opened here and nowhere else.
 
+use crate::attestation::Attestations;
 use crate::config::{Config, PeerConfig};
 use crate::identity::{EkCas, IdentityError};
 use crate::release::Releases;
@@ -217,8 +218,13 @@ async fn assemble(config: &Config, context: &ServiceContext, agent_key: &str) ->
         config.release,
         context.shutdown.clone(),
     );
+    let clock = &context.clock;
+    let attestations =
+        Attestations::start(&store, &peers, clock, config.attestation, &context.shutdown, releases.tasks());
     Ok(Arc::new(Verifier {
         store,
+        attestations,
+        continuous: config.continuous,
         releases,
         reports: Reports::default(),
         peers,

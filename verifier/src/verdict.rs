@@ -4,7 +4,7 @@
 use crate::appraisal::{self, Accepted, Appraisal, Expected};
 use crate::evidence::{self, Challenge};
 use crate::policy::Policy;
-use crate::quote::{AkPublic, ClockInfo};
+use crate::quote::{AkPublic, ClockInfo, PCR_COUNT, PcrValue};
 use crate::session::{Attester, Nonce};
 use assay_service::error::chain;
 use assay_wire::agent::AgentSettings;
@@ -46,6 +46,8 @@ pub enum Judgement {
         claims: Box<Claims>,
         /// The TPM clock of the quote.
         clock: ClockInfo,
+        /// The quoted PCRs: what evidence at run time is compared with.
+        pcrs: Box<[PcrValue; PCR_COUNT]>,
         /// What is tolerated, but should be looked at.
         warnings: Vec<String>,
     },
@@ -79,6 +81,7 @@ pub fn judge(case: &Case<'_>) -> Judgement {
         Appraisal::Accepted(accepted) => Judgement::Accepted {
             claims: Box::new(claims(case, &accepted)),
             clock,
+            pcrs: Box::new(*replayed.quote().pcrs()),
             warnings: printable(accepted.warnings()),
         },
         Appraisal::Refused(refusal) => refused(refusal.reasons().to_vec(), Some(clock)),
@@ -116,7 +119,7 @@ pub fn ek_sha256_hex(ek_public: &[u8]) -> String {
 }
 
 /// Reasons quote what a node sent: no control characters, and no more than anybody reads.
-fn printable(reasons: &[String]) -> Vec<String> {
+pub(crate) fn printable(reasons: &[String]) -> Vec<String> {
     let clean = |reason: &String| -> String {
         let mut text: String =
             reason.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).take(MOST_CHARACTERS).collect();

@@ -7,19 +7,18 @@ mod support;
 
 use assay_service::auth::Role;
 use assay_service::client::ServiceClient;
-use assay_tpm::seal::open_grant;
 use assay_tpm::testing::{KeyKind, sha256};
 use assay_verifier::release::journal::ReleaseStep;
 use assay_verifier::server::operator::ReleaseRecord;
-use assay_verifier::server::policies::{LearnRequest, PolicyDraft, PolicyRequest};
+use assay_verifier::server::policies::{LearnRequest, PolicyRequest};
 use assay_verifier::store::archive::{ArchivedEvidence, VerdictRecord, VerdictWord};
 use assay_verifier::store::identities::{Identity, Incident};
 use assay_verifier::store::policies::PolicyRecord;
-use assay_wire::agent::{ReleaseStatus, SealedGrant, Verdict};
+use assay_wire::agent::{ReleaseStatus, Verdict};
 use serde_json::{Value, json};
-use site::{Agent, AgentSession, GRANT, Site, activate, refusal};
+use site::{Agent, Site, activate, learn_and_approve, refusal, release};
 use std::time::{Duration, Instant};
-use support::{artefacts, boot_log, boot_log_with};
+use support::{boot_log, boot_log_with};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_first_boot_is_learnt_from_and_the_next_is_released() {
@@ -290,32 +289,6 @@ async fn bad_input_gets_one_clear_error_and_opens_nothing() {
     let learn = LearnRequest { node: "n9".parse().unwrap(), name: None, artefacts: json!({}) };
     assert_eq!(refusal(site.operator.post::<_, Value>("/v1/policies/learn", &learn).await).1, "invalid-artefacts");
     site.stop().await;
-}
-
-/// Drafts a policy from the node's last evidence, and approves it.
-async fn learn_and_approve(site: &Site, node: &str) -> PolicyRecord {
-    let artefacts = serde_json::to_value(artefacts()).unwrap();
-    let learn = LearnRequest { node: node.parse().unwrap(), name: None, artefacts };
-    let draft: PolicyDraft = site.operator.post("/v1/policies/learn", &learn).await.unwrap();
-    let request = PolicyRequest { name: Some("default".to_owned()), document: draft.document };
-    let policy: PolicyRecord = site.operator.post("/v1/policies", &request).await.unwrap();
-    assert_eq!(policy.digest, draft.digest);
-    policy
-}
-
-/// The agent's part of the release, with its TPM.
-async fn release(site: &Site, agent: &Agent, session: &AgentSession) {
-    let airlock = site.agent_client(&session.proof);
-    let status: ReleaseStatus = airlock.get(&session.path("release")).await.unwrap();
-    assert!(matches!(status, ReleaseStatus::Move(_)), "{status:?}");
-    assert_eq!(refusal(airlock.get::<SealedGrant>(&session.path("grant")).await).1, "too-early");
-    airlock.post::<_, ()>(&session.path("ready"), &()).await.unwrap();
-    let tenant = site.relay_client(&session.proof);
-    let sealed: SealedGrant = tenant.get(&session.path("grant")).await.unwrap();
-    let key = agent.tpm.activate(&sealed.credential).unwrap();
-    let grant = open_grant(&key.try_into().unwrap(), &sealed).unwrap();
-    assert_eq!(grant.as_slice(), GRANT);
-    tenant.post::<_, ()>(&session.path("handover"), &()).await.unwrap();
 }
 
 fn client_with(site: &Site, token: &str) -> ServiceClient {

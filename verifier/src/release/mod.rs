@@ -278,6 +278,11 @@ impl Releases {
         self.shared.tasks.spawn(follow::run(Arc::clone(&self.shared)));
     }
 
+    /// The tasks that [`Releases::stopped`] waits for.
+    pub(crate) fn tasks(&self) -> &TaskTracker {
+        &self.shared.tasks
+    }
+
     /// Waits until every driver has stopped, after shutdown; then another verifier may take up what is unfinished.
     pub async fn stopped(&self) {
         self.shared.tasks.close();

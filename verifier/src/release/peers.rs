@@ -5,7 +5,10 @@ use crate::store::releases::Release;
 use assay_service::client::{ClientError, ServiceClient};
 use assay_wire::id::{AdmissionId, BootId, NodeId};
 use assay_wire::imaging::{ExportAnswer, ExportRequest};
-use assay_wire::isolation::{Admission, AdmissionRequest, Admissions, AirlockContext, RejectRequest, RevokeRequest};
+use assay_wire::isolation::{
+    Admission, AdmissionRequest, Admissions, AirlockContext, RejectRequest, RenewalAnswer, RenewalRequest,
+    RevokeRequest,
+};
 use serde::de::IgnoredAny;
 
 /// isolation and imaging.
@@ -121,6 +124,22 @@ impl Peers {
         } else {
             Ok(())
         }
+    }
+
+    /// Gives isolation fresh results about nodes that are admitted.
+    ///
+    /// # Errors
+    /// See [`EffectError`].
+    pub async fn renew_admissions(&self, request: &RenewalRequest) -> Result<RenewalAnswer, EffectError> {
+        self.isolation.post("/v1/admission-renewals", request).await.map_err(isolation_failed)
+    }
+
+    /// Gives imaging fresh results about nodes that are admitted.
+    ///
+    /// # Errors
+    /// See [`EffectError`].
+    pub async fn renew_exports(&self, request: &RenewalRequest) -> Result<RenewalAnswer, EffectError> {
+        self.imaging.post("/v1/export-renewals", request).await.map_err(imaging_failed)
     }
 
     /// The admissions that stand at isolation, and those that ended lately.

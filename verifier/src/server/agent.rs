@@ -1,6 +1,7 @@
 //! The agents' API, exactly as [`assay_wire::agent`] has it: evidence and its verdict (steps 5 and 6), and the agent's
 //! side of the release (steps 7 to 9).
 
+use super::attest::{challenge, notices, push};
 use super::enrol::{activate, enrol, milliseconds, no_session, session_refused};
 use super::extract::{BearerProof, Named, Text, parse_json};
 use super::leaving::LeavingAnswer;
@@ -12,6 +13,7 @@ use crate::release::CallError;
 use crate::release::journal::ReleaseStep;
 use crate::session::{Appraised, Enrolled, Nonce, Proof, Session, SessionError};
 use crate::store::archive::{EvidenceId, NewVerdict, Outcome, VerdictRecord, VerdictWord};
+use crate::store::attestations::NewAttestation;
 use crate::store::releases::Release;
 use crate::verdict::{Case, Judgement, judge};
 use assay_service::error::ApiError;
@@ -40,6 +42,9 @@ pub fn router(verifier: Arc<Verifier>) -> Router {
         .route("/agent/v1/sessions/{id}/ready", post(ready))
         .route("/agent/v1/sessions/{id}/grant", get(grant))
         .route("/agent/v1/sessions/{id}/handover", post(handover))
+        .route("/agent/v1/attestations/{admission}/challenge", post(challenge))
+        .route("/agent/v1/attestations/{admission}", post(push))
+        .route("/agent/v1/attestations/{admission}/notices", get(notices))
         .with_state(verifier)
 }
 
@@ -185,7 +190,7 @@ async fn conclude(
         boot_step(Step::EvidenceAppraised, node, milliseconds(verifier.clock.now_ms() - submission.received_at_ms));
     };
     match judgement {
-        Judgement::Accepted { claims, clock, warnings } => {
+        Judgement::Accepted { claims, clock, pcrs, warnings } => {
             let now_ms = verifier.clock.now_ms();
             let release = Release {
                 admission: claims.jti,
@@ -203,7 +208,9 @@ async fn conclude(
                 grant: None,
                 failure: None,
             };
-            record(verifier, enrolled, submission, id, Some(&clock), Outcome::Accepted(&release)).await?;
+            let begun = NewAttestation { claims: &claims, proof: enrolled.proof, pcrs: &pcrs, clock: &clock };
+            let begun = verifier.continuous.then_some(begun);
+            record(verifier, enrolled, submission, id, Some(&clock), Outcome::Accepted(&release), begun).await?;
             log_step();
             crate::release::crash_point("release::admitted");
             tracing::info!(event = "verdict.accepted", %node, evidence = %id, admission = %release.admission, ?warnings, "accepted");
@@ -211,7 +218,7 @@ async fn conclude(
             Ok(Verdict::Accepted)
         }
         Judgement::Rejected { reasons, clock } => {
-            record(verifier, enrolled, submission, id, clock.as_ref(), Outcome::Rejected(&reasons)).await?;
+            record(verifier, enrolled, submission, id, clock.as_ref(), Outcome::Rejected(&reasons), None).await?;
             log_step();
             tracing::warn!(event = "verdict.rejected", %node, evidence = %id, ?reasons, "rejected");
             verifier.reports.wake();
@@ -227,6 +234,7 @@ async fn record(
     id: EvidenceId,
     clock: Option<&ClockInfo>,
     outcome: Outcome<'_>,
+    attestation: Option<NewAttestation<'_>>,
 ) -> Result<(), ApiError> {
     let new = NewVerdict {
         id,
@@ -238,6 +246,7 @@ async fn record(
         policy: submission.policy.as_deref(),
         clock,
         outcome,
+        attestation,
     };
     if verifier.store.record_verdict(&new).await.map_err(db_failed)? {
         Ok(())

@@ -2,6 +2,8 @@
 //! [`operator`] for people and services.
 
 pub mod agent;
+pub mod attest;
+pub(crate) mod attestations;
 pub(crate) mod enrol;
 mod extract;
 mod leaving;
@@ -9,6 +11,7 @@ pub mod operator;
 pub mod policies;
 pub mod verdicts;
 
+use crate::attestation::Attestations;
 use crate::config::SessionTimes;
 use crate::identity::EkCas;
 use crate::release::Releases;
@@ -38,6 +41,10 @@ pub struct Verifier {
     pub ek_cas: EkCas,
     /// Signs good results.
     pub signer: Signer,
+    /// Continuous attestation.
+    pub attestations: Attestations,
+    /// Whether nodes that are released go on attesting.
+    pub continuous: bool,
     /// The time.
     pub clock: Arc<dyn Clock>,
     /// How long agents have.

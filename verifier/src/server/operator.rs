@@ -2,7 +2,7 @@
 //! answer the rest.
 
 use super::extract::Named;
-use super::{Verifier, db_failed, policies, verdicts};
+use super::{Verifier, attestations, db_failed, policies, verdicts};
 use crate::release::journal::ReleaseStep;
 use crate::store::identities::{Identity, Incident};
 use crate::store::releases::Release;
@@ -24,6 +24,8 @@ pub fn router(verifier: Arc<Verifier>) -> Router {
         .route("/v1/verdicts", get(verdicts::verdicts))
         .route("/v1/verdicts/{node}", get(verdicts::verdict))
         .route("/v1/evidence/{id}", get(verdicts::archived))
+        .route("/v1/attestations", get(attestations::attestations))
+        .route("/v1/attestations/{node}", get(attestations::attestations_of))
         .route("/v1/releases", get(releases))
         .route("/v1/identities", get(identities))
         .route("/v1/identities/{node}", get(identity).delete(clear_identity))

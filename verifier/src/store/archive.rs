@@ -1,12 +1,15 @@
 //! Evidence as it came, with the verdict on it: what an operator looks at, what a policy is learnt from, and what can
 //! be appraised again.
 
+use super::attestations::NewAttestation;
+use super::events::{EventKind, NewEvent};
 use super::releases::Release;
 use super::{DbError, VerifierStore, corrupt, from_base64, from_json, parsed, query_failed, to_base64};
 use crate::quote::ClockInfo;
 use crate::session::{Attester, Nonce};
 use assay_wire::id::{AdmissionId, BootId, LeaseId, NodeId, ProjectId, SessionId};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
 
@@ -64,6 +67,8 @@ pub struct NewVerdict<'a> {
     pub clock: Option<&'a ClockInfo>,
     /// Good or bad.
     pub outcome: Outcome<'a>,
+    /// What begins with a good verdict, if released nodes go on attesting.
+    pub attestation: Option<NewAttestation<'a>>,
 }
 
 /// Good or bad.
@@ -186,13 +191,20 @@ impl VerifierStore {
         if let Some(release) = release {
             super::releases::insert(&mut tx, release, self.run()).await.map_err(failed())?;
         }
+        if let Some(begun) = &new.attestation {
+            super::attestations::insert(&mut tx, new.attester, new.id, begun, new.received_at_ms)
+                .await
+                .map_err(failed())?;
+        }
         sqlx::query(PRUNE)
             .bind(new.attester.node.as_str())
             .bind(i64::from(self.limits.evidence_per_node))
             .execute(&mut *tx)
             .await
             .map_err(failed())?;
+        let told = super::events::insert(&mut tx, &verdict_event(new)).await.map_err(failed())?;
         tx.commit().await.map_err(failed())?;
+        self.told([told]);
         Ok(true)
     }
 
@@ -290,6 +302,26 @@ impl VerifierStore {
             nonce: rest.nonce,
             result: rest.result,
         }))
+    }
+}
+
+/// What people and programs are told of a verdict.
+fn verdict_event<'a>(new: &'a NewVerdict<'_>) -> NewEvent<'a> {
+    let mut detail = BTreeMap::from([("evidence", new.id.to_string())]);
+    let (kind, admission) = match new.outcome {
+        Outcome::Accepted(release) => (EventKind::VerdictAccepted, Some(release.admission)),
+        Outcome::Rejected(reasons) => {
+            detail.insert("reasons", reasons.join("; "));
+            (EventKind::VerdictRejected, None)
+        }
+    };
+    NewEvent {
+        kind,
+        at_ms: new.received_at_ms,
+        project: Some(&new.attester.airlock.project),
+        node: Some(&new.attester.node),
+        admission,
+        detail,
     }
 }
 
@@ -391,6 +423,7 @@ const INSERT: &str = "INSERT INTO evidence (id, session, node, lease, project, b
      ek_public, ak_public, nonce, verdict, reasons, policy, result, admission) \
      VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17)";
 
-/// Keeps the newest `$2` pieces of evidence of node `$1`.
+/// Keeps the newest `$2` pieces of evidence of node `$1`, and what a standing admission rests on.
 const PRUNE: &str = "DELETE FROM evidence WHERE node = $1 AND id NOT IN \
-     (SELECT id FROM evidence WHERE node = $1 ORDER BY received_at_ms DESC, id DESC LIMIT $2)";
+     (SELECT id FROM evidence WHERE node = $1 ORDER BY received_at_ms DESC, id DESC LIMIT $2) \
+     AND id NOT IN (SELECT evidence FROM attestations WHERE node = $1 AND state <> 'ended')";

@@ -1,10 +1,12 @@
 //! What the verifier keeps: sessions with their nonces, node identities, policies, archived evidence with its verdict,
-//! and the release's journal. One database, SQLite or PostgreSQL, the same SQL.
+//! the release's journal, attestations, notices and events. One database, SQLite or PostgreSQL, the same SQL.
 //!
 //! Every transition that must happen once is a compare-and-set (`UPDATE … WHERE state = …`, then counting rows), so two
 //! requests or two verifiers cannot both win. Everything that an agent can make grow is bounded here.
 
 pub mod archive;
+pub mod attestations;
+pub mod events;
 pub mod identities;
 pub mod policies;
 pub mod releases;
@@ -27,6 +29,7 @@ pub struct VerifierStore {
     /// What this process and its successors are called among those that share the database.
     name: Arc<str>,
     run: RunId,
+    counters: events::Counters,
 }
 
 /// Bounds on what agents can make the database hold.
@@ -55,7 +58,8 @@ impl VerifierStore {
     /// See [`StoreError`].
     pub async fn open(url: &str, limits: StoreLimits) -> Result<Self, StoreError> {
         let store = store::open(url, &MIGRATOR).await?;
-        Ok(Self { store, limits, name: ONLY_VERIFIER.into(), run: RunId::random() })
+        let counters = events::Counters::default();
+        Ok(Self { store, limits, name: ONLY_VERIFIER.into(), run: RunId::random(), counters })
     }
 
     /// The same, as the verifier `name` among several that share the database.

@@ -69,6 +69,18 @@ impl VerifierStore {
         Ok(row.map(PolicyRecord::from))
     }
 
+    /// The digest of the policy that judges now.
+    ///
+    /// # Errors
+    /// The database failed.
+    pub async fn active_policy_digest(&self) -> Result<Option<String>, DbError> {
+        let row: Option<(String,)> = sqlx::query_as("SELECT digest FROM active_policy WHERE slot = 'site'")
+            .fetch_optional(self.pool())
+            .await
+            .map_err(query_failed("reading which policy is active"))?;
+        Ok(row.map(|(digest,)| digest))
+    }
+
     /// All policies, newest first.
     ///
     /// # Errors

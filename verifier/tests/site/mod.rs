@@ -7,23 +7,28 @@
 use assay_service::CancellationToken;
 use assay_service::auth::{Role, Token, Tokens};
 use assay_service::client::{ClientError, ServiceClient};
-use assay_service::clock::{Clock as _, SystemClock};
+use assay_service::clock::{Clock, SystemClock};
 use assay_service::error::ApiError;
 use assay_service::http::{Listener, ServiceContext, serve};
 use assay_service::testing::database_in;
 use assay_service::tls::SiteIdentity;
-use assay_tpm::seal::seal_grant;
+use assay_tpm::seal::{open_grant, seal_grant};
 use assay_tpm::testing::{KeyKind, SoftTpm, sha256};
+use assay_verifier::api::{LearnRequest, PolicyDraft, PolicyRecord, PolicyRequest, VerdictRecord};
 use assay_verifier::event_log::writer::LogWriter;
 use assay_verifier::server::operator::VerifierKeys;
 use assay_verifier::{Config, Sockets, run_on};
 use assay_wire::agent::{
-    ActivateRequest, AgentSettings, EnrolChallenge, EnrolRequest, EvidenceRequest, TenantAddress, Verdict,
+    ActivateRequest, AgentSettings, EnrolChallenge, EnrolRequest, EvidenceRequest, ReleaseStatus, SealedGrant,
+    TenantAddress, Verdict,
 };
-use assay_wire::evidence::{AGENT_PCR, AgentMeasurement, Evidence, MeasurementKind, QUOTED_PCRS};
-use assay_wire::id::{BootId, LeaseId, NodeId, SessionId};
+use assay_wire::evidence::{AGENT_PCR, AgentMeasurement, Evidence, MeasurementKind, QUOTED_PCRS, RuntimeEvidence};
+use assay_wire::id::{AdmissionId, BootId, LeaseId, NodeId, SessionId};
 use assay_wire::imaging::{ExportAnswer, ExportRequest};
-use assay_wire::isolation::{Admission, AdmissionRequest, AirlockContext, RejectRequest};
+use assay_wire::isolation::{
+    Admission, AdmissionRequest, AirlockContext, RejectRequest, Renewal, RenewalAnswer, RenewalOutcome, RenewalRequest,
+    RevokeRequest,
+};
 use assay_wire::result::{Claims, SignedResult, VerifierKey};
 use axum::extract::{Path, State};
 use axum::routing::{delete, get, post};
@@ -61,6 +66,8 @@ pub(crate) struct ScriptedPeers {
     airlock: Mutex<BTreeMap<String, AirlockContext>>,
     trusted: Mutex<Option<VerifierKey>>,
     calls: watch::Sender<Vec<PeerCall>>,
+    refusing: Mutex<Option<ApiError>>,
+    clock: Arc<dyn Clock>,
 }
 
 /// A call that arrived there.
@@ -75,12 +82,17 @@ pub(crate) struct PeerCall {
 impl Site {
     /// Starts everything; EK certificates of `ek_cas` are believed.
     pub(crate) async fn start(ek_cas: &[Vec<u8>]) -> Self {
+        Self::start_with(ek_cas, "", Arc::new(SystemClock)).await
+    }
+
+    /// The same with more in the verifier's table of the site's file, and a clock of the test's own.
+    pub(crate) async fn start_with(ek_cas: &[Vec<u8>], more: &str, clock: Arc<dyn Clock>) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let shutdown = CancellationToken::new();
         let tokens = Arc::new(Tokens::load_or_create(folder.path()).unwrap());
         let identity = Arc::new(SiteIdentity::load_or_create(folder.path(), &[]).unwrap());
         let context = ServiceContext {
-            clock: Arc::new(SystemClock),
+            clock: Arc::clone(&clock),
             tokens: Arc::clone(&tokens),
             identity: Arc::clone(&identity),
             shutdown: shutdown.clone(),
@@ -89,6 +101,8 @@ impl Site {
             airlock: Mutex::default(),
             trusted: Mutex::default(),
             calls: watch::Sender::new(Vec::new()),
+            refusing: Mutex::default(),
+            clock,
         });
         let peers_url = serve_peers(Arc::clone(&peers), context.clone()).await;
         let ca_files: Vec<PathBuf> = (0..ek_cas.len()).map(|i| folder.path().join(format!("ek-ca-{i}.pem"))).collect();
@@ -102,7 +116,8 @@ impl Site {
             ("url".to_owned(), peers_url.into()),
             ("token_file".to_owned(), folder.path().join("service.token").display().to_string().into()),
         ]);
-        let file = toml::Table::from_iter([
+        let mut file: toml::Table = toml::from_str(more).unwrap();
+        file.extend([
             ("state_dir".to_owned(), folder.path().display().to_string().into()),
             ("database".to_owned(), database_in(folder.path(), "verifier").into()),
             ("listen".to_owned(), listen.to_string().into()),
@@ -146,8 +161,13 @@ impl Site {
 
     /// Puts a node into the airlock, as a lease does.
     pub(crate) fn lease(&self, node: &str) -> AirlockContext {
+        self.lease_to(node, "alpha")
+    }
+
+    /// The same for a project.
+    pub(crate) fn lease_to(&self, node: &str, project: &str) -> AirlockContext {
         let context =
-            AirlockContext { lease: LeaseId::random(), project: "alpha".parse().unwrap(), boot: BootId::random() };
+            AirlockContext { lease: LeaseId::random(), project: project.parse().unwrap(), boot: BootId::random() };
         self.peers.airlock.lock().unwrap().insert(node.to_owned(), context.clone());
         context
     }
@@ -177,10 +197,31 @@ impl ScriptedPeers {
         self.calls.send_modify(|calls| calls.push(call));
     }
 
+    /// Renews, if the result is what it must be: about this admission, and fresh.
+    fn renew(&self, name: &'static str, request: RenewalRequest) -> Result<RenewalAnswer, ApiError> {
+        if let Some(refusal) = self.refusing.lock().unwrap().clone() {
+            return Err(refusal);
+        }
+        let outcome = |renewal: Renewal| match self.claims(renewal.result) {
+            Ok(claims) if claims.renews == Some(renewal.admission) => {
+                self.note(name, claims.node.as_str(), renewal.admission.to_string());
+                RenewalOutcome::Renewed { expires_at_ms: claims.exp * 1000 }
+            }
+            Ok(_) => RenewalOutcome::Refused { reason: "it renews another admission".to_owned() },
+            Err(error) => RenewalOutcome::Refused { reason: error.to_string() },
+        };
+        Ok(RenewalAnswer { outcomes: request.renewals.into_iter().map(outcome).collect() })
+    }
+
+    /// Renewals are answered with this from now on.
+    pub(crate) fn refuse_renewals(&self, refusal: Option<ApiError>) {
+        *self.refusing.lock().unwrap() = refusal;
+    }
+
     /// Checks a result as every relying party does.
     fn claims(&self, result: String) -> Result<Claims, ApiError> {
         let trusted = self.trusted.lock().unwrap().into_iter().collect::<Vec<_>>();
-        let verified = SignedResult::from_wire(result).verify(&trusted, SystemClock.now_seconds());
+        let verified = SignedResult::from_wire(result).verify(&trusted, self.clock.now_seconds());
         verified.map(|result| result.claims().clone()).map_err(|error| ApiError::forbidden("result", error))
     }
 }
@@ -275,6 +316,12 @@ impl Agent {
         }
     }
 
+    /// What it would push at run time for this nonce.
+    pub(crate) fn runtime_evidence(&self, nonce: &[u8]) -> RuntimeEvidence {
+        let Evidence { attest, signature, pcrs, .. } = self.evidence(nonce);
+        RuntimeEvidence { attest, signature, pcrs, ima: None, tee: Vec::new() }
+    }
+
     /// Enrols, activates and sends evidence.
     pub(crate) async fn attest(&self, site: &Site) -> (AgentSession, Verdict) {
         let session = self.session(site).await.unwrap();
@@ -291,6 +338,43 @@ pub(crate) async fn activate(site: &Site, id: SessionId, proof: &str) -> Result<
     let wanted: EvidenceRequest = site.agent_client("").post(&path, &request).await?;
     assert_eq!(wanted.pcrs, QUOTED_PCRS.collect::<Vec<_>>());
     Ok(AgentSession { id, proof: proof.to_owned(), nonce: wanted.nonce })
+}
+
+/// Drafts a policy from the node's last evidence, and approves it.
+pub(crate) async fn learn_and_approve(site: &Site, node: &str) -> PolicyRecord {
+    let artefacts = serde_json::to_value(crate::support::artefacts()).unwrap();
+    let learn = LearnRequest { node: node.parse().unwrap(), name: None, artefacts };
+    let draft: PolicyDraft = site.operator.post("/v1/policies/learn", &learn).await.unwrap();
+    let request = PolicyRequest { name: Some("default".to_owned()), document: draft.document };
+    let policy: PolicyRecord = site.operator.post("/v1/policies", &request).await.unwrap();
+    assert_eq!(policy.digest, draft.digest);
+    policy
+}
+
+/// The agent's part of the release, with its TPM.
+pub(crate) async fn release(site: &Site, agent: &Agent, session: &AgentSession) {
+    let airlock = site.agent_client(&session.proof);
+    let status: ReleaseStatus = airlock.get(&session.path("release")).await.unwrap();
+    assert!(matches!(status, ReleaseStatus::Move(_)), "{status:?}");
+    assert_eq!(refusal(airlock.get::<SealedGrant>(&session.path("grant")).await).1, "too-early");
+    airlock.post::<_, ()>(&session.path("ready"), &()).await.unwrap();
+    let tenant = site.relay_client(&session.proof);
+    let sealed: SealedGrant = tenant.get(&session.path("grant")).await.unwrap();
+    let key = agent.tpm.activate(&sealed.credential).unwrap();
+    let grant = open_grant(&key.try_into().unwrap(), &sealed).unwrap();
+    assert_eq!(grant.as_slice(), GRANT);
+    tenant.post::<_, ()>(&session.path("handover"), &()).await.unwrap();
+}
+
+/// Brings a booted agent all the way: learnt from, approved, accepted, released and handed over.
+pub(crate) async fn admitted(site: &Site, agent: &Agent) -> (AgentSession, AdmissionId) {
+    agent.attest(site).await;
+    learn_and_approve(site, agent.node.as_str()).await;
+    let (session, verdict) = agent.attest(site).await;
+    assert!(matches!(verdict, Verdict::Accepted), "{verdict:?}");
+    release(site, agent, &session).await;
+    let record: VerdictRecord = site.operator.get(&format!("/v1/verdicts/{}", agent.node)).await.unwrap();
+    (session, record.admission.unwrap())
 }
 
 /// What a call was refused with.
@@ -326,9 +410,11 @@ async fn serve_peers(peers: Arc<ScriptedPeers>, context: ServiceContext) -> Stri
         .route("/v1/nodes/{node}/airlock", get(airlock))
         .route("/v1/nodes/{node}/reject", post(reject))
         .route("/v1/admissions", post(admit))
-        .route("/v1/admissions/{id}", delete(gone))
+        .route("/v1/admissions/{id}", delete(revoke))
+        .route("/v1/admission-renewals", post(renew_admissions))
         .route("/v1/exports", post(export))
-        .route("/v1/exports/{id}", delete(gone))
+        .route("/v1/exports/{id}", delete(unexport))
+        .route("/v1/export-renewals", post(renew_exports))
         .with_state(peers);
     let listener = any_port().await;
     let url = format!("https://{}/", listener.local_addr().unwrap());
@@ -385,6 +471,30 @@ async fn admit(
     }))
 }
 
-async fn gone() -> Json<()> {
+async fn revoke(
+    State(peers): State<Arc<ScriptedPeers>>,
+    Path(id): Path<String>,
+    Json(request): Json<RevokeRequest>,
+) -> Json<()> {
+    peers.note("revoke", &id, request.reason);
     Json(())
+}
+
+async fn unexport(State(peers): State<Arc<ScriptedPeers>>, Path(id): Path<String>) -> Json<()> {
+    peers.note("unexport", &id, String::new());
+    Json(())
+}
+
+async fn renew_admissions(
+    State(peers): State<Arc<ScriptedPeers>>,
+    Json(request): Json<RenewalRequest>,
+) -> Result<Json<RenewalAnswer>, ApiError> {
+    peers.renew("renew-admission", request).map(Json)
+}
+
+async fn renew_exports(
+    State(peers): State<Arc<ScriptedPeers>>,
+    Json(request): Json<RenewalRequest>,
+) -> Result<Json<RenewalAnswer>, ApiError> {
+    peers.renew("renew-export", request).map(Json)
 }
