@@ -52,6 +52,8 @@ struct File {
     reset_poll_ms: u32,
     #[serde(default = "default_observe_ms")]
     observe_ms: u32,
+    #[serde(default = "default_link_grace_ms")]
+    link_grace_ms: u32,
     #[serde(default = "default_switch_timeout_ms")]
     switch_timeout_ms: u32,
     #[serde(default = "default_bmc_timeout_ms")]
@@ -95,6 +97,7 @@ impl TryFrom<File> for Config {
                 airlock_timeout_ms: i64::from(file.airlock_timeout_seconds) * 1000,
                 reset_poll_ms: i64::from(file.reset_poll_ms),
                 observe_ms: i64::from(file.observe_ms),
+                link_grace_ms: i64::from(file.link_grace_ms),
             },
             switch_timeout: Duration::from_millis(file.switch_timeout_ms.into()),
             bmc_timeout: Duration::from_millis(file.bmc_timeout_ms.into()),
@@ -116,6 +119,10 @@ fn default_reset_poll_ms() -> u32 {
 
 fn default_observe_ms() -> u32 {
     2000
+}
+
+fn default_link_grace_ms() -> u32 {
+    15_000
 }
 
 fn default_switch_timeout_ms() -> u32 {

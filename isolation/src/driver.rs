@@ -8,6 +8,7 @@ use crate::node::Event;
 use crate::plan::{Action, Periods, Progress, Trouble, select};
 use crate::record::NodeRecord;
 use crate::store::RecordError;
+use crate::switch::LinkReading;
 use assay_service::CancellationToken;
 use assay_service::error::chain;
 use assay_wire::isolation::PortIntent;
@@ -51,10 +52,12 @@ impl Driver {
             };
             let now_ms = self.hands.clock.now_ms();
             let action = select(&record, &progress, &self.periods, now_ms);
-            if !matches!(action, Action::Observe | Action::SetPort(_) | Action::EndAdmission) {
+            if !matches!(action, Action::Observe | Action::SetPort(_) | Action::EndAdmission(_)) {
                 self.tell_reconciled();
             }
             let reason = record.reason.clone();
+            let admission = record.admission.as_ref().map(|admission| admission.id);
+            let standing = record.clone();
             tokio::select! {
                 biased;
                 () = self.shutdown.cancelled() => return,
@@ -66,8 +69,16 @@ impl Driver {
                     progress.bmc_retry.succeeded();
                 }
                 outcome = perform(&self.hands, record, action, now_ms) => {
+                    let outcome = outcome.map(|link| {
+                        if let Some(link) = link {
+                            progress.link.saw(admission, link, self.hands.clock.now_ms());
+                        }
+                    });
                     self.settle(&mut progress, action, reason, outcome).await;
                 }
+                // A BMC or switch that takes its time does not make an admission last longer. The record is read again:
+                // it may have been renewed.
+                () = expiry(&standing, now_ms) => {}
             }
         }
     }
@@ -83,11 +94,11 @@ impl Driver {
         match action {
             Action::Observe => progress.observed_ms = now_ms,
             Action::CheckReset => progress.reset_checked_ms = now_ms,
-            Action::EndAdmission | Action::SetPort(_) | Action::EnterAirlock => {}
+            Action::EndAdmission(_) | Action::SetPort(_) | Action::EnterAirlock => {}
             Action::TimeOut | Action::Clean | Action::WaitUntil(_) => {}
         }
         let (retry, longest_ms) = match action {
-            Action::EndAdmission | Action::SetPort(_) | Action::TimeOut | Action::Observe => {
+            Action::EndAdmission(_) | Action::SetPort(_) | Action::TimeOut | Action::Observe => {
                 (&mut progress.switch_retry, WATCH_BACKOFF_MS)
             }
             Action::CheckReset => (&mut progress.bmc_retry, WATCH_BACKOFF_MS),
@@ -98,6 +109,9 @@ impl Driver {
             Ok(()) => {
                 retry.succeeded();
                 progress.ports_read |= action == Action::Observe;
+                if action == Action::CheckReset {
+                    progress.link.flap_was_looked_into();
+                }
                 self.recovered(progress).await
             }
             Err(error) => {
@@ -146,23 +160,37 @@ impl Driver {
     }
 }
 
-async fn perform(hands: &Hands, record: NodeRecord, action: Action, now_ms: i64) -> Result<(), HandsError> {
+/// Over when the admission that stands now expires; never if none does.
+async fn expiry(record: &NodeRecord, now_ms: i64) {
+    let Some(admitted) = Admission::standing(record, now_ms) else { return std::future::pending().await };
+    let left_ms = admitted.record().expires_at_ms.saturating_sub(now_ms);
+    sleep(Duration::from_millis(u64::try_from(left_ms).unwrap_or(0))).await;
+}
+
+/// Does it. Answers the boot NIC's link, if it was read.
+async fn perform(
+    hands: &Hands,
+    record: NodeRecord,
+    action: Action,
+    now_ms: i64,
+) -> Result<Option<LinkReading>, HandsError> {
     let close = async |record, event, reason| {
         hands.close(record, event, reason, Vec::new()).await.map(drop).map_err(|(_, error)| error)
     };
-    match action {
-        Action::EndAdmission => close(record, Event::AdmissionEnded, "its admission expired or is not on record").await,
+    let done = match action {
+        Action::Observe => return hands.observe(&record).await,
+        Action::EndAdmission(ending) => close(record, Event::AdmissionEnded, ending.reason()).await,
         Action::TimeOut => close(record, Event::AirlockTimeout, "it was not admitted in time").await,
         Action::SetPort(index) => set_port(hands, record, index, now_ms).await,
         Action::EnterAirlock => hands.enter_airlock(record).await,
         Action::Clean => hands.clean(record).await,
         Action::CheckReset => hands.check_reset(record).await,
-        Action::Observe => hands.observe(&record).await,
         Action::WaitUntil(until_ms) => {
             sleep(Duration::from_millis(u64::try_from(until_ms.saturating_sub(now_ms)).unwrap_or(0))).await;
             Ok(())
         }
-    }
+    };
+    done.map(|()| None)
 }
 
 /// Sets a port to what the record desires. An open one only with the admission that stands, and only if the node was

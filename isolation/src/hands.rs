@@ -10,7 +10,7 @@ use crate::drivers::{DriverError, Drivers};
 use crate::node::{Event, Refused, next};
 use crate::record::{Entry, NicRecord, NodeRecord};
 use crate::store::{Effect, RecordError, Store};
-use crate::switch::{SwitchDriver, SwitchError};
+use crate::switch::{LinkReading, SwitchDriver, SwitchError};
 use assay_service::clock::Clock;
 use assay_service::error::chain;
 use assay_wire::agreement::Agreement;
@@ -191,27 +191,32 @@ impl Hands {
         Ok(())
     }
 
-    /// Reads all ports and records what they are. Drift is logged; mending it is the plan's next step.
+    /// Reads all ports and records what they are. Drift is logged; mending it is the plan's next step. Answers the link of
+    /// the NIC that boots.
     ///
     /// # Errors
     /// See [`HandsError`].
-    pub async fn observe(&self, record: &NodeRecord) -> Result<(), HandsError> {
-        for nic in &record.nics {
+    pub async fn observe(&self, record: &NodeRecord) -> Result<Option<LinkReading>, HandsError> {
+        let mut link = None;
+        for (index, nic) in record.nics.iter().enumerate() {
             let read = match self.switch(nic).await {
                 Ok(switch) => switch.observe(&nic.nic.port).await.map_err(HandsError::from),
                 Err(error) => Err(error),
             };
-            let observed = read.as_ref().ok().copied().flatten();
+            let observed = read.as_ref().ok().and_then(|reading| reading.intent);
             if observed != nic.observed {
                 self.store.observed(&self.name, &nic.nic.name, observed).await?;
             }
-            read?;
+            let reading = read?;
+            if index == 0 {
+                link = Some(reading.link);
+            }
             if observed != Some(nic.desired) && nic.observed == Some(nic.desired) {
                 tracing::warn!(event = "port.drifted", node = %self.name, port = %nic.nic.port,
                     desired = ?nic.desired, observed = ?observed, "somebody else changed this port: it is set back");
             }
         }
-        Ok(())
+        Ok(link)
     }
 
     /// Reads the system.

@@ -1,7 +1,8 @@
 //! Isolation, the relying party: it owns nodes, networks, switches, ports, BMCs and leases, and moves a port only for
 //! an attestation result that it verified itself (boot path step 8; the way into the airlock before step 1).
 //!
-//! Deciding is pure: [`node`] (the life cycle), [`plan`] (what to do next), [`admission`] (from result to port),
+//! Deciding is pure: [`node`] (the life cycle), [`plan`] (what to do next), [`link`] (what a port's link
+//! tells), [`admission`] (from result to port),
 //! [`validate`]. Doing is at the edges: [`switch`], [`bmc`], [`store`], and [`hands`], which puts effects in order. A
 //! [`driver`] per node owns that node's state; [`fleet`] starts and reaches them; `api` speaks HTTP.
 
@@ -14,6 +15,7 @@ pub mod driver;
 pub mod drivers;
 pub mod fleet;
 pub mod hands;
+pub mod link;
 pub mod node;
 pub mod plan;
 pub mod record;

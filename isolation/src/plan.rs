@@ -4,14 +4,15 @@
 //! admission that stands now.
 
 use crate::admission::Admission;
-use crate::record::{Entry, NodeRecord};
+use crate::link::LinkWatch;
+use crate::record::{Entry, NicRecord, NodeRecord};
 use assay_wire::isolation::{NodeState, PortIntent};
 
 /// The next thing to do for a node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Action {
-    /// The port is meant to be open, and no admission stands any more: close it, then record that.
-    EndAdmission,
+    /// The port is meant to be open, and must not be any more: close it, then record that.
+    EndAdmission(Ending),
     /// A port is not, or not known to be, what it should be: the NIC at this index.
     SetPort(usize),
     /// Power off, move to the airlock, power on.
@@ -28,6 +29,30 @@ pub enum Action {
     WaitUntil(i64),
 }
 
+/// Why an admission ends without anybody asking for it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ending {
+    /// None stands.
+    NoneStands,
+    /// The switch has the port in quarantine, which only a decision to close puts it in. If that is not on record, the
+    /// record is what was lost: this process ended between fence and record, or an old database was restored.
+    FoundFenced,
+    /// The port's link has been down for longer than the site allows.
+    LinkLost,
+}
+
+impl Ending {
+    /// In words.
+    #[must_use]
+    pub fn reason(self) -> &'static str {
+        match self {
+            Self::NoneStands => "its admission expired or is not on record",
+            Self::FoundFenced => "its port was found in quarantine, and the record does not know why",
+            Self::LinkLost => "the link of its port went down",
+        }
+    }
+}
+
 /// How long things may take, and how often they are looked at; all in ms.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Periods {
@@ -37,6 +62,8 @@ pub struct Periods {
     pub reset_poll_ms: i64,
     /// How often ports are read.
     pub observe_ms: i64,
+    /// How long the link of an admitted node's port may be down.
+    pub link_grace_ms: i64,
 }
 
 /// What is known since this process began, and not on record.
@@ -48,6 +75,8 @@ pub struct Progress {
     pub observed_ms: i64,
     /// When the BMC was last asked for resets.
     pub reset_checked_ms: i64,
+    /// What was seen of the boot NIC's link.
+    pub link: LinkWatch,
     /// Switch work that failed.
     pub switch_retry: Retry,
     /// BMC work that failed.
@@ -97,11 +126,12 @@ impl Retry {
 pub fn select(record: &NodeRecord, progress: &Progress, periods: &Periods, now_ms: i64) -> Action {
     let mut due = Vec::with_capacity(4);
     let opens = |intent: PortIntent| matches!(intent, PortIntent::Access { .. });
-    let admitted = Admission::standing(record, now_ms);
-    if (record.state == NodeState::Allocated || record.nics.iter().any(|n| opens(n.desired))) && admitted.is_none() {
-        match gate(progress.switch_retry, now_ms) {
-            None => return Action::EndAdmission,
-            Some(at) => due.push(at),
+    if record.state == NodeState::Allocated || record.nics.iter().any(|n| opens(n.desired)) {
+        if let Some(ending) = ending(record, progress, periods, now_ms) {
+            match gate(progress.switch_retry, now_ms) {
+                None => return Action::EndAdmission(ending),
+                Some(at) => due.push(at),
+            }
         }
     }
     let observe_at = progress.observed_ms.saturating_add(periods.observe_ms);
@@ -130,7 +160,8 @@ pub fn select(record: &NodeRecord, progress: &Progress, periods: &Periods, now_m
             Some(at) => due.push(at),
         },
         (NodeState::Airlock, Entry::Done) | (NodeState::Allocated, _) => {
-            let reset_at = progress.reset_checked_ms.saturating_add(periods.reset_poll_ms);
+            let polled_at = progress.reset_checked_ms.saturating_add(periods.reset_poll_ms);
+            let reset_at = if progress.link.flapped() { now_ms } else { polled_at };
             let timeout_at = record.entered_ms.saturating_add(periods.airlock_timeout_ms);
             if record.state == NodeState::Airlock {
                 if now_ms >= timeout_at {
@@ -152,6 +183,20 @@ pub fn select(record: &NodeRecord, progress: &Progress, periods: &Periods, now_m
     Action::WaitUntil(due.into_iter().filter(|at| *at > now_ms).min().unwrap_or(observe_at.max(now_ms + 1)))
 }
 
+/// Why a node whose port is meant to be open must be closed; none if it need not.
+fn ending(record: &NodeRecord, progress: &Progress, periods: &Periods, now_ms: i64) -> Option<Ending> {
+    if Admission::standing(record, now_ms).is_none() {
+        return Some(Ending::NoneStands);
+    }
+    let fenced =
+        |nic: &NicRecord| nic.observed == Some(PortIntent::Quarantine) && nic.desired != PortIntent::Quarantine;
+    if progress.ports_read && record.nics.iter().any(fenced) {
+        return Some(Ending::FoundFenced);
+    }
+    let admission = record.admission.as_ref().map(|admission| admission.id);
+    progress.link.is_lost(admission, periods.link_grace_ms).then_some(Ending::LinkLost)
+}
+
 /// None when work may go on; the time to wait for otherwise.
 fn gate(retry: Retry, now_ms: i64) -> Option<i64> {
     (retry.not_before_ms > now_ms).then_some(retry.not_before_ms)
@@ -160,13 +205,15 @@ fn gate(retry: Retry, now_ms: i64) -> Option<i64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::record::{AdmissionRecord, LeaseRecord, NicRecord};
+    use crate::record::{AdmissionRecord, LeaseRecord};
+    use crate::switch::{Link, LinkReading};
     use assay_wire::id::{AdmissionId, BootId, LeaseId};
     use assay_wire::isolation::{Nic, NodeLease};
     use assay_wire::net::VlanId;
     use proptest::prelude::*;
 
-    const PERIODS: Periods = Periods { airlock_timeout_ms: 600_000, reset_poll_ms: 1000, observe_ms: 2000 };
+    const PERIODS: Periods =
+        Periods { airlock_timeout_ms: 600_000, reset_poll_ms: 1000, observe_ms: 2000, link_grace_ms: 15_000 };
 
     fn access() -> PortIntent {
         PortIntent::Access { vlan: VlanId::try_from(120).unwrap() }
@@ -223,19 +270,53 @@ mod tests {
     fn an_admitted_node_is_left_alone_until_its_admission_ends() {
         let record = allocated(5000);
         assert_eq!(select(&record, &settled(4500), &PERIODS, 4500), Action::WaitUntil(5000));
-        assert_eq!(select(&record, &settled(5000), &PERIODS, 5000), Action::EndAdmission);
+        assert_eq!(select(&record, &settled(5000), &PERIODS, 5000), Action::EndAdmission(Ending::NoneStands));
         let mut revoked = allocated(5000);
         revoked.admission.as_mut().unwrap().revoked = Some("bad".into());
-        assert_eq!(select(&revoked, &settled(10), &PERIODS, 10), Action::EndAdmission);
+        assert_eq!(select(&revoked, &settled(10), &PERIODS, 10), Action::EndAdmission(Ending::NoneStands));
         let mut other_boot = allocated(5000);
         other_boot.boot = Some(BootId::random());
-        assert_eq!(select(&other_boot, &settled(10), &PERIODS, 10), Action::EndAdmission);
+        assert_eq!(select(&other_boot, &settled(10), &PERIODS, 10), Action::EndAdmission(Ending::NoneStands));
+    }
+
+    #[test]
+    fn d4_a_port_that_is_found_in_quarantine_is_not_opened_again_by_the_record() {
+        let mut node = allocated(5000);
+        node.nics[0].observed = Some(PortIntent::Quarantine);
+        assert_eq!(select(&node, &settled(10), &PERIODS, 10), Action::EndAdmission(Ending::FoundFenced));
+        // What is on record from before this process began may be older than the admission.
+        assert_eq!(select(&node, &Progress::default(), &PERIODS, 10), Action::Observe);
+        // Anything else is drift, or an opening that was interrupted.
+        for observed in [None, Some(PortIntent::Airlock), Some(PortIntent::Access { vlan: 121.try_into().unwrap() })] {
+            node.nics[0].observed = observed;
+            assert_eq!(select(&node, &settled(10), &PERIODS, 10), Action::SetPort(0));
+        }
+    }
+
+    #[test]
+    fn d1_a_lost_link_ends_the_admission_and_a_flap_has_the_bmc_asked_at_once() {
+        let node = allocated(60_000);
+        let id = node.admission.as_ref().map(|admission| admission.id);
+        let down = LinkReading { link: Link::Down, changes: Some(1) };
+        let mut progress = settled(0);
+        progress.link.saw(id, LinkReading { link: Link::Up, changes: Some(0) }, 0);
+        assert!(matches!(select(&node, &progress, &PERIODS, 500), Action::WaitUntil(_)));
+        progress.link.saw(id, down, 600);
+        assert_eq!(select(&node, &progress, &PERIODS, 600), Action::CheckReset);
+        progress.link.flap_was_looked_into();
+        assert!(matches!(select(&node, &progress, &PERIODS, 700), Action::WaitUntil(_)));
+        progress.link.saw(id, down, 15_600);
+        progress.observed_ms = 15_600;
+        assert_eq!(select(&node, &progress, &PERIODS, 15_600), Action::EndAdmission(Ending::LinkLost));
     }
 
     #[test]
     fn after_a_start_ports_are_read_before_anything_is_believed() {
         assert_eq!(select(&allocated(5000), &Progress::default(), &PERIODS, 10), Action::Observe);
-        assert_eq!(select(&allocated(5000), &Progress::default(), &PERIODS, 5000), Action::EndAdmission);
+        assert_eq!(
+            select(&allocated(5000), &Progress::default(), &PERIODS, 5000),
+            Action::EndAdmission(Ending::NoneStands)
+        );
     }
 
     #[test]
@@ -287,7 +368,7 @@ mod tests {
             let progress = Progress { ports_read, observed_ms, ..Progress::default() };
             let action = select(&node, &progress, &PERIODS, now_ms);
             if desired == access() || state == NodeState::Allocated {
-                prop_assert_eq!(action, Action::EndAdmission);
+                prop_assert_eq!(action, Action::EndAdmission(Ending::NoneStands));
             }
             // Power is touched only while every port is known to be closed as desired.
             if matches!(action, Action::EnterAirlock | Action::Clean) {

@@ -14,8 +14,37 @@ pub trait SwitchDriver: Send + Sync {
     /// as intended. After an error the port may be either: read it, or close it.
     fn apply<'a>(&'a self, port: &'a str, intent: PortIntent) -> BoxFuture<'a, Result<(), SwitchError>>;
 
-    /// Reads what `port` is. None if it is none of the intents, like a trunk.
-    fn observe<'a>(&'a self, port: &'a str) -> BoxFuture<'a, Result<Option<PortIntent>, SwitchError>>;
+    /// Reads what `port` is, and its link.
+    fn observe<'a>(&'a self, port: &'a str) -> BoxFuture<'a, Result<PortReading, SwitchError>>;
+}
+
+/// What a switch says of a port.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PortReading {
+    /// What it is. None if it is none of the intents, like a trunk.
+    pub intent: Option<PortIntent>,
+    /// Its link.
+    pub link: LinkReading,
+}
+
+/// What a switch says of a port's link.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LinkReading {
+    /// Now.
+    pub link: Link,
+    /// How often it has changed, as far as the switch counts: only compared for equality.
+    pub changes: Option<i64>,
+}
+
+/// A port's link.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Link {
+    /// There is a carrier, and the port is enabled.
+    Up,
+    /// There is none, or the port is disabled.
+    Down,
+    /// The switch does not say: it has no device behind this port, or knows nothing of links.
+    Unknown,
 }
 
 /// The site's two VLANs that are nobody's network.

@@ -26,21 +26,6 @@ async fn a_switch_that_does_not_answer_admits_nobody() {
 }
 
 #[tokio::test]
-async fn a_revocation_that_could_not_be_carried_out_is_recorded_and_carried_out_later() {
-    let site = Site::start().await;
-    let (_, admission) = site.allocated().await;
-    site.switch.freeze();
-    let error = site.revoke(admission.id).await.unwrap_err();
-    assert_eq!(problem(&error).status, 503);
-    assert_eq!(site.node().await.state, NodeState::Rejected);
-    let error = site.revoke(admission.id).await.unwrap_err();
-    assert_eq!(problem(&error).status, 503, "`revoked` is answered only of a closed port");
-    site.switch.thaw();
-    site.until("in quarantine", in_quarantine).await;
-    assert_eq!(site.revoke(admission.id).await.unwrap().revoked.as_deref(), Some("bad evidence"));
-}
-
-#[tokio::test]
 async fn a_bmc_that_fails_is_tried_again_and_the_node_stays_out() {
     let site = Site::start().await;
     site.bmc.change(|bmc| bmc.broken = true);

@@ -108,20 +108,6 @@ async fn a_reset_closes_the_port_until_the_node_has_been_through_the_airlock_aga
 }
 
 #[tokio::test]
-async fn a_reset_in_the_airlock_voids_what_was_appraised() {
-    let site = Site::with(json!({"reset_poll_ms": 60_000})).await;
-    let context = site.airlocked().await;
-    // Between the verdict and the move, and the watch has not seen it yet: the move itself looks.
-    site.bmc.change(|bmc| bmc.resets += 1);
-    let refused = site.admit(&site.claims(&context)).await.unwrap_err();
-    assert_eq!(problem(&refused).kind, "node-was-reset");
-    assert_eq!(site.port().await, (AIRLOCK, true));
-    let after: assay_wire::isolation::AirlockContext = site.service.get("/v1/nodes/n1/airlock").await.unwrap();
-    assert_ne!(after.boot, context.boot);
-    site.admit(&site.claims(&after)).await.unwrap();
-}
-
-#[tokio::test]
 async fn revocation_expiry_and_bad_verdicts_close_the_port() {
     let site = Site::start().await;
     let (_, admission) = site.allocated().await;
@@ -187,19 +173,6 @@ async fn a_restart_believes_switches_and_clocks_not_memory() {
     site.start_again().await;
     let node = site.until("rejected", is(NodeState::Rejected)).await;
     assert!(in_quarantine(&node) && node.boot == Some(context.boot), "{node:?}");
-}
-
-#[tokio::test]
-async fn an_admission_that_expired_while_nobody_ran_is_fenced_before_anybody_may_ask() {
-    let mut site = Site::start().await;
-    site.allocated().await;
-    site.stop().await;
-    assert_eq!(site.port().await, (NET, false));
-    site.clock.skip_seconds(301);
-    site.start_again().await;
-    let node = site.node().await;
-    assert_eq!(node.state, NodeState::Rejected);
-    assert_eq!(site.port().await, (QUARANTINE, true));
 }
 
 #[tokio::test]

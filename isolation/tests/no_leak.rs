@@ -195,7 +195,7 @@ async fn nothing_crosses_a_port_that_was_said_to_be_closed() {
     let mut times = times.into_inner();
     times.sort_unstable();
     println!("a move took {:?} at the median, {:?} at the 99th percentile", times[150], times[297]);
-    assert_eq!(bench.driver.observe("node").await.expect("observed"), Some(PortIntent::Quarantine));
+    assert_eq!(bench.driver.observe("node").await.expect("observed").intent, Some(PortIntent::Quarantine));
     let (sent, leaked, delivered) = bench.finish();
     println!("leak-free sequence: 150 closings, {sent} frames sent while closed, {delivered} delivered while open");
     assert!(sent >= 3000 && delivered >= 600, "{sent} {delivered}");
@@ -232,7 +232,7 @@ async fn many_ports_move_at_once() {
             moved.expect("applied");
         }
         for port in &ports {
-            assert_eq!(bench.driver.observe(port).await.expect("observed"), Some(intent));
+            assert_eq!(bench.driver.observe(port).await.expect("observed").intent, Some(intent));
         }
     }
     let (_, leaked, _) = bench.finish();

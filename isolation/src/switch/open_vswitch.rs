@@ -9,7 +9,7 @@
 //! 5. `revalidator/wait`: no flow is left that those addresses made;
 //! 6. read back the port's row, and `fdb/show`: nothing learned on the port in another VLAN.
 
-use super::{SiteVlans, SwitchDriver, SwitchError};
+use super::{Link, LinkReading, PortReading, SiteVlans, SwitchDriver, SwitchError};
 use assay_ovsdb::ovsdb::OPEN_VSWITCH;
 use assay_ovsdb::{Limits, Ovsdb, RpcError, Unixctl, value};
 use assay_wire::id::SwitchId;
@@ -45,7 +45,7 @@ impl SwitchDriver for OpenVswitch {
         async move { work.bounded(work.apply(intent)).await }.boxed()
     }
 
-    fn observe<'a>(&'a self, port: &'a str) -> BoxFuture<'a, Result<Option<PortIntent>, SwitchError>> {
+    fn observe<'a>(&'a self, port: &'a str) -> BoxFuture<'a, Result<PortReading, SwitchError>> {
         let work = Work { switch: self, doing: "reading", port };
         async move { work.bounded(work.observe()).await }.boxed()
     }
@@ -59,11 +59,12 @@ struct Work<'a> {
     port: &'a str,
 }
 
-/// A port's row, and the number under which the datapath knows it.
+/// A port's row, the number under which the datapath knows it, and its link.
 struct PortRow {
     id: String,
     row: Value,
     ofport: Option<i64>,
+    link: LinkReading,
 }
 
 impl Work<'_> {
@@ -113,10 +114,15 @@ impl Work<'_> {
         Ok(())
     }
 
-    async fn observe(&self) -> Result<Option<PortIntent>, SwitchError> {
+    /// The row is what the port shall be; it is so once `ovs-vswitchd` has caught up. One that does not is no answer.
+    async fn observe(&self) -> Result<PortReading, SwitchError> {
         let ovsdb = self.ovsdb().await?;
         let row = self.find(&ovsdb).await?;
-        Ok(read_intent(&row.row, self.switch.vlans))
+        let select = json!({"op": "select", "table": OPEN_VSWITCH, "where": [], "columns": ["next_cfg"]});
+        let generation =
+            self.transact(&ovsdb, vec![select]).await?.first().and_then(|r| r["rows"][0]["next_cfg"].as_i64());
+        self.transact(&ovsdb, vec![self.wait_for_generation(generation.unwrap_or(i64::MAX))]).await?;
+        Ok(PortReading { intent: read_intent(&row.row, self.switch.vlans), link: row.link })
     }
 
     /// Finds the port among the bridge's own: another bridge's port of that name is not ours to touch.
@@ -144,10 +150,11 @@ impl Work<'_> {
         let interfaces = value::as_set(&row["interfaces"]).unwrap_or_default();
         let interface = interfaces.first().and_then(|i| value::as_uuid(i)).unwrap_or_default();
         let select = json!({"op": "select", "table": "Interface", "where": [["_uuid", "==", value::uuid(interface)]],
-            "columns": ["ofport"]});
+            "columns": ["ofport", "link_state", "admin_state", "link_resets"]});
         let results = self.transact(ovsdb, vec![select]).await?;
-        let ofport = results.first().and_then(|r| r["rows"][0]["ofport"].as_i64()).filter(|number| *number > 0);
-        Ok(PortRow { id, row, ofport })
+        let interface = results.first().map_or(Value::Null, |r| r["rows"][0].clone());
+        let ofport = interface["ofport"].as_i64().filter(|number| *number > 0);
+        Ok(PortRow { id, row, ofport, link: read_link(&interface) })
     }
 
     /// One transaction: still on our bridge, set, next generation. Answers the generation.
@@ -247,6 +254,18 @@ fn read_intent(row: &Value, vlans: SiteVlans) -> Option<PortIntent> {
     }
 }
 
+/// The link as an interface's row has it: `link_state` is the carrier, `admin_state` whether it is enabled. Both are empty
+/// while there is no device.
+fn read_link(interface: &Value) -> LinkReading {
+    let state = |column: &str| value::as_optional(&interface[column]).flatten().and_then(Value::as_str);
+    let link = match (state("link_state"), state("admin_state")) {
+        (Some("up"), Some("up")) => Link::Up,
+        (Some("down"), _) | (_, Some("down")) => Link::Down,
+        (_, _) => Link::Unknown,
+    };
+    LinkReading { link, changes: value::as_optional(&interface["link_resets"]).flatten().and_then(Value::as_i64) }
+}
+
 /// Entries of `fdb/show` (` port  VLAN  MAC  Age`) that were learned on `port` in another VLAN than `vlan`.
 fn stale_entries(learned: &str, port: i64, vlan: VlanId) -> usize {
     let on_port = |line: &&str| {
@@ -294,6 +313,23 @@ mod tests {
             row[column] = other.clone();
             assert_eq!(read_intent(&row, vlans()), None, "{column} = {other}");
         }
+    }
+
+    #[test]
+    fn a_link_is_up_only_if_carrier_and_port_are() {
+        let empty = value::set([]);
+        for (link_state, admin_state, link) in [
+            (json!("up"), json!("up"), Link::Up),
+            (json!("down"), json!("up"), Link::Down),
+            (json!("up"), json!("down"), Link::Down),
+            (json!("up"), empty.clone(), Link::Unknown),
+            (empty.clone(), empty.clone(), Link::Unknown),
+            (Value::Null, Value::Null, Link::Unknown),
+        ] {
+            let row = json!({"link_state": link_state, "admin_state": admin_state, "link_resets": 3});
+            assert_eq!(read_link(&row), LinkReading { link, changes: Some(3) }, "{row}");
+        }
+        assert_eq!(read_link(&json!({"link_resets": empty})).changes, None);
     }
 
     #[test]

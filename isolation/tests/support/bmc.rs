@@ -25,6 +25,8 @@ pub(crate) struct BmcState {
     pub(crate) forgets_once: bool,
     /// Has no LastResetTime.
     pub(crate) silent_about_resets: bool,
+    /// Does not answer.
+    pub(crate) hangs: bool,
 }
 
 #[derive(Clone)]
@@ -79,6 +81,9 @@ async fn system(
     State(state): Shared,
     headers: HeaderMap,
 ) -> Result<([(&'static str, &'static str); 1], Json<Value>), ApiError> {
+    if state.lock().expect("no panic holds it").hangs {
+        std::future::pending::<()>().await;
+    }
     let state = state.lock().expect("no panic holds it");
     allowed(&headers, &state)?;
     let enabled = match (state.boot_once, state.forgets_once) {
