@@ -89,42 +89,11 @@ async fn whoever_is_not_admitted_is_refused() {
     site.gateway.stop().await;
 }
 
-/// `qemu-io` that holds a session open.
-struct Held {
-    child: tokio::process::Child,
-    output: tokio::io::Lines<BufReader<tokio::process::ChildStdout>>,
-}
-
-impl Held {
-    async fn open(site: &Site, order: &ExportOrder) -> Self {
-        let [object, secret, options] = qemu_options(site.gateway.portal, order);
-        let mut child = tokio::process::Command::new("qemu-io")
-            .args([&object, &secret, "--image-opts", &options])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .kill_on_drop(true)
-            .spawn()
-            .unwrap();
-        let output = BufReader::new(child.stdout.take().unwrap()).lines();
-        let mut held = Self { child, output };
-        let answer = held.ask("read 0 4096").await;
-        assert!(answer.contains("read 4096/4096"), "{answer}");
-        held
-    }
-
-    async fn ask(&mut self, command: &str) -> String {
-        self.child.stdin.as_mut().unwrap().write_all(format!("{command}\n").as_bytes()).await.unwrap();
-        let line = tokio::time::timeout(Duration::from_secs(20), self.output.next_line()).await;
-        line.unwrap().unwrap().unwrap_or_default()
-    }
-}
-
 #[tokio::test]
 async fn a_second_session_is_refused_and_revocation_severs_the_first_at_once() {
     let site = Site::new(1 << 20).await;
     let (admission, order) = site.export().await;
-    let held = Held::open(&site, &order).await;
+    let held = Held::open(site.gateway.portal, &order).await;
     assert_eq!(site.gateway.status().await.exports[0].sessions, 1);
     let second = libiscsi("iscsi-inq", site.gateway.portal, &order).await;
     assert!(!second.status.success(), "a second session: {}", text(&second));
@@ -145,7 +114,7 @@ async fn a_second_session_is_refused_and_revocation_severs_the_first_at_once() {
 async fn an_export_expires_by_the_gateways_own_clock() {
     let site = Site::new(1 << 20).await;
     let (_, order) = site.export().await;
-    let _held = Held::open(&site, &order).await;
+    let _held = Held::open(site.gateway.portal, &order).await;
     site.clock.advance_ms(3_600_000);
     let mut expired = tokio::time::interval(Duration::from_millis(20));
     tokio::time::timeout(Duration::from_secs(5), async {

@@ -18,9 +18,10 @@ use std::io::ErrorKind;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
@@ -160,6 +161,37 @@ pub(crate) async fn qemu_io(portal: SocketAddr, order: &ExportOrder, commands: &
         command.args(["-c", text]);
     }
     run(&mut command).await
+}
+
+/// `qemu-io` that holds a session open.
+pub(crate) struct Held {
+    child: tokio::process::Child,
+    output: tokio::io::Lines<BufReader<tokio::process::ChildStdout>>,
+}
+
+impl Held {
+    pub(crate) async fn open(portal: SocketAddr, order: &ExportOrder) -> Self {
+        let [object, secret, options] = qemu_options(portal, order);
+        let mut child = tokio::process::Command::new("qemu-io")
+            .args([&object, &secret, "--image-opts", &options])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .kill_on_drop(true)
+            .spawn()
+            .unwrap();
+        let output = BufReader::new(child.stdout.take().unwrap()).lines();
+        let mut held = Self { child, output };
+        let answer = held.ask("read 0 4096").await;
+        assert!(answer.contains("read 4096/4096"), "{answer}");
+        held
+    }
+
+    pub(crate) async fn ask(&mut self, command: &str) -> String {
+        self.child.stdin.as_mut().unwrap().write_all(format!("{command}\n").as_bytes()).await.unwrap();
+        let line = tokio::time::timeout(Duration::from_secs(20), self.output.next_line()).await;
+        line.unwrap().unwrap().unwrap_or_default()
+    }
 }
 
 /// Compares an export with a raw file.

@@ -1,0 +1,225 @@
+//! Attacks on exports, by their ids: results that say two things (D2), revocations that are forgotten (D4), another
+//! node's disk (D6). With a real gateway, a real initiator, and grants opened by the keys they are sealed to.
+
+#![allow(clippy::unwrap_used, clippy::cast_possible_truncation, reason = "a test stops where it fails")]
+
+mod rig;
+
+use assay_imaging::gateway::order::ExportOrder;
+use assay_tpm::seal::open_grant;
+use assay_tpm::soft_keys::{Maker, SoftKeys};
+use assay_wire::agent::Grant;
+use assay_wire::id::{AdmissionId, DiskId, LeaseId};
+use assay_wire::imaging::{Disk, DiskRequest, ExportAnswer};
+use assay_wire::result::{Claims, SignedResult};
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use rig::site::{Site, kind, until};
+use rig::{Held, image, libiscsi, text};
+use ring::digest::{SHA256, digest};
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::oneshot;
+
+/// A node with a TPM, a lease and a disk.
+struct Node {
+    name: &'static str,
+    mac: &'static str,
+    lease: LeaseId,
+    keys: SoftKeys,
+}
+
+impl Node {
+    async fn with_disk(site: &Site, name: &'static str, mac: &'static str) -> Self {
+        let node = Self { name, mac, lease: LeaseId::random(), keys: Maker::new().manufacture() };
+        let (project, node_id) = ("p1".parse().unwrap(), name.parse().unwrap());
+        let request = DiskRequest { project, node: node_id, image: image(), mac: Some(mac.parse().unwrap()) };
+        let _: Disk = site.service.operator.put(&format!("v1/disks/{}", node.lease), &request).await.unwrap();
+        node
+    }
+
+    fn claims(&self, site: &Site) -> Claims {
+        Claims {
+            jti: AdmissionId::random(),
+            node: self.name.parse().unwrap(),
+            lease: self.lease,
+            ek_public: URL_SAFE_NO_PAD.encode(&self.keys.ek_public),
+            ek_sha256: hex::encode(digest(&SHA256, &self.keys.ek_public)),
+            ak_name: hex::encode(self.keys.ak_name().as_bytes()),
+            ..site.claims()
+        }
+    }
+
+    async fn exported(&self, site: &Site) -> ExportAnswer {
+        site.service.export(&site.sign(&self.claims(site))).await.unwrap()
+    }
+
+    /// The grant as this node's TPM opens it; none if it is not for this TPM.
+    fn open(&self, answer: &ExportAnswer) -> Option<Grant> {
+        let key: [u8; 32] = self.keys.activate(&answer.grant.credential)?.try_into().ok()?;
+        serde_json::from_slice(&open_grant(&key, &answer.grant).ok()?).ok()
+    }
+}
+
+/// What an initiator needs of a grant.
+fn credentials(grant: &Grant) -> ExportOrder {
+    ExportOrder {
+        target: grant.target.clone(),
+        initiator: grant.initiator.clone(),
+        chap_name: grant.chap_name.clone(),
+        chap_secret: grant.chap_secret.clone(),
+        disk: DiskId::random(),
+        image: image(),
+        reservation: None,
+        expires_at_ms: 0,
+    }
+}
+
+async fn logs_in(site: &Site, order: &ExportOrder) -> bool {
+    libiscsi("iscsi-inq", site.gateway.portal, order).await.status.success()
+}
+
+#[tokio::test]
+async fn d6_a_node_opens_its_own_export_and_no_other() {
+    let site = Site::new().await;
+    let a = Node::with_disk(&site, "n2", "52:54:00:00:00:02").await;
+    let b = Node::with_disk(&site, "n3", "52:54:00:00:00:03").await;
+    let (answer_a, answer_b) = (a.exported(&site).await, b.exported(&site).await);
+    assert!(a.open(&answer_b).is_none(), "another TPM opened the grant");
+    let (grant_a, grant_b) = (a.open(&answer_a).unwrap(), b.open(&answer_b).unwrap());
+    let (mine, theirs) = (credentials(&grant_a), credentials(&grant_b));
+    assert!(logs_in(&site, &mine).await && logs_in(&site, &theirs).await);
+    // Names are no secrets: A knows all of B's, and even then its own secret opens nothing of B's.
+    let target = ExportOrder { target: theirs.target.clone(), ..mine.clone() };
+    let initiator = ExportOrder { initiator: theirs.initiator.clone(), ..target.clone() };
+    let chap_name = ExportOrder { chap_name: theirs.chap_name.clone(), ..initiator.clone() };
+    for (what, order) in [("target", target), ("initiator", initiator), ("CHAP name", chap_name)] {
+        assert!(!logs_in(&site, &order).await, "A opened B's export with B's {what}");
+    }
+    // The sealed grant of one admission in the envelope of another: the admission is authenticated with it.
+    let mut swapped = answer_a.clone();
+    swapped.grant.admission = answer_b.admission;
+    assert!(a.open(&swapped).is_none());
+    site.stop().await;
+}
+
+/// Whoever speaks with B's MAC address gets B's IP address (tinkerbell/tink#507): that must be all it gets.
+#[tokio::test]
+async fn d6_a_spoofed_mac_gets_an_address_and_no_disk() {
+    let site = Site::new().await;
+    let b = Node::with_disk(&site, "n3", "52:54:00:00:00:03").await;
+    let answer = b.exported(&site).await;
+    assert_eq!(site.gateway.reserved(), [(b.mac.to_owned(), answer.address.address.addr().to_string())]);
+    let grant = b.open(&answer).unwrap();
+    // All that the spoofer can have seen on the wire: names, and no secret.
+    let guess = ExportOrder { chap_secret: "0123456789abcdef".into(), ..credentials(&grant) };
+    assert!(!logs_in(&site, &guess).await);
+    let url = format!("iscsi://{}/{}/0", site.gateway.portal, grant.target);
+    let open = rig::run(std::process::Command::new("iscsi-inq").args(["-i", grant.initiator.as_str(), &url])).await;
+    assert!(!open.status.success(), "let in without CHAP: {}", text(&open));
+    site.stop().await;
+}
+
+#[tokio::test]
+async fn d6_an_earlier_admissions_secret_opens_nothing() {
+    let site = Site::new().await;
+    let a = Node::with_disk(&site, "n2", "52:54:00:00:00:02").await;
+    let first = a.open(&a.exported(&site).await).unwrap();
+    let second = a.open(&a.exported(&site).await).unwrap();
+    assert!(first.chap_secret != second.chap_secret && first.initiator != second.initiator);
+    assert!(!logs_in(&site, &credentials(&first)).await);
+    // The disk is the lease's, and so is the target's name: only the credentials changed.
+    assert_eq!(first.target, second.target);
+    assert!(logs_in(&site, &credentials(&second)).await);
+    site.stop().await;
+}
+
+#[tokio::test]
+async fn d2_a_token_that_says_two_things_makes_no_export() {
+    let site = Site::new().await;
+    let claims = serde_json::to_string(&site.claims()).unwrap();
+    for doubled in [r#"{"assay.project":"p2","#, r#"{"assay.node":"n9","#] {
+        let payload = URL_SAFE_NO_PAD.encode(claims.replacen('{', doubled, 1));
+        let signed = format!("{}.{payload}", URL_SAFE_NO_PAD.encode(r#"{"alg":"EdDSA","typ":"JWT"}"#));
+        let signature = URL_SAFE_NO_PAD.encode(site.key.sign(signed.as_bytes()));
+        let result = SignedResult::from_wire(format!("{signed}.{signature}"));
+        assert_eq!(kind(&site.service.export(&result).await.unwrap_err()), (403, "result-refused"), "{doubled}");
+    }
+    assert!(site.service.exports().await.is_empty());
+    site.stop().await;
+}
+
+/// A site may let results live for days. One whose admission was revoked is remembered for longer than that.
+#[tokio::test]
+async fn d4_a_revoked_result_stays_revoked_for_as_long_as_it_is_valid() {
+    let site = Site::new().await;
+    let claims = Claims { exp: site.claims().iat + 7 * 86_400, ..site.claims() };
+    // Revoked before it was ever used: nothing but its id is known.
+    site.service.end(claims.jti).await.unwrap();
+    site.clock.advance_ms(6 * 86_400_000);
+    // Upkeep has run when an expired export is gone.
+    let probe = Node::with_disk(&site, "n2", "52:54:00:00:00:02").await;
+    let soon = Claims { iat: claims.iat + 6 * 86_400, exp: claims.iat + 6 * 86_400 + 60, ..probe.claims(&site) };
+    site.service.export(&site.sign(&soon)).await.unwrap();
+    site.clock.advance_ms(61_000);
+    until(async || site.service.exports().await.is_empty()).await;
+    assert_eq!(kind(&site.service.export(&site.sign(&claims)).await.unwrap_err()), (409, "admission-ended"));
+    site.stop().await;
+}
+
+/// A relay to the portal for one connection, that tells when the portal closed it.
+async fn witness(portal: SocketAddr) -> (SocketAddr, oneshot::Receiver<Instant>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let (tell, closed) = oneshot::channel();
+    tokio::spawn(async move {
+        let (client, _) = listener.accept().await.unwrap();
+        let (mut from_client, mut to_client) = client.into_split();
+        let (mut from_portal, mut to_portal) = TcpStream::connect(portal).await.unwrap().into_split();
+        tokio::spawn(async move { tokio::io::copy(&mut from_client, &mut to_portal).await });
+        let _closed_or_reset = tokio::io::copy(&mut from_portal, &mut to_client).await;
+        let _nobody_waits = tell.send(Instant::now());
+    });
+    (address, closed)
+}
+
+/// From the order to end an admission to the moment at which the initiator's connection is gone.
+#[tokio::test]
+async fn revocation_cuts_the_session_within_a_second() {
+    let site = Site::new().await;
+    let a = Node::with_disk(&site, "n2", "52:54:00:00:00:02").await;
+    let mut taken = Vec::new();
+    for _ in 0..10 {
+        let answer = a.exported(&site).await;
+        let order = credentials(&a.open(&answer).unwrap());
+        let (relay, closed) = witness(site.gateway.portal).await;
+        let held = Held::open(relay, &order).await;
+        let begun = Instant::now();
+        site.service.end(answer.admission).await.unwrap();
+        let closed = tokio::time::timeout(Duration::from_secs(10), closed).await.unwrap().unwrap();
+        taken.push(closed.saturating_duration_since(begun));
+        drop(held);
+    }
+    taken.sort();
+    eprintln!("revocation to session cut: p50 {:?}, longest {:?} of {}", taken[5], taken[9], taken.len());
+    assert!(taken[9] < Duration::from_secs(1), "{taken:?}");
+    site.stop().await;
+}
+
+/// The gateway's own clock severs, whether or not imaging still runs.
+#[tokio::test]
+async fn d3_expiry_severs_the_session_without_anybodys_order() {
+    let site = Site::new().await;
+    let a = Node::with_disk(&site, "n2", "52:54:00:00:00:02").await;
+    let order = credentials(&a.open(&a.exported(&site).await).unwrap());
+    let (relay, closed) = witness(site.gateway.portal).await;
+    let _held = Held::open(relay, &order).await;
+    let Site { service, gateway, clock, .. } = site;
+    service.stop().await;
+    let begun = Instant::now();
+    clock.advance_ms(600_000);
+    let closed = tokio::time::timeout(Duration::from_secs(10), closed).await.unwrap().unwrap();
+    assert!(closed.saturating_duration_since(begun) < Duration::from_secs(1));
+    gateway.stop().await;
+}
