@@ -19,6 +19,7 @@ pub mod cpio;
 pub mod dhcp;
 pub mod fetch;
 pub mod handover;
+pub mod ima;
 pub mod image;
 pub mod init;
 pub mod network;

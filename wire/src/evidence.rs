@@ -63,6 +63,12 @@ pub struct RuntimeEvidence {
     pub tee: Vec<TeeQuote>,
 }
 
+/// Octets of the runtime measurement list that one piece of evidence may carry. What does not fit is for the next.
+pub const MAX_IMA_LIST_BYTES: usize = 1 << 20;
+
+/// Octets that one entry of it may have.
+pub const MAX_IMA_ENTRY_BYTES: usize = 256 << 10;
+
 /// A stretch of the kernel's runtime measurement list. Vouched for by PCR 10 alone, into which the kernel extends each
 /// entry's template digest.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
