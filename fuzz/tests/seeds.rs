@@ -13,6 +13,7 @@ use assay_verifier::event_log::UnverifiedLog;
 use assay_verifier::event_log::event_type::EventType;
 use assay_verifier::event_log::writer::LogWriter;
 use assay_verifier::evidence::{Challenge, verify};
+use assay_verifier::ima::writer::{ListWriter, digest_ng};
 use assay_verifier::learn::learn;
 use assay_verifier::policy::{ArtefactReference, Policy};
 use assay_verifier::quote::AkPublic;
@@ -46,6 +47,7 @@ fn seed(target: &str, name: &str, bytes: impl AsRef<[u8]>) {
 fn write_the_seeds() {
     let (evidence, policy, ak) = tpm_structures();
     event_logs();
+    ima_lists();
     policies(&policy);
     dhcp();
     tftp();
@@ -160,6 +162,41 @@ fn event_logs() {
         .separators()
         .event(11, EventType::IPL, sha256(b"initrd"), b".initrd");
     seed("event_log", "startup-locality", small.finish());
+}
+
+/// A list with an entry of each kind, binary and as the kernel prints it.
+fn ima_lists() {
+    let digest = digest_ng("sha256", &[2; 32]);
+    let evm: [&[u8]; 9] = [
+        &digest,
+        b"/usr/bin/su\0",
+        b"\x05\x02",
+        b"security.ima\0",
+        &[1, 0, 0, 0],
+        &[9],
+        &[0; 4],
+        &[0; 4],
+        &[0xed, 0x89],
+    ];
+    let list = ListWriter::after([0; 32])
+        .boot_aggregate(&[[0; 32]; 15])
+        .legacy("/init", &[1; 20])
+        .file("/etc/ima/ima-policy", &[2; 32])
+        .file("/usr/bin/ls", &[2; 32])
+        .signed_file("/usr/bin/cat", &[3; 32], &[3, 2, 4, 0, 0, 0, 1, 0, 2, 9, 9])
+        .entry("ima-ngv2", &[&[b"verity:", &digest[..]].concat(), b"/usr/bin/tar\0"])
+        .buffer(".ima", b"a key")
+        .entry("ima-modsig", &[&digest, b"/lib/m.ko\0", b"", &digest, b"pkcs7"])
+        .entry("evm-sig", &evm)
+        .violation("/var/log/messages");
+    seed("ima_list", "binary", list.bytes());
+    let line = |pcr: u8, rest: &str| format!("{pcr} {} {rest}\n", "ab".repeat(20));
+    let text = [
+        line(10, &format!("ima-ng sha256:{} boot_aggregate", "00".repeat(32))),
+        line(10, &format!("ima-sig sha256:{} /usr/bin/ls 0302", "02".repeat(32))),
+        line(10, &format!("ima {} /init", "01".repeat(20))),
+    ];
+    seed("ima_list", "ascii", text.concat());
 }
 
 fn policies(policy: &Policy) {
