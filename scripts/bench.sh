@@ -2,7 +2,7 @@
 # Benchmarks, one after another. Each figure stands beside a peer's or a ceiling's from the same run.
 #
 #   scripts/bench.sh            all of them
-#   scripts/bench.sh FILTER     those whose name has FILTER in it: verifier, netboot, iscsi
+#   scripts/bench.sh FILTER     those whose name has FILTER in it: verifier, ima, netboot, iscsi
 #
 # Ends with a table; target/bench/results.jsonl has the same for programs.
 set -eu
@@ -19,7 +19,7 @@ if ! dpkg-query --show tgt tftpd-hpa >/dev/null 2>&1; then
 fi
 
 # One command for all, so that nothing is compiled twice.
-benches='--bench verifier --bench netboot --bench iscsi'
+benches='--bench verifier --bench ima --bench netboot --bench iscsi'
 # shellcheck disable=SC2086
 cargo bench --locked -p assay-verifier -p assay-netboot -p assay $benches --no-run
 
@@ -36,7 +36,7 @@ wait "$running" || {
     exit 1
 }
 [ -s "$results" ] || {
-    echo "bench: none is called '${1:-}'; there are verifier, netboot and iscsi" >&2
+    echo "bench: none is called '${1:-}'; there are verifier, ima, netboot and iscsi" >&2
     exit 2
 }
 scripts/bench-table.py "$results"

@@ -35,6 +35,7 @@ pub use self::state::{Advanced, ImaState, advance};
 pub use self::template::{DigestKind, Field, FileDigest};
 
 use assay_tpm::algorithm::HashAlgorithm;
+use assay_wire::evidence::{MAX_IMA_ENTRY_BYTES, MAX_IMA_LIST_BYTES};
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
@@ -56,9 +57,9 @@ pub struct Limits {
 
 impl Limits {
     /// What one piece of evidence may carry.
-    pub const EVIDENCE: Self = Self { list_bytes: 1 << 20, template_bytes: 256 << 10 };
+    pub const EVIDENCE: Self = Self { list_bytes: MAX_IMA_LIST_BYTES, template_bytes: MAX_IMA_ENTRY_BYTES };
     /// What an operator may look at: a machine that has been up for a year.
-    pub const FILE: Self = Self { list_bytes: 512 << 20, template_bytes: 256 << 10 };
+    pub const FILE: Self = Self { list_bytes: 512 << 20, template_bytes: MAX_IMA_ENTRY_BYTES };
 }
 
 /// A list, or a stretch of one, that was believed in nothing.

@@ -17,7 +17,7 @@ use super::replay::{Extension, Replay};
 use super::{BOOT_AGGREGATE, Entry, IMA_PCR, Limits, MeasurementList};
 use crate::quote::{PCR_COUNT, PcrValue, short_hex};
 use assay_tpm::algorithm::HashAlgorithm;
-use assay_wire::evidence::ImaList;
+use assay_wire::evidence::{ImaList, MAX_IMA_ENTRY_BYTES, MAX_IMA_LIST_BYTES};
 use serde::{Deserialize, Serialize};
 use std::error::Error;
 
@@ -111,7 +111,7 @@ pub fn advance(
     }
     let entries = MeasurementList::binary(&list.entries, Limits::EVIDENCE).map_err(|error| vec![sentence(&error)])?;
     let mut walk = Walk::new(state, pcrs, policy);
-    let carried = if state.entries == 0 { carried_entries(&entries, &state.pcr10) } else { None };
+    let carried = if state.entries == 0 { carried_entries(&entries, &state.pcr10, &quoted) } else { None };
     if let Some(carried) = carried {
         // What comes before was appraised at the admission; a new kernel's boot_aggregate may follow.
         walk.next.entries = carried;
@@ -251,8 +251,25 @@ pub(super) fn boot_aggregate_problem(entry: &Entry<'_>, pcrs: &[PcrValue; PCR_CO
     })
 }
 
-/// How many entries a list that was carried over from the admitted boot has of that boot.
-fn carried_entries(list: &MeasurementList<'_>, admitted: &[u8; 32]) -> Option<u64> {
+/// How many entries a list that was carried over from the admitted boot has of that boot. PCRs 0 to 9 stay what they
+/// were, so any list of a machine begins with the same `boot_aggregate`: only the quote tells whose it is.
+fn carried_entries(list: &MeasurementList<'_>, admitted: &[u8; 32], quoted: &PcrValue) -> Option<u64> {
+    let carried = entries_until(list, admitted)?;
+    let rest = |skip: u64| list.entries().skip(usize::try_from(skip).unwrap_or(usize::MAX)).map_while(Result::ok);
+    let reaches = |skip| {
+        let mut replay = Replay::resume(admitted, Extension::Rehashed);
+        replay.value() == quoted.as_bytes()
+            || rest(skip).any(|entry| {
+                replay.extend(&entry);
+                replay.value() == quoted.as_bytes()
+            })
+    };
+    let goes_on = || rest(carried).next().is_some_and(|entry| entry.name() == BOOT_AGGREGATE);
+    (!reaches(0) && (reaches(carried) || goes_on())).then_some(carried)
+}
+
+/// How many entries of a list that begins at a reset come to this PCR 10.
+fn entries_until(list: &MeasurementList<'_>, admitted: &[u8; 32]) -> Option<u64> {
     let mut replay = Replay::start(HashAlgorithm::Sha256, Extension::Rehashed);
     // An admitted boot measured little, so a list that was not carried over is not read twice.
     let entries = list.entries().take(MOST_CARRIED).map_while(Result::ok);
@@ -291,9 +308,9 @@ pub(super) fn sentence(error: &ImaError) -> String {
     format!("{error}{cause}")
 }
 
-/// What evidence must carry before it may end short of the quote. An agent fills its evidence up to
-/// [`Limits::EVIDENCE`], and the entry that did not fit has at most `template_bytes`.
-const FULL_EVIDENCE_BYTES: usize = Limits::EVIDENCE.list_bytes - Limits::EVIDENCE.template_bytes - 1024;
+/// What evidence must carry before it may end short of the quote. An agent fills its evidence until an entry does not
+/// fit, and no entry is larger than this leaves.
+const FULL_EVIDENCE_BYTES: usize = MAX_IMA_LIST_BYTES - MAX_IMA_ENTRY_BYTES;
 /// Full evidence in a row that may end short of its quote.
 const MOST_BEHIND: u32 = 64;
 /// Entries of an admitted boot that a kernel may carry over.
