@@ -6,6 +6,7 @@ pub mod command;
 pub mod console;
 pub mod error;
 pub mod events;
+pub mod fleet;
 pub mod image;
 pub mod machine;
 pub mod netns;

@@ -2,6 +2,7 @@
 
 use assay_qemu_lab::error::{LabError, Result};
 use assay_qemu_lab::events::{self, Event, EventLog};
+use assay_qemu_lab::fleet::FleetArguments;
 use assay_qemu_lab::image;
 use assay_qemu_lab::sandbox;
 use assay_qemu_lab::scenario::{Bench, BenchOptions, Scenario};
@@ -60,6 +61,8 @@ enum Command {
         /// An `events.jsonl`.
         file: PathBuf,
     },
+    /// Drive a fleet of soft nodes against a real verifier, and measure it.
+    Fleet(FleetArguments),
     /// Build images.
     Image {
         #[command(subcommand)]
@@ -87,7 +90,11 @@ fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let needs_namespaces = match arguments.command {
         Command::Run(_) | Command::Scenario { .. } | Command::Up { .. } => true,
-        Command::Down | Command::Console { .. } | Command::Replay { .. } | Command::Image { .. } => false,
+        Command::Down
+        | Command::Console { .. }
+        | Command::Replay { .. }
+        | Command::Fleet(_)
+        | Command::Image { .. } => false,
     };
     let runtime = match tokio::runtime::Runtime::new() {
         Ok(runtime) => runtime,
@@ -118,6 +125,7 @@ async fn prepare(arguments: &Arguments) -> Result<()> {
         | Command::Down
         | Command::Console { .. }
         | Command::Replay { .. }
+        | Command::Fleet(_)
         | Command::Image { .. } => Ok(()),
     }
 }
@@ -140,6 +148,10 @@ async fn run(arguments: Arguments) -> Result<()> {
         Command::Down => down(&folder),
         Command::Console { node } => follow_console(&folder, &node).await,
         Command::Replay { file } => replay(&file),
+        Command::Fleet(fleet) => {
+            say(&fleet.run(&folder).await?);
+            Ok(())
+        }
         Command::Image { image: ImageCommand::Tenant(bench) } => {
             image::tenant(&bench.cache, &bench.agent_image, say).await.map(drop)
         }

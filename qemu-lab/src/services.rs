@@ -275,7 +275,11 @@ impl Services {
 }
 
 /// The services' program: beside this one, or where `ASSAY_BIN` says.
-fn assay_binary() -> Result<PathBuf> {
+/// The `assay` binary: `ASSAY_BIN`, or the one beside this tool.
+///
+/// # Errors
+/// It is not there.
+pub fn assay_binary() -> Result<PathBuf> {
     let doing = "finding the `assay` binary";
     if let Some(path) = std::env::var_os("ASSAY_BIN") {
         return Ok(path.into());
