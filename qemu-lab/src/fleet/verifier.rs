@@ -1,7 +1,7 @@
 //! The verifiers that a fleet talks to: real processes, each with a folder of its own, on one database.
 
 use super::peers::ScriptedPeers;
-use crate::command::{command, run, wait_until};
+use crate::command::{command, run};
 use crate::error::{LabError, Result};
 use assay_service::auth::Token;
 use assay_service::client::ServiceClient;
@@ -95,13 +95,18 @@ impl VerifierProcess {
 
     async fn ready(&mut self, log: &Path) -> Result<()> {
         let said = || fs::read_to_string(log).unwrap_or_default();
-        let ready = wait_until("waiting for the verifier to be ready", START_LIMIT, || async {
-            (said().contains("verifier.ready") || self.child.id().is_none()).then_some(())
-        });
-        if ready.await.is_err() || !said().contains("verifier.ready") {
-            return Err(LabError::unexpected("starting the verifier", crate::command::tail(&said())));
+        let deadline = tokio::time::Instant::now() + START_LIMIT;
+        loop {
+            let ended = self.child.try_wait().map_err(LabError::io("looking after the verifier"))?.is_some();
+            let (words, late) = (said(), tokio::time::Instant::now() >= deadline);
+            if words.contains("verifier.ready") && !ended {
+                return Ok(());
+            }
+            if ended || late {
+                return Err(LabError::unexpected("starting the verifier", crate::command::tail(words.trim())));
+            }
+            tokio::time::sleep(LOOK_EVERY).await;
         }
-        Ok(())
     }
 
     /// Its process, while it runs.
@@ -205,4 +210,5 @@ fn copy(from: &Path, to: &Path) -> Result<()> {
     Ok(())
 }
 
+const LOOK_EVERY: Duration = Duration::from_millis(20);
 const START_LIMIT: Duration = Duration::from_secs(60);
