@@ -8,6 +8,7 @@ use assay_wire::id::AdmissionId;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use tokio::task::JoinSet;
 
 /// The service's binary, built beside the lab's.
 fn assay() -> PathBuf {
@@ -48,7 +49,7 @@ fn d5_a_storm_of_enrolments_only_takes_longer() {
 }
 
 /// Two verifiers on one PostgreSQL database; the first dies at `failpoint` while it drives a release.
-async fn one_dies_at(failpoint: &str) {
+async fn one_dies_at(failpoint: String) {
     let Some(database) = TestDatabase::postgresql() else { return };
     let folder = tempfile::tempdir().unwrap();
     let url = Some(database.url().to_owned());
@@ -73,19 +74,19 @@ async fn step_of(verifier: &VerifierProcess, admission: AdmissionId) -> String {
     release["step"].as_str().unwrap().to_owned()
 }
 
+/// In the middle of each effect, and at each step that is written; a few at a time.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_verifier_killed_in_the_middle_of_the_export_is_replaced() {
-    one_dies_at("release::after-export").await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_verifier_killed_when_the_agent_let_go_is_replaced() {
-    one_dies_at("release::ready").await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_verifier_killed_in_the_middle_of_the_move_is_replaced() {
-    one_dies_at("release::after-move").await;
+async fn a_verifier_killed_at_any_step_of_a_release_is_replaced() {
+    let points = ["after-export", "exported", "ready", "after-move", "moved", "granted"];
+    for some in points.chunks(3) {
+        let mut running = JoinSet::new();
+        for point in some {
+            running.spawn(one_dies_at(format!("release::{point}")));
+        }
+        while let Some(replaced) = running.join_next().await {
+            replaced.unwrap();
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -211,10 +211,8 @@ fn coordinates(key: &EcKey<Private>) -> (Vec<u8>, Vec<u8>) {
 fn ecc_public(attributes: u32, policy: &[u8], parameters: &[u8], x: &[u8], y: &[u8]) -> Vec<u8> {
     let mut public = vec![0, 0x23, 0, 0x0b];
     public.extend(attributes.to_be_bytes());
-    for part in [policy] {
-        public.extend(u16::try_from(part.len()).unwrap().to_be_bytes());
-        public.extend(part);
-    }
+    public.extend(u16::try_from(policy.len()).unwrap().to_be_bytes());
+    public.extend(policy);
     public.extend(parameters);
     for part in [x, y] {
         public.extend(u16::try_from(part.len()).unwrap().to_be_bytes());

@@ -188,8 +188,8 @@ impl FleetSite {
         })
     }
 
-    /// Admits one node, from enrolment to hand-over. Each call of the release goes to the next of `verifiers`, and is
-    /// repeated, as agents do, for as long as one of them may still answer it. Answers the admission.
+    /// Admits one node, from enrolment to hand-over, by the first of `verifiers`; when one does not answer any more, by the
+    /// next. Answers the admission.
     ///
     /// # Errors
     /// The node is not admitted in time.
@@ -205,20 +205,16 @@ impl FleetSite {
         if let Ok(Verdict::Rejected { reasons }) = verdict {
             return Err(LabError::unexpected(doing, reasons.join("; ")));
         }
-        let (deadline, mut turn) = (Instant::now() + RELEASE_LIMIT, 0_usize);
+        let (deadline, mut whom) = (Instant::now() + RELEASE_LIMIT, 0_usize);
         loop {
-            let ask_the_next = |_: &'static str, connection: &mut Connection| {
-                turn = turn.wrapping_add(1);
-                connection.turn_to(addresses[turn % addresses.len()]);
-            };
-            match node.release(&session, ask_the_next).await {
+            let address = addresses[whom % addresses.len()];
+            match node.release(&session, |connection| connection.turn_to(address)).await {
                 Ok(admitted) => return Ok(admitted.admission),
                 Err(failed) if Instant::now() >= deadline => {
                     return Err(LabError::unexpected(doing, format!("{failed:?}")));
                 }
-                Err(CallFailed::Refused { kind, .. }) if kind == "release-complete" => {
-                    return Err(LabError::unexpected(doing, "complete, but the hand-over's answer was lost"));
-                }
+                // Whom one cannot reach one does not ask again.
+                Err(CallFailed::Broken(_)) => whom = whom.wrapping_add(1),
                 Err(_again) => tokio::time::sleep(ASK_AGAIN).await,
             }
         }
@@ -421,7 +417,7 @@ async fn try_admit(fleet: &Fleet, node: &mut SoftNode, index: usize) -> std::res
     let firmware = &fleet.site.firmware;
     let verdict = accepted(fleet, node, &session, firmware, index).await?;
     match verdict {
-        Verdict::Accepted => node.release(&session, |_, _| {}).await,
+        Verdict::Accepted => node.release(&session, |_| {}).await,
         Verdict::Rejected { reasons } => Err(CallFailed::Broken(format!("rejected: {}", reasons.join("; ")))),
     }
 }

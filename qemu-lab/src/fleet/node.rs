@@ -142,25 +142,25 @@ impl SoftNode {
         self.connection.post(&path_of(session.id, "evidence"), &session.proof, &evidence).await
     }
 
-    /// Steps 7 to 9. `before` is called ahead of each call, with its name.
+    /// Steps 7 to 9. `before` is called ahead of each call.
     pub(super) async fn release(
         &mut self,
         session: &Session,
-        mut before: impl FnMut(&'static str, &mut Connection),
+        mut before: impl FnMut(&mut Connection),
     ) -> Result<Admitted, CallFailed> {
         loop {
-            before("release", &mut self.connection);
+            before(&mut self.connection);
             match self.connection.get(&path_of(session.id, "release"), &session.proof).await? {
                 ReleaseStatus::Pending => {}
                 ReleaseStatus::Move(_) => break,
                 ReleaseStatus::Aborted { reason } => return Err(CallFailed::Broken(format!("undone: {reason}"))),
             }
         }
-        before("ready", &mut self.connection);
+        before(&mut self.connection);
         self.connection.post::<()>(&path_of(session.id, "ready"), &session.proof, &()).await?;
-        before("grant", &mut self.connection);
+        before(&mut self.connection);
         let grant: SealedGrant = self.connection.get(&path_of(session.id, "grant"), &session.proof).await?;
-        before("handover", &mut self.connection);
+        before(&mut self.connection);
         self.connection.post::<()>(&path_of(session.id, "handover"), &session.proof, &()).await?;
         Ok(Admitted { admission: grant.admission, proof: session.proof.clone() })
     }
