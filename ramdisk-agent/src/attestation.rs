@@ -20,6 +20,7 @@ pub mod verifier;
 use crate::backoff::Patience;
 use crate::client::CallError;
 use crate::console::Chain;
+use crate::ima::{ImaReadError, MeasurementReader};
 use crate::init::peak_memory_kib;
 use crate::session::SessionError;
 use crate::settings::sha256;
@@ -50,15 +51,23 @@ pub struct Places {
 
 impl Default for Places {
     fn default() -> Self {
-        Self { run: RUN.into(), hooks: HOOKS.into(), measurements: MEASUREMENTS.into() }
+        Self { run: RUN.into(), hooks: HOOKS.into(), measurements: crate::ima::MEASUREMENTS.into() }
     }
 }
 
-/// The verifier has revoked this node, or knows nothing of its admission any more.
+/// How attesting ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Revoked {
-    /// Why, in the verifier's words.
-    pub reasons: Vec<String>,
+pub enum Ended {
+    /// The verifier has revoked this node, or says that its admission is over.
+    Revoked {
+        /// Why, in the verifier's words.
+        reasons: Vec<String>,
+    },
+    /// The verifier attests no such admission: it does not do so at all, say. Nobody is cut off for it.
+    Unattested {
+        /// What it said.
+        refusal: String,
+    },
 }
 
 /// Why the agent cannot go on.
@@ -85,6 +94,9 @@ pub enum AttestationError {
         /// What it asks for.
         pcrs: Vec<u8>,
     },
+    /// The measurement list cannot be read.
+    #[error(transparent)]
+    Measurements(#[from] ImaReadError),
     /// The PCRs never stood still between quote and reading.
     #[error("quoting: PCRs changed between quote and reading {STEADY_ATTEMPTS} times in a row")]
     Unsteady,
@@ -101,6 +113,7 @@ pub struct Attester {
     state: AttestationState,
     client: AttestationClient,
     tpm: EsapiTpm,
+    measurements: MeasurementReader,
     places: Places,
     supervisor: Supervisor,
     notices: Notices,
@@ -117,7 +130,8 @@ impl Attester {
         let notices = Notices::open(&places.run, &places.hooks)?;
         let node = &state.node;
         tracing::info!(event = "agent.key_loaded", %node, admission = %state.admission, "loaded the attestation key of {node}");
-        Ok(Self { state, client, tpm, places, supervisor: Supervisor::from_environment(), notices })
+        let measurements = MeasurementReader::new(&places.measurements);
+        Ok(Self { state, client, tpm, measurements, places, supervisor: Supervisor::from_environment(), notices })
     }
 
     /// Attests until the verifier revokes this node. The verifier, or the way to it, may be away for any time: what
@@ -125,56 +139,60 @@ impl Attester {
     ///
     /// # Errors
     /// See [`AttestationError`].
-    pub async fn run(mut self) -> Result<Revoked, AttestationError> {
+    pub async fn run(mut self) -> Result<Ended, AttestationError> {
         let follower = self.notices.clone();
         let client = self.client.clone();
-        let revoked = tokio::select! {
-            revoked = self.attest() => revoked?,
+        let ended = tokio::select! {
+            ended = self.attest() => ended?,
             // Never ends: a notice that cannot be acted upon is logged, and tried again.
             never = follower.follow(&client) => match never {},
         };
-        for reason in &revoked.reasons {
-            tracing::error!(event = "agent.revoked", reason, "the verifier revokes this node: {reason}");
+        match &ended {
+            Ended::Revoked { reasons } => {
+                for reason in reasons {
+                    tracing::error!(event = "agent.revoked", reason, "the verifier revokes this node: {reason}");
+                }
+                self.supervisor.status("revoked");
+                self.drop_own_keys(reasons).await?;
+            }
+            Ended::Unattested { refusal } => {
+                tracing::error!(event = "agent.unattested", "the verifier does not attest this node: {refusal}");
+            }
         }
-        self.supervisor.status("revoked");
-        self.drop_own_keys(&revoked).await?;
-        Ok(revoked)
+        Ok(ended)
     }
 
-    async fn attest(&mut self) -> Result<Revoked, AttestationError> {
+    async fn attest(&mut self) -> Result<Ended, AttestationError> {
         let mut patience = Patience::default();
         let mut next: Option<Round> = None;
         let mut renewals = 0_u64;
         loop {
             let round = match next.take() {
-                Some(round) => round,
-                None => match self.client.challenge().await {
-                    Ok(request) => Round::new(request),
-                    Err(error) => match Refusal::of(&error) {
-                        Refusal::Over => return Ok(over(&error)),
-                        Refusal::NoNonce | Refusal::Away => {
-                            self.wait_out(&mut patience, &error).await;
-                            continue;
-                        }
-                        Refusal::Broken => return Err(error.into()),
-                    },
-                },
+                Some(round) => Ok(round),
+                None => self.client.challenge().await.map(Round::new),
             };
-            tokio::time::sleep_until(round.due).await;
-            let evidence = self.evidence(&round.request)?;
-            match self.client.submit(&evidence).await {
+            let answer = match round {
+                Ok(round) => {
+                    tokio::time::sleep_until(round.due).await;
+                    let evidence = runtime_evidence(&mut self.tpm, &mut self.measurements, &round.request)?;
+                    self.client.submit(&evidence).await
+                }
+                Err(error) => Err(error),
+            };
+            match answer {
                 Ok(AttestationAnswer::Renewed { expires_at_ms, next: request }) => {
                     renewals += 1;
                     self.renewed(renewals, expires_at_ms, &request).await;
                     patience = Patience::default();
                     next = Some(Round::new(request));
                 }
-                Ok(AttestationAnswer::Revoked { reasons }) => return Ok(Revoked { reasons }),
+                Ok(AttestationAnswer::Revoked { reasons }) => return Ok(Ended::Revoked { reasons }),
+                // In all other cases evidence was not heard, or it is not known whether it was, so its nonce may be
+                // used up: another round begins with a challenge.
                 Err(error) => match Refusal::of(&error) {
-                    Refusal::Over => return Ok(over(&error)),
-                    Refusal::NoNonce => tracing::info!(event = "agent.nonce_lost", "asking for another challenge"),
-                    // Whether it was heard is not known, so its nonce may be used up: begin anew.
                     Refusal::Away => self.wait_out(&mut patience, &error).await,
+                    Refusal::Over => return Ok(Ended::Revoked { reasons: vec![Chain(&error).to_string()] }),
+                    Refusal::Unattested => return Ok(Ended::Unattested { refusal: Chain(&error).to_string() }),
                     Refusal::Broken => return Err(error.into()),
                 },
             }
@@ -202,32 +220,6 @@ impl Attester {
         self.supervisor.ready();
     }
 
-    /// Quotes, and reads what explains the quote.
-    fn evidence(&mut self, request: &AttestationRequest) -> Result<RuntimeEvidence, AttestationError> {
-        let pcrs = &request.pcrs;
-        if !pcrs.iter().copied().eq(QUOTED_PCRS) {
-            return Err(AttestationError::PcrSelection { pcrs: pcrs.iter().copied().take(24).collect() });
-        }
-        for _attempt in 0..STEADY_ATTEMPTS {
-            let quote = self.tpm.quote(&request.nonce, pcrs)?;
-            let values = self.tpm.pcr_read(pcrs)?;
-            // The kernel may measure something between the two. A quote ends with the digest of what it quotes
-            // (TPM 2.0 Part 2, 10.12.1), so it is plain whether these are the values.
-            if !quote.attest.ends_with(&sha256(&values.concat())) {
-                continue;
-            }
-            return Ok(RuntimeEvidence {
-                attest: quote.attest,
-                signature: quote.signature,
-                pcrs: values.iter().map(hex::encode).collect(),
-                // After the quote: the list then holds all that PCR 10 does, and the verifier finds where it ends.
-                ima: None,
-                tee: Vec::new(),
-            });
-        }
-        Err(AttestationError::Unsteady)
-    }
-
     async fn fetch_secret(&mut self) -> Result<(), AttestationError> {
         let Some(sealed) = self.client.secret().await? else { return Ok(()) };
         let secret = crate::session::open_sealed(&mut self.tpm, &sealed).map_err(AttestationError::Secret)?;
@@ -237,7 +229,7 @@ impl Attester {
     }
 
     /// A revoked node does for itself what the others do about it, and forgets the tenant's secret.
-    async fn drop_own_keys(&self, revoked: &Revoked) -> Result<(), AttestationError> {
+    async fn drop_own_keys(&self, reasons: &[String]) -> Result<(), AttestationError> {
         let secret = self.places.run.join(SECRET);
         if let Err(source) = std::fs::remove_file(&secret)
             && source.kind() != std::io::ErrorKind::NotFound
@@ -249,7 +241,7 @@ impl Attester {
             node: self.state.node.clone(),
             admission: self.state.admission,
             ak_name: Public::parse(&self.state.ak.public)?.name().to_string(),
-            reason: revoked.reasons.join("; "),
+            reason: reasons.join("; "),
             at_ms: now_ms(),
         };
         Ok(self.notices.act_upon(&notice).await?)
@@ -263,6 +255,39 @@ impl Attester {
     }
 }
 
+/// Quotes, and reads what explains the quote. The AK must be loaded.
+///
+/// # Errors
+/// The verifier asks for what is not there, or the TPM fails.
+pub fn runtime_evidence(
+    tpm: &mut dyn Tpm,
+    measurements: &mut MeasurementReader,
+    request: &AttestationRequest,
+) -> Result<RuntimeEvidence, AttestationError> {
+    let pcrs = &request.pcrs;
+    if !pcrs.iter().copied().eq(QUOTED_PCRS) {
+        return Err(AttestationError::PcrSelection { pcrs: pcrs.iter().copied().take(24).collect() });
+    }
+    for _attempt in 0..STEADY_ATTEMPTS {
+        let quote = tpm.quote(&request.nonce, pcrs)?;
+        let values = tpm.pcr_read(pcrs)?;
+        // The kernel may measure something between the two. A quote ends with the digest of what it quotes
+        // (TPM 2.0 Part 2, 10.12.1), so it is plain whether these are the values.
+        if !quote.attest.ends_with(&sha256(&values.concat())) {
+            continue;
+        }
+        return Ok(RuntimeEvidence {
+            attest: quote.attest,
+            signature: quote.signature,
+            pcrs: values.iter().map(hex::encode).collect(),
+            // After the quote: the list then holds all that PCR 10 does, and the verifier finds where it ends.
+            ima: measurements.read_from(request.ima_first_entry)?,
+            tee: Vec::new(),
+        });
+    }
+    Err(AttestationError::Unsteady)
+}
+
 /// A nonce, and when the verifier wants it used.
 struct Round {
     request: AttestationRequest,
@@ -274,10 +299,6 @@ impl Round {
         let wait = Duration::from_millis(request.after_ms).min(LONGEST_WAIT);
         Self { request, due: Instant::now() + wait }
     }
-}
-
-fn over(error: &CallError) -> Revoked {
-    Revoked { reasons: vec![format!("the admission is over: {}", Chain(error))] }
 }
 
 /// Two random octets, for jitter. Without randomness there is no jitter, which is no reason to stop.
@@ -296,7 +317,6 @@ fn now_ms() -> i64 {
 /// Folder of what is handed over and what is learnt, in memory.
 pub const RUN: &str = "/run/assay";
 const HOOKS: &str = "/etc/assay/revocation.d";
-const MEASUREMENTS: &str = "/sys/kernel/security/ima/binary_runtime_measurements";
 const SECRET: &str = "secret";
 const STEADY_ATTEMPTS: u32 = 20;
 /// A verifier may not silence an agent for longer.

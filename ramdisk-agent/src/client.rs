@@ -172,12 +172,6 @@ impl CallError {
         }
     }
 
-    /// Whether the verifier refused with a problem of this kind.
-    #[must_use]
-    pub fn is_problem(&self, kind: &str) -> bool {
-        matches!(&self.cause, Cause::Status { kind: found, .. } if found == kind)
-    }
-
     /// The HTTP status of a refusal.
     #[must_use]
     pub fn status(&self) -> Option<u16> {
@@ -208,7 +202,7 @@ enum Cause {
     #[error("the answer is not the JSON that we expect")]
     Json(#[source] serde_json::Error),
     #[error("{status}: {detail}")]
-    Status { status: StatusCode, kind: String, detail: String },
+    Status { status: StatusCode, detail: String },
 }
 
 fn tls_cause(error: io::Error) -> Cause {
@@ -233,11 +227,11 @@ fn decode<T: DeserializeOwned>(status: StatusCode, body: &[u8]) -> Result<T, Cau
         let body = if body.is_empty() { b"null" } else { body };
         return serde_json::from_slice(body).map_err(Cause::Json);
     }
-    let (kind, detail) = match serde_json::from_slice::<Problem>(body) {
-        Ok(problem) => (problem.kind, printable(&problem.detail)),
-        Err(_) => (String::new(), "without a reason".to_owned()),
+    let detail = match serde_json::from_slice::<Problem>(body) {
+        Ok(problem) => printable(&problem.detail),
+        Err(_) => "without a reason".to_owned(),
     };
-    Err(Cause::Status { status, kind, detail })
+    Err(Cause::Status { status, detail })
 }
 
 /// At most 500 characters, none of which moves a console's cursor.

@@ -95,6 +95,7 @@ impl Network {
     /// If the NIC is gone or the kernel refuses.
     pub async fn set_address(&self, nic: &str, address: Ipv4Net, router: Option<Ipv4Addr>) -> Result<(), NetworkError> {
         let index = self.index(nic).await?;
+        ask_neighbours_often(nic);
         let failed = refused(nic, "removing its address");
         let old: Vec<_> =
             self.handle.address().get().set_link_index_filter(index).execute().try_collect().await.map_err(&failed)?;
@@ -120,6 +121,18 @@ impl Network {
         let link = links.try_next().await.map_err(refused(nic, "looking it up"))?;
         Ok(link.ok_or_else(|| NetworkError::NoSuchNic { nic: nic.to_owned() })?.header.index)
     }
+}
+
+/// Has the kernel repeat an ARP request that nobody answers after a tenth of a second, and not after one: just after a
+/// port has moved the first is often lost, and every connection waits for it. Only ever a matter of time, so a kernel
+/// that does not let us is none of anybody's business.
+pub fn ask_neighbours_often(nic: &str) {
+    let path = format!("/proc/sys/net/ipv4/neigh/{nic}/retrans_time_ms");
+    if let Err(error) = std::fs::write(&path, "100") {
+        tracing::debug!(event = "agent.slow_neighbours", "writing {path}: {error}");
+    }
+    // As often as before gives up after as long as before.
+    let _same = std::fs::write(format!("/proc/sys/net/ipv4/neigh/{nic}/mcast_solicit"), "30");
 }
 
 /// What the kernel would not do.

@@ -6,7 +6,7 @@
 mod support;
 
 use assay_ramdisk_agent::attestation::state::AttestationState;
-use assay_ramdisk_agent::attestation::{AttestationError, Attester, Places, Revoked};
+use assay_ramdisk_agent::attestation::{AttestationError, Attester, Ended, Places};
 use assay_ramdisk_agent::settings::sha256;
 use assay_ramdisk_agent::tpm::Tpm as _;
 use assay_ramdisk_agent::tpm::esapi::EsapiTpm;
@@ -156,7 +156,7 @@ impl Node {
     }
 
     /// What the tenant's agent does, from the file that was handed over.
-    async fn attest(&self) -> Result<Revoked, AttestationError> {
+    async fn attest(&self) -> Result<Ended, AttestationError> {
         let file = self.folder.path().join("attestation.json");
         fs::write(&file, &*self.state.to_json().unwrap()).unwrap();
         fs::set_permissions(&file, fs::Permissions::from_mode(0o600)).unwrap();
@@ -181,8 +181,8 @@ fn signed_by(ak: &Public, message: &[u8], signature: &[u8]) -> bool {
 #[tokio::test]
 async fn the_admitted_key_goes_on_attesting_until_it_is_revoked() {
     let node = Node::handed_over(3).await;
-    let revoked = node.attest().await.unwrap();
-    assert_eq!(revoked.reasons, ["PCR 12 changed", "so did 13"]);
+    let reasons = vec!["PCR 12 changed".to_owned(), "so did 13".to_owned()];
+    assert_eq!(node.attest().await.unwrap(), Ended::Revoked { reasons });
 
     let verifier = node.verifier.lock().unwrap();
     let posts: Vec<_> = verifier.calls.iter().filter(|call| call.starts_with("POST")).collect();
@@ -243,12 +243,20 @@ async fn a_lost_nonce_is_replaced_by_a_challenge() {
 }
 
 #[tokio::test]
-async fn an_admission_that_the_verifier_does_not_know_is_over() {
+async fn an_admission_that_is_over_is_a_revocation() {
+    let node = Node::handed_over(1).await;
+    node.verifier.lock().unwrap().ends_with = Some(403);
+    let Ended::Revoked { reasons } = node.attest().await.unwrap() else { panic!("not revoked") };
+    assert!(reasons[0].contains("as the test says"), "{reasons:?}");
+    assert!(node.places.run.join("revoked/n1.json").exists());
+}
+
+#[tokio::test]
+async fn a_verifier_that_attests_nobody_starts_no_hooks() {
     let node = Node::handed_over(1).await;
     node.verifier.lock().unwrap().ends_with = Some(404);
-    let revoked = node.attest().await.unwrap();
-    assert!(revoked.reasons[0].contains("as the test says"), "{revoked:?}");
-    assert!(node.places.run.join("revoked/n1.json").exists());
+    assert!(matches!(node.attest().await.unwrap(), Ended::Unattested { .. }));
+    assert!(!node.places.run.join("revoked/n1.json").exists());
 }
 
 #[tokio::test]

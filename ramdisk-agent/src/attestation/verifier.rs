@@ -70,11 +70,11 @@ impl AttestationClient {
 /// What a call that failed means for what comes next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Refusal {
-    /// The verifier does not know the nonce: ask for another.
-    NoNonce,
-    /// The verifier knows nothing of this admission, or not for us: it is over.
+    /// The verifier says that the admission is over, or not ours.
     Over,
-    /// The verifier, or the way to it, is away, or busy: try again.
+    /// The verifier attests no such admission.
+    Unattested,
+    /// The verifier, or the way to it, is away, or busy, or not ready, or does not know the nonce: try again.
     Away,
     /// Nothing that trying again would mend.
     Broken,
@@ -84,11 +84,11 @@ impl Refusal {
     /// Judges a failed call.
     #[must_use]
     pub fn of(error: &CallError) -> Self {
-        if error.is_problem("no-nonce") {
-            return Self::NoNonce;
-        }
         match error.status() {
-            Some(401 | 403 | 404 | 410) => Self::Over,
+            Some(401 | 403 | 410) => Self::Over,
+            Some(404) => Self::Unattested,
+            // `no-nonce`, `not-handed-over`, `not-vouched-for`: it may be otherwise in a moment.
+            Some(409) => Self::Away,
             _ if error.is_transient() => Self::Away,
             _ => Self::Broken,
         }

@@ -2,7 +2,7 @@
 //! ramdisk's conversation with a verifier from an ordinary process, for soft nodes in tests.
 
 use assay_ramdisk_agent::attestation::state::AttestationState;
-use assay_ramdisk_agent::attestation::{self, AttestationError, Attester, Places, Revoked};
+use assay_ramdisk_agent::attestation::{self, AttestationError, Attester, Places};
 use assay_ramdisk_agent::console::{self, Chain};
 use assay_ramdisk_agent::dhcp::socket::{DhcpError, acquire};
 use assay_ramdisk_agent::init;
@@ -20,8 +20,8 @@ use url::Url;
 
 const DHCP_LIMIT: Duration = Duration::from_secs(30);
 
-/// The exit status of a revoked node; the unit file names it.
-const REVOKED: u8 = 3;
+/// The exit status when the verifier says that this is over; the unit file names it.
+const OVER: u8 = 3;
 
 /// The Assay agent. As PID 1 of the ramdisk it needs no arguments; in a tenant's system, systemd starts `attest`.
 #[derive(Debug, Parser)]
@@ -38,7 +38,7 @@ enum CliCommand {
     /// Sends evidence as often as the verifier asks. Writes a notice for each of the project's nodes that is revoked to
     /// /run/assay/revoked/NODE.json and starts the programs of /etc/assay/revocation.d with that file's name, so that
     /// they drop the keys shared with it. Puts the tenant's secret, if there is one, into /run/assay/secret. Exits with
-    /// 0 when it is told to stop, 3 when the verifier has revoked this node (asking again would change nothing), 1 when
+    /// 0 when it is told to stop, 3 when the verifier has revoked this node or does not attest it (asking again would change nothing), 1 when
     /// it cannot go on and may be started again.
     Attest(AttestArgs),
     /// Takes this machine through the ramdisk's part of the boot, printing progress as JSON lines; boots nothing.
@@ -145,7 +145,8 @@ async fn attest(args: AttestArgs) -> Result<ExitCode, AttestationError> {
     let places = Places { run: args.run_dir, ..Places::default() };
     let attester = Attester::new(state, tpm, places)?;
     tokio::select! {
-        revoked = attester.run() => revoked.map(|Revoked { .. }| ExitCode::from(REVOKED)),
+        // Revoked, or not attested at all: started again, it would hear the same.
+        ended = attester.run() => ended.map(|_| ExitCode::from(OVER)),
         () = told_to_stop() => {
             tracing::info!(event = "agent.stopped", "told to stop: without renewal, the admission ends");
             Ok(ExitCode::SUCCESS)
