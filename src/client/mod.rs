@@ -1,5 +1,6 @@
 //! The client: one module an object, all of them thin over the services' APIs.
 
+mod attestation;
 mod eventlog;
 mod image;
 mod lease;
@@ -83,6 +84,9 @@ pub(crate) enum Command {
     /// Admissions: which node may be on its tenant's network, until when
     #[command(subcommand)]
     Admission(lease::AdmissionCommand),
+    /// Attestations: which released nodes go on proving what runs on them
+    #[command(subcommand)]
+    Attestation(attestation::AttestationCommand),
     /// Verdicts: what the verifier thinks of each node, and why
     #[command(subcommand)]
     Verdict(verdict::VerdictCommand),
@@ -124,6 +128,7 @@ pub(crate) async fn run(command: Command) -> Result<(), BoxError> {
         Command::Export(command) => image::run_export(command).await,
         Command::Lease(command) => lease::run_lease(command).await,
         Command::Admission(command) => lease::run_admission(command).await,
+        Command::Attestation(command) => attestation::run(command).await,
         Command::Verdict(command) => verdict::run_verdict(command).await,
         Command::Policy(command) => verdict::run_policy(command).await,
         Command::Eventlog(command) => eventlog::run(command),
