@@ -6,7 +6,9 @@
 
 use assay_netboot::dhcp::lease::AddressLease;
 use assay_netboot::dhcp::lease_log::{LeaseLog, parse};
+use assay_ramdisk_agent::attestation::state::AttestationState;
 use assay_ramdisk_agent::dhcp::{Exchange, Reaction};
+use assay_ramdisk_agent::tpm::SavedAk;
 use assay_tpm::algorithm::HashAlgorithm;
 use assay_tpm::testing::{KeyKind, SignedQuote, SoftTpm, sha256};
 use assay_verifier::event_log::UnverifiedLog;
@@ -55,6 +57,7 @@ fn write_the_seeds() {
     iscsi();
     qcow2();
     agent(&evidence, &ak);
+    agent_attestation();
     result(&policy);
     ovsdb();
 }
@@ -410,6 +413,24 @@ fn agent(evidence: &Evidence, ak: &[u8]) {
     let admission = "01890a5d-ac96-774b-bcce-b302099a8057".parse().unwrap();
     let grant = SealedGrant { admission, credential, nonce: vec![3; 12], ciphertext: vec![4; 200] };
     seed("agent_messages", "grant.json", serde_json::to_vec(&grant).unwrap());
+}
+
+fn agent_attestation() {
+    let state = AttestationState {
+        node: "n1".parse().unwrap(),
+        admission: "01890a5d-ac96-774b-bcce-b302099a8057".parse().unwrap(),
+        relay: "10.20.0.1:8443".parse().unwrap(),
+        pin: "ab".repeat(32).parse().unwrap(),
+        proof: zeroize::Zeroizing::new("5a".repeat(32)),
+        ak: SavedAk { public: vec![1; 90], private: vec![2; 120] },
+    };
+    seed("agent_attestation", "state.json", &*state.to_json().unwrap());
+    let next = r#"{"nonce":"EREREQ==","pcrs":[0,1],"expires_in_seconds":60,"ima_first_entry":3,"after_ms":30000}"#;
+    let renewed = format!(r#"{{"verdict":"renewed","expires_at_ms":1800000000000,"next":{next}}}"#);
+    seed("agent_attestation", "renewed.json", renewed);
+    seed("agent_attestation", "revoked.json", r#"{"verdict":"revoked","reasons":["PCR 12 changed"]}"#);
+    let notice = r#"{"sequence":1,"node":"n2","admission":"01890a5d-ac96-774b-bcce-b302099a8057","ak_name":"000b","reason":"silence","at_ms":1}"#;
+    seed("agent_attestation", "notices.json", format!(r#"{{"latest":1,"notices":[{notice}]}}"#));
 }
 
 fn result(policy: &Policy) {
