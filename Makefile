@@ -33,6 +33,10 @@ check: toolchain dependencies ## Format, lints, licences and bans
 
 bench: toolchain dependencies ## Benchmarks: each figure is a ratio to a peer or a ceiling from the same run
 	@scripts/bench.sh
+	@$(MAKE) --no-print-directory bench-revocation
+
+bench-revocation: agent-image ## Bad evidence until port, frames and iSCSI session are cut, a hundred times (bar: p99 under 1 s)
+	@target/debug/qemu-lab --folder target/bench/revocation scenario revoke --runs 100
 
 openapi: toolchain dependencies ## Write docs/openapi/*.json anew
 	ASSAY_UPDATE_OPENAPI=1 $(CARGO) test $(EVERYTHING) --test openapi

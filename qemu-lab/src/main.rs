@@ -38,6 +38,9 @@ enum Command {
         /// Which.
         #[arg(value_enum)]
         scenario: Scenario,
+        /// How often to measure, where something is measured.
+        #[arg(long, default_value_t = 5)]
+        runs: u32,
         #[command(flatten)]
         bench: BenchArguments,
     },
@@ -138,11 +141,11 @@ async fn run(arguments: Arguments) -> Result<()> {
         (None, _) => Topology::built_in(),
     };
     match arguments.command {
-        Command::Run(bench) => play(Scenario::Run, topology, &folder, &bench).await,
+        Command::Run(bench) => play(Scenario::Run, 1, topology, &folder, &bench).await,
         Command::Scenario { scenario, .. } if !scenario.has_services() => {
             play_on_hardware(scenario, topology, &folder).await
         }
-        Command::Scenario { scenario, bench } => play(scenario, topology, &folder, &bench).await,
+        Command::Scenario { scenario, runs, bench } => play(scenario, runs, topology, &folder, &bench).await,
         Command::Up { hardware_only: true, .. } => up_hardware(topology, &folder).await,
         Command::Up { hardware_only: false, bench } => up(topology, &folder, &bench).await,
         Command::Down => down(&folder),
@@ -158,12 +161,18 @@ async fn run(arguments: Arguments) -> Result<()> {
     }
 }
 
-async fn play(scenario: Scenario, topology: Topology, folder: &Path, arguments: &BenchArguments) -> Result<()> {
+async fn play(
+    scenario: Scenario,
+    runs: u32,
+    topology: Topology,
+    folder: &Path,
+    arguments: &BenchArguments,
+) -> Result<()> {
     sandbox::prepare().await?;
-    let options = options(topology, folder, arguments, scenario.tampered_nodes()).await?;
+    let options = options(topology, folder, arguments, scenario).await?;
     let mut bench = Bench::build(options, say).await?;
     let played = tokio::select! {
-        played = scenario.play(&mut bench) => played,
+        played = scenario.play(&mut bench, runs) => played,
         interrupted = tokio::signal::ctrl_c() => {
             interrupted.map_err(LabError::io("waiting for Ctrl-C"))?;
             Err(LabError::unexpected("playing the scenario", "interrupted"))
@@ -196,7 +205,7 @@ async fn play_on_hardware(scenario: Scenario, topology: Topology, folder: &Path)
 
 async fn up(topology: Topology, folder: &Path, arguments: &BenchArguments) -> Result<()> {
     sandbox::prepare().await?;
-    let options = options(topology, folder, arguments, Vec::new()).await?;
+    let options = options(topology, folder, arguments, Scenario::Attest).await?;
     let bench = Bench::build(options, say).await?;
     bench.trust_the_firmware().await?;
     bench.events.lab("lab.up", &json!({}));
@@ -231,14 +240,15 @@ async fn options(
     topology: Topology,
     folder: &Path,
     arguments: &BenchArguments,
-    tampered_nodes: Vec<String>,
+    scenario: Scenario,
 ) -> Result<BenchOptions> {
     let absolute = |path: &Path| std::path::absolute(path).map_err(LabError::io(format!("finding {}", path.display())));
     let cache = absolute(&arguments.cache)?;
     // Made before the namespaces were entered: this finds it.
     let agent_image = absolute(&arguments.agent_image)?;
     let tenant_image = image::tenant(&cache, &agent_image, |_| {}).await?;
-    Ok(BenchOptions { folder: folder.to_owned(), cache, agent_image, tenant_image, topology, tampered_nodes })
+    let (tampered_nodes, pace) = (scenario.tampered_nodes(), scenario.pace());
+    Ok(BenchOptions { folder: folder.to_owned(), cache, agent_image, tenant_image, topology, tampered_nodes, pace })
 }
 
 fn tell_steps(events: &[Event]) {

@@ -28,12 +28,21 @@ pub struct Services {
     failpoints: Option<String>,
 }
 
+/// How often nodes attest, and how long they may be silent.
+#[derive(Debug, Clone, Copy)]
+pub struct AttestationPace {
+    /// Between two pieces of evidence.
+    pub interval_seconds: u32,
+    /// Until an admission that is not renewed ends.
+    pub silence_seconds: u32,
+}
+
 impl Services {
     /// Writes the configuration of `site`'s services and starts them all.
     ///
     /// # Errors
     /// The `assay` binary is missing or does not become ready; its last words are in the error.
-    pub async fn start(site: &Site, ramdisks: &Ramdisks, events: EventLog) -> Result<Self> {
+    pub async fn start(site: &Site, ramdisks: &Ramdisks, pace: AttestationPace, events: EventLog) -> Result<Self> {
         let assay = assay_binary()?;
         let folder = site.folder.join("services");
         // Databases of an earlier run tell of nodes whose TPMs and ports are gone.
@@ -41,7 +50,7 @@ impl Services {
         create_folder(&folder.join("gateways"))?;
         let mut services = Self { assay, folder, events, up: None, gateways: Vec::new(), failpoints: None };
         let image_folder = ramdisks.image_folder.display().to_string();
-        write(&services.folder.join(SITE_FILE), &site_file(site, &services.folder, ramdisks, &image_folder)?)?;
+        write(&services.folder.join(SITE_FILE), &site_file(site, &services.folder, ramdisks, pace, &image_folder)?)?;
         for network in &site.topology.networks {
             let gateway = services.start_gateway(site, network)?;
             services.gateways.push(gateway);
@@ -207,6 +216,30 @@ impl Services {
         .await
     }
 
+    /// The node's latest attestation, as the verifier has it.
+    ///
+    /// # Errors
+    /// The verifier does not answer, or does not attest the node.
+    pub async fn attestation(&self, node: &str) -> Result<Value> {
+        let attestations = self.client(&["attestation", "show", node]).await?;
+        let latest = attestations.as_array().and_then(|list| list.first()).cloned();
+        latest.ok_or_else(|| LabError::unexpected(format!("asking for the attestation of {node}"), "there is none"))
+    }
+
+    /// Waits until good evidence of `node` has come `renewals` times since it was admitted last.
+    ///
+    /// # Errors
+    /// It has not within `limit`.
+    pub async fn wait_for_renewals(&self, node: &str, renewals: u64, limit: Duration) -> Result<Value> {
+        let doing = format!("waiting for {renewals} renewals of node {node}");
+        wait_until(&doing, limit, || async {
+            let attestation = self.attestation(node).await.ok()?;
+            let pushes = attestation.get("pushes").and_then(Value::as_u64)?;
+            (pushes >= renewals).then_some(attestation)
+        })
+        .await
+    }
+
     /// The services' folder: keys, databases, `client.toml`.
     #[must_use]
     pub fn state_folder(&self) -> PathBuf {
@@ -293,7 +326,13 @@ pub fn assay_binary() -> Result<PathBuf> {
 }
 
 /// The site's file. Values are put in as TOML values, never as text.
-fn site_file(site: &Site, folder: &Path, ramdisks: &Ramdisks, image_folder: &str) -> Result<String> {
+fn site_file(
+    site: &Site,
+    folder: &Path,
+    ramdisks: &Ramdisks,
+    pace: AttestationPace,
+    image_folder: &str,
+) -> Result<String> {
     let topology = &site.topology;
     let airlock = topology.airlock.addr().to_string();
     let host = |last: u32| std::net::Ipv4Addr::from(u32::from(topology.airlock.network()) + last).to_string();
@@ -310,6 +349,8 @@ fn site_file(site: &Site, folder: &Path, ramdisks: &Ramdisks, image_folder: &str
             "agent_listen": format!("{airlock}:8443"),
             "agent_socket": agent_socket(folder),
             "ek_ca_files": ca_files,
+            "attestation_interval_seconds": pace.interval_seconds,
+            "attestation_silence_seconds": pace.silence_seconds,
         },
         "netboot": {
             "verifier_url": format!("https://{airlock}:8443"),

@@ -86,7 +86,7 @@ async fn settled(bench: &Bench) -> Result<&'static str> {
     }
 }
 
-fn expect_closed(status: &Value) -> Result<()> {
+pub(super) fn expect_closed(status: &Value) -> Result<()> {
     let observed = status.pointer("/nics/0/observed/intent").and_then(Value::as_str);
     if observed == Some("quarantine") {
         return Ok(());

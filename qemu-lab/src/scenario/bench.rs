@@ -4,7 +4,7 @@ use crate::error::{LabError, Result};
 use crate::events::{Event, EventLog};
 use crate::machine::{OVMF_CODE, emulator_version};
 use crate::ramdisk::Ramdisks;
-use crate::services::Services;
+use crate::services::{AttestationPace, Services};
 use crate::site::Site;
 use crate::steps::{ANSWERED, POWERED};
 use crate::topology::{NetworkTopology, Topology};
@@ -30,6 +30,8 @@ pub struct BenchOptions {
     pub topology: Topology,
     /// Nodes that get the tampered ramdisk.
     pub tampered_nodes: Vec<String>,
+    /// How often nodes attest.
+    pub pace: AttestationPace,
 }
 
 /// A site with its services, ready for leases.
@@ -53,7 +55,7 @@ impl Bench {
     /// # Errors
     /// A part is missing or does not start.
     pub async fn build(options: BenchOptions, tell: fn(&str)) -> Result<Self> {
-        let BenchOptions { folder, cache, agent_image, tenant_image, topology, tampered_nodes } = options;
+        let BenchOptions { folder, cache, agent_image, tenant_image, topology, tampered_nodes, pace } = options;
         fs::create_dir_all(&folder).map_err(LabError::io(format!("making {}", folder.display())))?;
         let events = EventLog::create(&folder.join("events.jsonl"))?;
         let image_folder = tenant_image.parent().unwrap_or(Path::new("/")).to_owned();
@@ -61,7 +63,7 @@ impl Bench {
         tell("building the site: switch, TPMs, nodes, BMCs");
         let site = Site::build(topology, &folder, &events).await?;
         tell("starting the services");
-        let services = Services::start(&site, &ramdisks, events.clone()).await?;
+        let services = Services::start(&site, &ramdisks, pace, events.clone()).await?;
         tell("registering nodes, networks and the golden image");
         services.provision(&site, &tenant_image).await?;
         tokio::spawn(narrate(events.clone(), tell));
@@ -88,7 +90,7 @@ impl Bench {
     /// # Errors
     /// The node does not get as far as a verdict, or the policy is not accepted.
     pub async fn trust_the_firmware(&self) -> Result<()> {
-        let policy = self.cache.join(format!("appraisal-policy-{}.toml", self.measured_digest().await?));
+        let policy = self.policy_file().await?;
         if !policy.exists() {
             self.learn("n1", &policy).await?;
         }
@@ -96,6 +98,11 @@ impl Bench {
         self.services.client(&["policy", "approve", &file]).await?;
         self.events.lab("policy.approved", &json!({ "file": file }));
         Ok(())
+    }
+
+    /// The policy that trusts this firmware and this agent, once it was learnt.
+    pub(super) async fn policy_file(&self) -> Result<PathBuf> {
+        Ok(self.cache.join(format!("appraisal-policy-{}.toml", self.measured_digest().await?)))
     }
 
     async fn learn(&self, node: &str, policy: &Path) -> Result<()> {

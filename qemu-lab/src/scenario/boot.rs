@@ -20,7 +20,7 @@ pub(super) async fn good_and_tampered(bench: &Bench) -> Result<()> {
 }
 
 /// A good node is leased, proves itself, and answers on its tenant's network as its tenant's Debian.
-async fn good_node(bench: &Bench, node: &str) -> Result<()> {
+pub(super) async fn good_node(bench: &Bench, node: &str) -> Result<()> {
     let network = bench.network()?;
     bench.tell(&format!("leasing {node} to {} with {IMAGE}", network.project));
     let position = bench.events.position();
@@ -33,11 +33,13 @@ async fn good_node(bench: &Bench, node: &str) -> Result<()> {
     }
     let address = first_node_address(bench)?;
     let peer = &bench.site.project(network.project.as_str())?.peer;
-    let page = wait_until("waiting for the tenant's system to answer", TENANT_LIMIT, || page(peer, address)).await?;
+    let page =
+        wait_until("waiting for the tenant's system to answer", TENANT_LIMIT, || page(peer, address, "")).await?;
     bench.events.lab(ANSWERED, &json!({ "node": node, "address": address, "page": page.trim() }));
     bench.tell(&format!("  {node} answers at http://{address}/: {}", page.trim()));
     silent_in_the_airlock(bench, address).await?;
     expect_port(&bench.services.node(node).await?, "access")?;
+    super::tenant::goes_on_attesting(bench, node).await?;
     match BootSteps::read(node, &bench.events.since(position)).progress() {
         Progress::Complete => Ok(()),
         Progress::Missing(step) => Err(LabError::unexpected(format!("booting {node}"), format!("{step} is missing"))),
@@ -75,7 +77,7 @@ async fn tampered_node(bench: &Bench, node: &str) -> Result<()> {
     Ok(())
 }
 
-/// The tenant resets its node: the port closes, and opens again only after another walk through the airlock.
+/// The tenant resets its node: the port closes.
 pub(super) async fn reset_by_the_tenant(bench: &Bench, node: &str) -> Result<()> {
     let network = bench.network()?;
     bench.tell(&format!("resetting {node} behind everybody's back"));
@@ -83,17 +85,27 @@ pub(super) async fn reset_by_the_tenant(bench: &Bench, node: &str) -> Result<()>
     let status = bench.services.wait_for_state(node, "rejected", STATE_LIMIT).await?;
     expect_port(&status, "quarantine")?;
     let peer = &bench.site.project(network.project.as_str())?.peer;
-    if let Some(page) = page(peer, first_node_address(bench)?).await {
+    nothing_is_left(bench, node, peer).await?;
+    bench.events.lab("node.fenced", &json!({ "node": node }));
+    bench.tell(&format!("  {node} is in quarantine"));
+    Ok(())
+}
+
+/// Nothing of the node's admission is left: it does not answer, and its disk is closed.
+pub(super) async fn nothing_is_left(bench: &Bench, node: &str, peer: &Netns) -> Result<()> {
+    if let Some(page) = page(peer, first_node_address(bench)?, "").await {
         return Err(LabError::unexpected(format!("fencing {node}"), format!("it still answers: {page}")));
     }
-    // Nothing of the admission is left: its disk is closed too.
-    crate::command::wait_until("waiting for the fenced node's export to be closed", STATE_LIMIT, || async {
+    wait_until("waiting for the fenced node's export to be closed", STATE_LIMIT, || async {
         let exports = bench.services.client(&["export", "list"]).await.ok()?;
         exports.as_array().is_some_and(Vec::is_empty).then_some(())
     })
-    .await?;
-    bench.events.lab("node.fenced", &json!({ "node": node }));
-    bench.tell(&format!("  {node} is in quarantine; sending it through the airlock again"));
+    .await
+}
+
+/// A node that was cut off is sent through the airlock again, and its port opens again.
+pub(super) async fn again_through_the_airlock(bench: &Bench, node: &str) -> Result<()> {
+    bench.tell(&format!("sending {node} through the airlock again"));
     let position = bench.events.position();
     bench.services.client(&["node", "cycle", node]).await?;
     let moved = |event: &Event| event.is(Step::PortMoved.event(), node);
@@ -107,7 +119,7 @@ async fn silent_in_the_airlock(bench: &Bench, address: Ipv4Addr) -> Result<()> {
     // A route that says the node is in the airlock: if a frame of it came through, it would answer.
     let route = format!("{address}/32");
     Netns::Site.ip(&["route", "add", &route, "dev", crate::site::AIRLOCK_INTERFACE]).await?;
-    let answer = page(&Netns::Site, address).await;
+    let answer = page(&Netns::Site, address, "").await;
     Netns::Site.ip(&["route", "del", &route, "dev", crate::site::AIRLOCK_INTERFACE]).await?;
     match answer {
         None => {
@@ -119,13 +131,13 @@ async fn silent_in_the_airlock(bench: &Bench, address: Ipv4Addr) -> Result<()> {
 }
 
 /// What a tenant's system says on port 80, if it answers.
-async fn page(from: &Netns, address: Ipv4Addr) -> Option<String> {
+pub(super) async fn page(from: &Netns, address: Ipv4Addr, path: &str) -> Option<String> {
     let mut curl = from.command("curl");
-    curl.args(["--silent", "--fail", "--max-time", "4", &format!("http://{address}/")]);
+    curl.args(["--silent", "--fail", "--max-time", "4", &format!("http://{address}/{path}")]);
     run(curl, "asking the tenant's system", PAGE_LIMIT).await.ok()
 }
 
-fn expect_port(status: &Value, intent: &str) -> Result<()> {
+pub(super) fn expect_port(status: &Value, intent: &str) -> Result<()> {
     let observed = status.pointer("/nics/0/observed/intent").and_then(Value::as_str);
     if observed == Some(intent) {
         return Ok(());
@@ -138,7 +150,7 @@ fn is_refusal(event: &Event, node: &str) -> bool {
 }
 
 /// Imaging hands out a project's addresses from `.50` on; the scenarios' good node is the first to get one.
-fn first_node_address(bench: &Bench) -> Result<Ipv4Addr> {
+pub(super) fn first_node_address(bench: &Bench) -> Result<Ipv4Addr> {
     let network = bench.network()?.gateway.network();
     Ok(Ipv4Addr::from(u32::from(network) + 50))
 }

@@ -2,16 +2,19 @@
 //! it. A scenario that ends well means that everything it checks held.
 
 mod attacks;
+mod attestation;
 mod bench;
 mod boot;
 mod hardware;
 mod leaks;
 mod soft;
+mod tenant;
 
 pub use bench::{Bench, BenchOptions};
 
 use crate::error::Result;
 use crate::events::EventLog;
+use crate::services::AttestationPace;
 use crate::site::Site;
 use crate::topology::Topology;
 use clap::ValueEnum;
@@ -21,8 +24,15 @@ use clap::ValueEnum;
 pub enum Scenario {
     /// A good node goes all the way to its tenant's Debian, a tampered one is refused.
     Run,
-    /// The same; then a reset costs the good node its network until it has been through the airlock again.
+    /// The same; then a program that no policy knows, and after another boot a reset, cost the good node its network.
     BootPath,
+    /// A node boots, goes on attesting in its tenant's Debian, and is cut off when a program runs there that the policy
+    /// does not know.
+    Attest,
+    /// A node without firmware goes on attesting, then falls silent: its admission ends.
+    Silence,
+    /// A node without firmware sends bad evidence, again and again (`--runs`): how fast it is cut off.
+    Revoke,
     /// The hardware alone: a BMC, a console, real firmware.
     Hardware,
     /// Nodes without firmware lie in every way that a node can.
@@ -38,8 +48,8 @@ impl Scenario {
     #[must_use]
     pub fn topology(self) -> Topology {
         match self {
-            Self::Run | Self::BootPath | Self::Hardware => Topology::built_in(),
-            Self::Lies | Self::ReleaseCrash | Self::NoLeak => Topology::soft(),
+            Self::Run | Self::BootPath | Self::Attest | Self::Hardware => Topology::built_in(),
+            Self::Silence | Self::Revoke | Self::Lies | Self::ReleaseCrash | Self::NoLeak => Topology::soft(),
         }
     }
 
@@ -48,7 +58,14 @@ impl Scenario {
     pub fn has_services(self) -> bool {
         match self {
             Self::Hardware => false,
-            Self::Run | Self::BootPath | Self::Lies | Self::ReleaseCrash | Self::NoLeak => true,
+            Self::Run
+            | Self::BootPath
+            | Self::Attest
+            | Self::Silence
+            | Self::Revoke
+            | Self::Lies
+            | Self::ReleaseCrash
+            | Self::NoLeak => true,
         }
     }
 
@@ -57,21 +74,53 @@ impl Scenario {
     pub fn tampered_nodes(self) -> Vec<String> {
         match self {
             Self::Run | Self::BootPath => vec!["n2".to_owned()],
-            Self::Hardware | Self::Lies | Self::ReleaseCrash | Self::NoLeak => Vec::new(),
+            Self::Attest
+            | Self::Silence
+            | Self::Revoke
+            | Self::Hardware
+            | Self::Lies
+            | Self::ReleaseCrash
+            | Self::NoLeak => Vec::new(),
         }
     }
 
-    /// Plays it on a bench with services.
+    /// How often its nodes attest. Silence is short where it is waited for; elsewhere, emulated nodes on a busy machine
+    /// are not to be taken for dead.
+    #[must_use]
+    pub fn pace(self) -> AttestationPace {
+        match self {
+            Self::Silence => AttestationPace { interval_seconds: 1, silence_seconds: 10 },
+            Self::Run
+            | Self::BootPath
+            | Self::Attest
+            | Self::Hardware
+            | Self::Revoke
+            | Self::Lies
+            | Self::ReleaseCrash
+            | Self::NoLeak => AttestationPace { interval_seconds: 4, silence_seconds: 60 },
+        }
+    }
+
+    /// Plays it on a bench with services; what is measured, `runs` times.
     ///
     /// # Errors
     /// Something that must hold did not, or a part of the lab failed.
-    pub async fn play(self, bench: &mut Bench) -> Result<()> {
+    pub async fn play(self, bench: &mut Bench, runs: u32) -> Result<()> {
         match self {
             Self::Run => boot::good_and_tampered(bench).await,
             Self::BootPath => {
                 boot::good_and_tampered(bench).await?;
+                tenant::something_unknown_runs(bench, boot::GOOD_NODE).await?;
+                boot::again_through_the_airlock(bench, boot::GOOD_NODE).await?;
                 boot::reset_by_the_tenant(bench, boot::GOOD_NODE).await
             }
+            Self::Attest => {
+                bench.trust_the_firmware().await?;
+                boot::good_node(bench, boot::GOOD_NODE).await?;
+                tenant::something_unknown_runs(bench, boot::GOOD_NODE).await
+            }
+            Self::Silence => attestation::silence(bench).await,
+            Self::Revoke => attestation::revocations(bench, runs).await,
             Self::Hardware => hardware::bmc_and_firmware(&bench.site, &bench.events, "n1").await,
             Self::Lies => attacks::lies(bench).await,
             Self::ReleaseCrash => attacks::crashes(bench).await,

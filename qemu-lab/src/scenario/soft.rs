@@ -9,14 +9,16 @@ use crate::netns::Netns;
 use crate::site::{PROBE_INTERFACE, SiteNode};
 use crate::steps::POWERED;
 use crate::tpm::RunningTpm;
+use assay_ramdisk_agent::attestation::state::AttestationState;
 use assay_ramdisk_agent::client::Client;
+use assay_ramdisk_agent::network::ask_neighbours_often;
 use assay_ramdisk_agent::session::{Session, SessionError, enrol_request};
 use assay_ramdisk_agent::settings::MeasuredSettings;
 use assay_ramdisk_agent::tpm::Tpm;
 use assay_ramdisk_agent::tpm::esapi::EsapiTpm;
 use assay_verifier::event_log::event_type::EventType;
 use assay_verifier::event_log::writer::LogWriter;
-use assay_wire::agent::AgentSettings;
+use assay_wire::agent::{AgentSettings, Grant};
 use assay_wire::evidence::{Evidence, QUOTED_PCRS};
 use assay_wire::id::NodeId;
 use ring::digest::{SHA256, digest};
@@ -182,19 +184,25 @@ impl SoftBoot {
             .await
     }
 
-    /// Goes on to the end as far as an agent can without a kernel to start: release, move, grant, hand-over.
-    pub(super) async fn run_to_handover(&self) -> Result<()> {
+    /// Goes on to the end as far as an agent can without a kernel to start: release, move, grant, hand-over. Answers
+    /// what a tenant's system would have.
+    pub(super) async fn run_to_handover(&self) -> Result<SoftTenant> {
         let attempt = self.attempt(Conduct::Honest);
-        let segment = self.segment.clone();
+        let (segment, tcti) = (self.segment.clone(), self.tcti.clone());
         self.segment
             .act(CONVERSATION_LIMIT, move || async move {
+                let (node, settings) = (attempt.node.clone(), document(&attempt.settings)?);
                 let (accepted, mut tpm) = attempt.verdict().await?;
                 let released = accepted.await_release().await.map_err(Failure::Session)?;
                 let moved = released.ready().await.map_err(Failure::Session)?;
+                ask_neighbours_often(PROBE_INTERFACE);
                 take_address(&segment, moved.address().address).await?;
                 let granted = moved.fetch_grant(&mut tpm).await.map_err(Failure::Session)?;
+                let pin = measured_elsewhere(&settings)?.pin();
+                let ak = tpm.saved_ak().map_err(Failure::other)?;
+                let (grant, state) = (granted.grant().clone(), granted.attestation(node, pin, ak));
                 granted.handover().await.map_err(Failure::Session)?;
-                Ok(())
+                Ok(SoftTenant { segment, tcti, grant, state })
             })
             .await
     }
@@ -209,6 +217,18 @@ impl SoftBoot {
             firmware: self.firmware.clone(),
         }
     }
+}
+
+/// What a soft node's tenant has after the hand-over.
+pub(super) struct SoftTenant {
+    /// Where the node's station is.
+    pub(super) segment: Netns,
+    /// Its TPM.
+    pub(super) tcti: String,
+    /// What opens its disk.
+    pub(super) grant: Grant,
+    /// What it goes on attesting with.
+    pub(super) state: AttestationState,
 }
 
 /// Leases the soft node and teaches the verifier its firmware, which costs the node its place.

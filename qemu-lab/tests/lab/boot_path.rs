@@ -5,8 +5,9 @@ use assay_qemu_lab::steps::{ANSWERED, BootSteps, Progress};
 use assay_wire::step::Step;
 use std::sync::OnceLock;
 
-/// n1 boots through to its tenant's Debian, n2's tampered ramdisk is refused, then n1 is reset behind everybody's back.
-fn run() -> &'static Played {
+/// n1 boots through to its tenant's Debian and goes on attesting, n2's tampered ramdisk is refused; n1 is cut off for a
+/// program that no policy knows, boots again, and is reset behind everybody's back.
+pub(crate) fn run() -> &'static Played {
     static RUN: OnceLock<Played> = OnceLock::new();
     RUN.get_or_init(|| play("boot-path"))
 }
@@ -42,8 +43,13 @@ fn tampered_ramdisk() {
 fn reboot_without_airlock() {
     let played = run();
     let position = |name: &str| played.events.iter().position(|event| event.is(name, "n1"));
-    let (reset, fenced) = (position("node.reset"), position("node.fenced"));
+    let (revoked, reset, fenced) = (position("node.revoked"), position("node.reset"), position("node.fenced"));
     assert!(reset.is_some() && fenced > reset, "{}", played.output);
-    let again = played.events.iter().rposition(|event| event.is(Step::PortMoved.event(), "n1"));
-    assert!(again > fenced, "the port opened again only after another walk through the airlock");
+    // Cut off, the port opened again only after another walk through the airlock.
+    let since = revoked.expect("n1 was revoked");
+    let again = |name: &str| played.events[since..].iter().position(|event| event.is(name, "n1"));
+    let (appraised, moved) = (again(Step::EvidenceAppraised.event()), again(Step::PortMoved.event()));
+    assert!(appraised.is_some() && moved > appraised, "{}", played.output);
+    let last = played.events.iter().rposition(|event| event.is(Step::PortMoved.event(), "n1"));
+    assert!(last < fenced, "the port opened again after the reset");
 }

@@ -2,6 +2,7 @@
 //! enters namespaces of its own, and looks at the events that it left; one scenario may be looked at by several tests.
 
 mod attacks;
+mod attestation;
 mod boot_path;
 mod hardware;
 mod play;
