@@ -103,6 +103,12 @@ pub enum AttestationError {
     /// A notice could not be written.
     #[error(transparent)]
     Notice(#[from] NoticeError),
+    /// The secret was given to several verifiers, and this agent knows one.
+    #[error("the tenant's secret has {shares} shares, and the one verifier that this agent knows has one of them")]
+    SecretShares {
+        /// How many.
+        shares: u8,
+    },
     /// The secret does not open.
     #[error("opening the tenant's secret")]
     Secret(#[source] SessionError),
@@ -221,8 +227,11 @@ impl Attester {
     }
 
     async fn fetch_secret(&mut self) -> Result<(), AttestationError> {
-        let Some(sealed) = self.client.secret().await? else { return Ok(()) };
-        let secret = crate::session::open_sealed(&mut self.tpm, &sealed).map_err(AttestationError::Secret)?;
+        let Some(answer) = self.client.secret().await? else { return Ok(()) };
+        if answer.shares != 1 {
+            return Err(AttestationError::SecretShares { shares: answer.shares });
+        }
+        let secret = crate::session::open_sealed(&mut self.tpm, &answer.sealed).map_err(AttestationError::Secret)?;
         notices::write_private(&self.places.run.join(SECRET), &secret)?;
         tracing::info!(event = "agent.secret", "the tenant's secret is in {}", self.places.run.join(SECRET).display());
         Ok(())

@@ -14,7 +14,9 @@ use assay_tpm::attest::Quote;
 use assay_tpm::public::{KeyPublic, Public};
 use assay_tpm::seal::seal_grant;
 use assay_tpm::signature::{Signature, SignatureValue};
-use assay_wire::attestation::{AttestationAnswer, AttestationRequest, RevocationNotice, RevocationNotices};
+use assay_wire::attestation::{
+    AttestationAnswer, AttestationRequest, RevocationNotice, RevocationNotices, SealedSecret,
+};
 use assay_wire::evidence::{QUOTED_PCRS, RuntimeEvidence};
 use assay_wire::id::AdmissionId;
 use assay_wire::problem::Problem;
@@ -56,7 +58,8 @@ impl Verifier {
             "/notices?after=0" => ok(&RevocationNotices { latest: 4, notices: vec![notice("n7", 4)] }),
             "/secret" => {
                 let ak = Public::parse(&self.ak_public).unwrap();
-                ok(&seal_grant(&self.ek_public, ak.name().as_bytes(), self.admission, SECRET).unwrap())
+                let sealed = seal_grant(&self.ek_public, ak.name().as_bytes(), self.admission, SECRET).unwrap();
+                ok(&SealedSecret { shares: 1, sealed })
             }
             _ => ok(&RevocationNotices { latest: 4, notices: Vec::new() }),
         }

@@ -107,12 +107,8 @@ impl ServiceClient {
     pub fn over_unix(path: &Path) -> Result<Self, NewClientError> {
         #[expect(clippy::unwrap_used, reason = "a constant URL")]
         let base: Url = Url::parse("http://localhost/").unwrap();
-        // No TLS on this socket, but reqwest wants a configuration all the same: one that trusts nobody.
-        let nobody = rustls::ClientConfig::builder_with_provider(tls::provider())
-            .with_safe_default_protocol_versions()
-            .map_err(|source| TlsError::Configure { name: "client".to_owned(), source })?
-            .with_root_certificates(rustls::RootCertStore::empty())
-            .with_no_client_auth();
+        // No TLS on this socket, but reqwest wants a configuration all the same.
+        let nobody = tls::trusting_nobody()?;
         let builder = reqwest::Client::builder().tls_backend_preconfigured(nobody).unix_socket(path.to_owned());
         let http = bounded(builder).build().map_err(|source| NewClientError::Http { base: base.clone(), source })?;
         Ok(Self { base, http, token: None })
@@ -160,6 +156,14 @@ impl ServiceClient {
     /// See [`ClientError`].
     pub async fn post_streaming<B: Serialize + Sync>(&self, path: &str, body: &B) -> Result<Response, ClientError> {
         self.send(Method::POST, path, Some(body), None).await.map(|(response, _)| response)
+    }
+
+    /// `GET path`, and the response as it comes: for answers that are streams. Not bounded in time.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn get_streaming(&self, path: &str) -> Result<Response, ClientError> {
+        self.send(Method::GET, path, None::<&()>, None).await.map(|(response, _)| response)
     }
 
     async fn call<B: Serialize + Sync, T: DeserializeOwned>(

@@ -130,6 +130,18 @@ impl SiteIdentity {
     }
 }
 
+/// A TLS client configuration that trusts nobody: for clients that speak no TLS and must have one all the same.
+///
+/// # Errors
+/// The library has no protocol version to offer.
+pub fn trusting_nobody() -> Result<ClientConfig, TlsError> {
+    Ok(ClientConfig::builder_with_provider(provider())
+        .with_safe_default_protocol_versions()
+        .map_err(|source| TlsError::Configure { name: "client".to_owned(), source })?
+        .with_root_certificates(RootCertStore::empty())
+        .with_no_client_auth())
+}
+
 /// A client's configuration that trusts the CAs in `ca_pem` and nobody else.
 ///
 /// # Errors

@@ -95,5 +95,5 @@ fn cipher(key: &[u8; KEY_BYTES]) -> Result<LessSafeKey, SealError> {
 }
 
 const KEY_BYTES: usize = 32;
-/// A grant is a few hundred octets of JSON.
-const MAX_GRANT_BYTES: usize = 16 * 1024;
+/// A grant is a few hundred octets of JSON; a tenant's secret may be as long as this.
+const MAX_GRANT_BYTES: usize = 64 * 1024;

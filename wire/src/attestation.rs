@@ -5,6 +5,8 @@
 //! POST /agent/v1/attestations/{admission}/challenge       ()              -> AttestationRequest
 //! POST /agent/v1/attestations/{admission}                 RuntimeEvidence -> AttestationAnswer
 //! GET  /agent/v1/attestations/{admission}/notices?after=N long poll       -> RevocationNotices
+//! GET  /agent/v1/attestations/{admission}/secret          once attested   -> SealedSecret, or 404
+//! PUT  /v1/leases/{lease}/secret                          SecretRequest   -> ()   (the project's token)
 //! ```
 //!
 //! Through the gateway's relay, over TLS with the pinned key, with `Authorization: Bearer <proof>`: the proof of the
@@ -12,9 +14,11 @@
 //! agent whose nonce a verifier does not know (it restarted, or it is another one of the site's) is answered
 //! 409 `no-nonce` and asks for a challenge.
 
+use crate::agent::SealedGrant;
 use crate::encoding::base64_bytes;
 use crate::id::{AdmissionId, NodeId};
 use serde::{Deserialize, Serialize};
+use std::fmt;
 
 /// What the verifier wants next.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
@@ -78,4 +82,88 @@ pub struct RevocationNotices {
     pub latest: u64,
     /// The notices, oldest first.
     pub notices: Vec<RevocationNotice>,
+}
+
+/// A tenant's secret for the node of a lease, or this verifier's share of it: `PUT /v1/leases/{lease}/secret`. The secret
+/// is the exclusive-or of all its shares, so a verifier that has one of several has nothing.
+#[derive(Clone, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SecretRequest {
+    /// The share; the secret itself if there is one share.
+    #[serde(with = "base64_bytes")]
+    #[schema(value_type = String)]
+    pub share: Vec<u8>,
+    /// How many shares there are.
+    pub shares: u8,
+}
+
+impl fmt::Debug for SecretRequest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SecretRequest").field("share", &"<redacted>").field("shares", &self.shares).finish()
+    }
+}
+
+/// A [`SecretRequest`]'s share that only the admitted node's TPM can open.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SealedSecret {
+    /// How many shares there are: the secret is the exclusive-or of what that many verifiers release.
+    pub shares: u8,
+    /// The share.
+    pub sealed: SealedGrant,
+}
+
+/// Makes `masks.len() + 1` shares of `secret`: the masks, which must be random and as long as the secret, and one more.
+/// Any of them missing, the others say nothing of the secret. None if a mask has another length.
+#[must_use]
+pub fn split_secret(secret: &[u8], masks: Vec<Vec<u8>>) -> Option<Vec<Vec<u8>>> {
+    let mut shares = masks;
+    shares.push(secret.to_vec());
+    let last = join_shares(&shares)?;
+    shares.pop();
+    shares.push(last);
+    Some(shares)
+}
+
+/// The exclusive-or of `shares`: the secret, if they are all of it. None if there are none or their lengths differ.
+#[must_use]
+pub fn join_shares(shares: &[Vec<u8>]) -> Option<Vec<u8>> {
+    let (first, others) = shares.split_first()?;
+    let mut joined = first.clone();
+    for share in others {
+        if share.len() != joined.len() {
+            return None;
+        }
+        for (octet, other) in joined.iter_mut().zip(share) {
+            *octet ^= other;
+        }
+    }
+    Some(joined)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_secret_is_all_of_its_shares_and_nothing_less() {
+        let masks = vec![vec![0x5a; 9], vec![0xc3; 9]];
+        let shares = split_secret(b"a disk\0ke", masks).unwrap();
+        assert_eq!(shares.len(), 3);
+        assert_eq!(join_shares(&shares).unwrap(), b"a disk\0ke");
+        for missing in 0..3 {
+            let mut others = shares.clone();
+            others.remove(missing);
+            assert_ne!(join_shares(&others).unwrap(), b"a disk\0ke");
+        }
+        assert_eq!(split_secret(b"alone", Vec::new()).unwrap(), [b"alone".to_vec()]);
+        assert_eq!(split_secret(b"secret", vec![vec![0; 5]]), None);
+        assert_eq!(join_shares(&[]), None);
+    }
+
+    #[test]
+    fn a_share_is_not_printed() {
+        let request = SecretRequest { share: b"hidden".to_vec(), shares: 1 };
+        assert!(!format!("{request:?}").contains("104"));
+    }
 }

@@ -2,8 +2,7 @@
 
 use super::state::AttestationState;
 use crate::client::{CallError, Client};
-use assay_wire::agent::SealedGrant;
-use assay_wire::attestation::{AttestationAnswer, AttestationRequest, RevocationNotices};
+use assay_wire::attestation::{AttestationAnswer, AttestationRequest, RevocationNotices, SealedSecret};
 use assay_wire::evidence::RuntimeEvidence;
 use assay_wire::id::AdmissionId;
 use std::net::SocketAddr;
@@ -54,7 +53,7 @@ impl AttestationClient {
     ///
     /// # Errors
     /// See [`CallError`].
-    pub async fn secret(&self) -> Result<Option<SealedGrant>, CallError> {
+    pub async fn secret(&self) -> Result<Option<SealedSecret>, CallError> {
         match self.client.get(&format!("{}/secret", self.path())).await {
             Ok(sealed) => Ok(Some(sealed)),
             Err(error) if error.status() == Some(404) => Ok(None),
