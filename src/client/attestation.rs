@@ -1,4 +1,4 @@
-//! `assay attestation`: which nodes go on proving what runs on them.
+//! `assay attestation`.
 
 use super::output::{self, Row};
 use super::{BoxError, Options, Site};
@@ -8,9 +8,9 @@ use clap::Subcommand;
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum AttestationCommand {
-    /// The latest attestation of every node: since when, how often renewed, until when it stands
+    /// The latest attestation of every node: when evidence came last, when it is due, and until when the admission stands
     List(Options),
-    /// The attestations of one node, newest first, with why each ended
+    /// The attestations of one node, newest first, with what its last evidence showed and why each ended
     Show {
         /// The node
         node: NodeId,
@@ -20,26 +20,40 @@ pub(crate) enum AttestationCommand {
 }
 
 impl Row for AttestationRecord {
-    const HEAD: &'static [&'static str] = &["NODE", "STATE", "RENEWED", "LAST SEEN", "UNTIL", "REASONS"];
+    const HEAD: &'static [&'static str] =
+        &["NODE", "STATE", "LAST SEEN", "NEXT EXPECTED", "EXPIRES", "PUSHES", "IMA ENTRIES", "REMARKS"];
     fn cells(&self) -> Vec<String> {
-        let state = match self.state {
-            AttestationState::Standing if self.silent_at_ms.is_some() => "silent",
-            AttestationState::Standing => "standing",
-            AttestationState::Ending => "ending",
-            AttestationState::Ended => "ended",
+        let state = match (self.state, self.silent_at_ms) {
+            (AttestationState::Standing, None) => "standing",
+            (AttestationState::Standing, Some(_)) => "silent",
+            (AttestationState::Ending, _) => "ending",
+            (AttestationState::Ended, _) => "ended",
         };
-        let last_seen = self.last_seen_at_ms.map_or_else(|| "never".to_owned(), output::time);
-        let until = output::time(self.ended_at_ms.unwrap_or(self.expires_at_ms));
-        let reasons = if self.reasons.is_empty() { &self.warnings } else { &self.reasons };
-        vec![self.node.to_string(), state.to_owned(), self.pushes.to_string(), last_seen, until, reasons.join("\n")]
+        let moment = |ms: Option<i64>| ms.map_or_else(|| "-".to_owned(), output::time);
+        let remarks: Vec<&str> = self.reasons.iter().chain(&self.warnings).map(String::as_str).collect();
+        vec![
+            self.node.to_string(),
+            state.to_owned(),
+            moment(self.last_seen_at_ms),
+            moment(self.next_expected_at_ms),
+            output::time(self.expires_at_ms),
+            self.pushes.to_string(),
+            self.ima_entries.to_string(),
+            remarks.join("\n"),
+        ]
     }
 }
 
 pub(crate) async fn run(command: AttestationCommand) -> Result<(), BoxError> {
-    let (path, options) = match command {
-        AttestationCommand::List(options) => ("/v1/attestations".to_owned(), options),
-        AttestationCommand::Show { node, options } => (format!("/v1/attestations/{node}"), options),
-    };
-    let attestations: Vec<AttestationRecord> = Site::open(&options)?.verifier.get(&path).await?;
-    output::list(options.output, &attestations)
+    match command {
+        AttestationCommand::List(options) => {
+            let records: Vec<AttestationRecord> = Site::open(&options)?.verifier.get("/v1/attestations").await?;
+            output::list(options.output, &records)
+        }
+        AttestationCommand::Show { node, options } => {
+            let path = format!("/v1/attestations/{node}");
+            let records: Vec<AttestationRecord> = Site::open(&options)?.verifier.get(&path).await?;
+            output::list(options.output, &records)
+        }
+    }
 }

@@ -1,12 +1,14 @@
 //! The client: one module an object, all of them thin over the services' APIs.
 
 mod attestation;
+mod event;
 mod eventlog;
 mod image;
 mod lease;
 mod node;
 mod output;
 mod project;
+mod secret;
 pub(crate) mod site;
 mod verdict;
 
@@ -84,9 +86,14 @@ pub(crate) enum Command {
     /// Admissions: which node may be on its tenant's network, until when
     #[command(subcommand)]
     Admission(lease::AdmissionCommand),
-    /// Attestations: which released nodes go on proving what runs on them
+    /// Attestations: which admitted nodes go on proving themselves, and until when
     #[command(subcommand)]
     Attestation(attestation::AttestationCommand),
+    /// Events: what happened, as a list or as it happens
+    Events(event::EventArguments),
+    /// Secrets: what a project gives to the node of a lease once it is attested
+    #[command(subcommand)]
+    Secret(secret::SecretCommand),
     /// Verdicts: what the verifier thinks of each node, and why
     #[command(subcommand)]
     Verdict(verdict::VerdictCommand),
@@ -129,6 +136,8 @@ pub(crate) async fn run(command: Command) -> Result<(), BoxError> {
         Command::Lease(command) => lease::run_lease(command).await,
         Command::Admission(command) => lease::run_admission(command).await,
         Command::Attestation(command) => attestation::run(command).await,
+        Command::Events(arguments) => event::run(arguments).await,
+        Command::Secret(command) => secret::run(command).await,
         Command::Verdict(command) => verdict::run_verdict(command).await,
         Command::Policy(command) => verdict::run_policy(command).await,
         Command::Eventlog(command) => eventlog::run(command),

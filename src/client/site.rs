@@ -38,12 +38,20 @@ pub(crate) struct Site {
 impl Site {
     /// Reads the site's folder. `ASSAY_TOKEN`, if set, is used in place of the token file.
     pub(crate) fn open(options: &Options) -> Result<Self, BoxError> {
-        let folder = &options.site;
+        Self::with_token(&options.site, std::env::var("ASSAY_TOKEN").ok())
+    }
+
+    /// Reads the folder of another site, with the token that is in it.
+    pub(crate) fn in_folder(folder: &Path) -> Result<Self, BoxError> {
+        Self::with_token(folder, None)
+    }
+
+    fn with_token(folder: &Path, token: Option<String>) -> Result<Self, BoxError> {
         let file: ClientFile = config::read(&folder.join(CLIENT_FILE))?;
         let ca = read(&folder.join(&file.ca))?;
-        let token = match std::env::var("ASSAY_TOKEN") {
-            Ok(token) => token,
-            Err(_unset) => read(&folder.join(&file.token))?,
+        let token = match token {
+            Some(token) => token,
+            None => read(&folder.join(&file.token))?,
         };
         let client = |base: Url| ServiceClient::new(base, &ca, Token::from_text(&token));
         Ok(Self {

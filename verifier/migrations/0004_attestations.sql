@@ -74,6 +74,7 @@ CREATE TABLE tenant_secrets (
     lease TEXT NOT NULL,
     project TEXT NOT NULL,
     sealed TEXT NOT NULL,
+    shares BIGINT NOT NULL,
     set_by TEXT NOT NULL,
     set_at_ms BIGINT NOT NULL,
     PRIMARY KEY (lease, project)

@@ -3,7 +3,10 @@
 use crate::attestation::AttestationTimes;
 use crate::release::journal::ReleaseTimeouts;
 use crate::store::StoreLimits;
+use crate::store::events::EventKind;
+use crate::webhook::WebhookConfig;
 use serde::Deserialize;
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -47,6 +50,8 @@ pub struct Config {
     pub continuous: bool,
     /// How often they do, and how long that is good for.
     pub attestation: AttestationTimes,
+    /// Who is told of every event.
+    pub webhooks: Vec<WebhookConfig>,
 }
 
 /// How to reach another service of the site.
@@ -111,12 +116,43 @@ struct File {
     attestation_interval_seconds: u32,
     #[serde(default = "minute_and_a_half")]
     attestation_silence_seconds: u32,
+    #[serde(default)]
+    webhook: Vec<WebhookTable>,
     #[serde(default = "two_minutes")]
     agent_ready_timeout_seconds: u32,
     #[serde(default = "two_minutes")]
     grant_timeout_seconds: u32,
     #[serde(default = "three_minutes")]
     handover_timeout_seconds: u32,
+}
+
+/// `[[verifier.webhook]]`.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct WebhookTable {
+    url: Url,
+    secret_file: PathBuf,
+    ca_file: Option<PathBuf>,
+    #[serde(default)]
+    events: BTreeSet<EventKind>,
+}
+
+impl WebhookTable {
+    fn checked(self) -> Result<WebhookConfig, InvalidConfig> {
+        let loopback = match self.url.host() {
+            Some(url::Host::Ipv4(address)) => address.is_loopback(),
+            Some(url::Host::Ipv6(address)) => address.is_loopback(),
+            Some(url::Host::Domain(name)) => name == "localhost",
+            None => false,
+        };
+        match self.url.scheme() {
+            "https" => {}
+            "http" if loopback => {}
+            _ => return Err(invalid("webhook.url", "must be https://, or http:// to this machine itself")),
+        }
+        let ca_file = self.ca_file.unwrap_or_else(|| PathBuf::from(SYSTEM_CAS));
+        Ok(WebhookConfig { url: self.url, secret_file: self.secret_file, ca_file, events: self.events })
+    }
 }
 
 /// Whether tenants' systems have the agent.
@@ -174,6 +210,7 @@ impl TryFrom<File> for Config {
             imaging: https("imaging.url", file.imaging)?,
             result_lifetime: Duration::from_secs(lifetime_seconds.into()),
             continuous: file.continuous == Continuous::On,
+            webhooks: file.webhook.into_iter().map(WebhookTable::checked).collect::<Result<_, _>>()?,
             attestation,
             state_dir: file.state_dir,
             database,
@@ -248,6 +285,9 @@ fn minute_and_a_half() -> u32 {
     90
 }
 
+/// Debian's bundle of public CAs.
+const SYSTEM_CAS: &str = "/etc/ssl/certs/ca-certificates.crt";
+
 const MOST_LIFETIME_SECONDS: u32 = 7 * 24 * 60 * 60;
 
 #[cfg(test)]
@@ -283,6 +323,8 @@ mod tests {
             ("result_lifetime_seconds = 99999999", "result_lifetime_seconds"),
             ("attestation_silence_seconds = 30", "attestation_silence_seconds"),
             ("continuous = \"perhaps\"", "continuous"),
+            ("webhook = [{ url = \"http://192.0.2.1/x\", secret_file = \"s\" }]", "webhook.url"),
+            ("webhook = [{ url = \"https://x/\", secret_file = \"s\", events = [\"nonsense\"] }]", "nonsense"),
             ("database = \"mysql://x\"", "database"),
             ("agent_url = \"http://10.99.0.1\"", "agent_url"),
             ("agent_url = \"nonsense\"", "agent_url"),

@@ -25,11 +25,13 @@ pub mod policy;
 pub mod quote;
 pub mod release;
 mod run;
+pub mod secret;
 pub mod server;
 pub mod session;
 pub mod signer;
 pub mod store;
 pub mod verdict;
+pub mod webhook;
 
 pub use config::Config;
 pub use openapi::openapi;

@@ -1,6 +1,6 @@
 //! The OpenAPI document of both APIs, from the code.
 
-use crate::server::{agent, attest, attestations, enrol, operator, policies, verdicts};
+use crate::server::{agent, attest, attestations, enrol, events, operator, policies, secrets, verdicts};
 use utoipa::OpenApi;
 
 /// The document.
@@ -26,6 +26,11 @@ pub fn openapi() -> utoipa::openapi::OpenApi {
         attest::challenge,
         attest::push,
         attest::notices,
+        secrets::secret,
+        secrets::put_secret,
+        secrets::delete_secret,
+        events::events,
+        events::event_stream,
         attestations::attestations,
         attestations::attestations_of,
         operator::key,

@@ -6,10 +6,12 @@ use crate::identity::{EkCas, IdentityError};
 use crate::release::Releases;
 use crate::release::peers::Peers;
 use crate::release::reports::Reports;
+use crate::secret::{SecretKey, SecretKeyError};
 use crate::server::{Slots, Verifier, agent, operator};
 use crate::signer::{Signer, SignerError};
 use crate::store::verifiers::SharedKeys;
 use crate::store::{DbError, VerifierStore};
+use crate::webhook::{Webhook, WebhookError};
 use assay_service::auth::Token;
 use assay_service::client::{NewClientError, ServiceClient};
 use assay_service::http::{HttpError, Listener, ServiceContext, bind, serve};
@@ -40,6 +42,12 @@ pub enum RunError {
     /// The key that signs results.
     #[error("preparing to sign attestation results")]
     Signer(#[source] SignerError),
+    /// The key of tenants' secrets.
+    #[error("preparing to keep tenants' secrets")]
+    Secrets(#[source] SecretKeyError),
+    /// A receiver of events.
+    #[error("preparing to deliver events")]
+    Webhook(#[source] WebhookError),
     /// The key that agents pin.
     #[error("preparing the agents' listener")]
     Tls(#[source] TlsError),
@@ -131,7 +139,7 @@ pub async fn run_on(config: Config, sockets: Sockets, context: ServiceContext) -
     let verifier = assemble(&config, &context, agent_context.identity.key_sha256()).await?;
     let resumed = verifier.releases.resume().await.map_err(RunError::Journal)?;
     verifier.releases.start_reports(verifier.reports.clone());
-    verifier.releases.start_following();
+    verifier.releases.start_following(verifier.attestations.endings.clone());
     verifier.releases.start_membership();
     tracing::info!(
         event = "verifier.ready",
@@ -219,11 +227,16 @@ async fn assemble(config: &Config, context: &ServiceContext, agent_key: &str) ->
         context.shutdown.clone(),
     );
     let clock = &context.clock;
+    for webhook in &config.webhooks {
+        let webhook = Webhook::open(webhook).map_err(RunError::Webhook)?;
+        webhook.start(store.clone(), Arc::clone(clock), context.shutdown.clone(), releases.tasks());
+    }
     let attestations =
         Attestations::start(&store, &peers, clock, config.attestation, &context.shutdown, releases.tasks());
     Ok(Arc::new(Verifier {
         store,
         attestations,
+        secrets: SecretKey::load_or_create(&config.state_dir).map_err(RunError::Secrets)?,
         continuous: config.continuous,
         releases,
         reports: Reports::default(),

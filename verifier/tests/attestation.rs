@@ -7,15 +7,16 @@ mod site;
 mod support;
 
 use assay_service::auth::Role;
-use assay_service::client::{ClientError, ServiceClient};
 use assay_service::clock::{Clock, SystemClock};
 use assay_service::error::ApiError;
 use assay_tpm::testing::{KeyKind, sha256};
 use assay_verifier::api::{AttestationRecord, AttestationState, PolicyRecord, PolicyRequest};
-use assay_wire::attestation::{AttestationAnswer, AttestationRequest, RevocationNotices};
+use assay_verifier::ima::writer::ListWriter;
+use assay_wire::attestation::{AttestationAnswer, RevocationNotices};
+use assay_wire::evidence::ImaList;
 use assay_wire::id::AdmissionId;
 use serde_json::{Value, json};
-use site::{Agent, AgentSession, Site, admitted, refusal};
+use site::{Agent, AgentSession, Pusher, Site, admitted, refusal, released, renewed, revoked};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::{Duration, Instant};
@@ -35,57 +36,6 @@ impl Clock for ShiftedClock {
     fn now_ms(&self) -> i64 {
         SystemClock.now_ms() + self.0.load(Ordering::SeqCst)
     }
-}
-
-/// An agent in the tenant's system.
-struct Pusher {
-    client: ServiceClient,
-    path: String,
-}
-
-impl Pusher {
-    fn new(site: &Site, session: &AgentSession, admission: AdmissionId) -> Self {
-        let path = format!("/agent/v1/attestations/{admission}");
-        Self { client: site.relay_client(&session.proof), path }
-    }
-
-    async fn challenge(&self) -> Result<AttestationRequest, ClientError> {
-        self.client.post(&format!("{}/challenge", self.path), &()).await
-    }
-
-    async fn push(&self, agent: &Agent, nonce: &[u8]) -> Result<AttestationAnswer, ClientError> {
-        self.client.post(&self.path, &agent.runtime_evidence(nonce)).await
-    }
-
-    /// Challenge and push in one; gives what is wanted next.
-    async fn renewed(&self, agent: &Agent) -> (i64, AttestationRequest) {
-        let wanted = self.challenge().await.unwrap();
-        renewed(self.push(agent, &wanted.nonce).await)
-    }
-}
-
-fn renewed(answer: Result<AttestationAnswer, ClientError>) -> (i64, AttestationRequest) {
-    match answer.unwrap() {
-        AttestationAnswer::Renewed { expires_at_ms, next } => (expires_at_ms, next),
-        AttestationAnswer::Revoked { reasons } => panic!("revoked: {reasons:?}"),
-    }
-}
-
-fn revoked(answer: Result<AttestationAnswer, ClientError>) -> Vec<String> {
-    match answer.unwrap() {
-        AttestationAnswer::Revoked { reasons } => reasons,
-        AttestationAnswer::Renewed { .. } => panic!("bad evidence was accepted"),
-    }
-}
-
-/// A released node, and its agent in the tenant's system.
-async fn released(more: &str) -> (Site, Agent, AgentSession, AdmissionId) {
-    let mut agent = Agent::manufacture("n1");
-    let site = Site::start_with(&agent.ek_cas, more, Arc::new(SystemClock)).await;
-    site.lease("n1");
-    agent.boot(&boot_log(), &site.keys);
-    let (session, admission) = admitted(&site, &agent).await;
-    (site, agent, session, admission)
 }
 
 async fn record(site: &Site) -> AttestationRecord {
@@ -341,5 +291,48 @@ async fn results_expire_by_the_clock_alone() {
     clock.advance_ms(90_000);
     assert_eq!(refusal(pusher.challenge().await).1, "admission-ended");
     site.peers.called("revoke", &admission.to_string()).await;
+    site.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_tenants_kernel_measures_is_explained_by_its_list_or_ends_the_admission() {
+    let (site, agent, session, admission) = released("").await;
+    let pusher = Pusher::new(&site, &session, admission);
+    let pcrs = agent.tpm.pcrs();
+    let list = ListWriter::after(pcrs[10]).boot_aggregate(&pcrs).file("/usr/bin/true", &sha256(b"true"));
+    for digest in list.extended() {
+        agent.tpm.extend(10, digest);
+    }
+    let whole = ImaList { first_entry: 0, entries: list.bytes().to_vec() };
+    let wanted = pusher.challenge().await.unwrap();
+    let evidence = agent.runtime_evidence_with(&wanted.nonce, Some(whole));
+    let (_, next) = renewed(pusher.client.post(&pusher.path, &evidence).await);
+    // Only what is new travels from here on.
+    assert_eq!((next.ima_first_entry, record(&site).await.ima_entries), (2, 2));
+    let nothing_new = Some(ImaList { first_entry: 2, entries: Vec::new() });
+    let evidence = agent.runtime_evidence_with(&next.nonce, nothing_new.clone());
+    let (_, next) = renewed(pusher.client.post(&pusher.path, &evidence).await);
+    // Something runs that the list does not show.
+    agent.tpm.extend(10, &sha256(b"implant"));
+    let evidence = agent.runtime_evidence_with(&next.nonce, nothing_new);
+    let reasons = revoked(pusher.client.post(&pusher.path, &evidence).await);
+    assert!(reasons.iter().any(|reason| reason.contains("PCR 10")), "{reasons:?}");
+    site.peers.called("revoke", &admission.to_string()).await;
+    site.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_isolation_ends_ends_here_at_once() {
+    let (site, agent, session, admission) = released("").await;
+    let pusher = Pusher::new(&site, &session, admission);
+    let (_, next) = pusher.renewed(&agent).await;
+    let ended = Instant::now();
+    site.peers.end(admission, "the machine was reset by its BMC");
+    let unexport = site.peers.called("unexport", &admission.to_string()).await;
+    let after = unexport.at.saturating_duration_since(ended);
+    println!("isolation ends an admission to its export closed: {after:?}");
+    assert!(after < Duration::from_secs(1), "took {after:?}");
+    let reasons = revoked(pusher.push(&agent, &next.nonce).await);
+    assert!(reasons[0].contains("reset by its BMC"), "{reasons:?}");
     site.stop().await;
 }

@@ -188,3 +188,6 @@ pub fn ending(attested: &Attested, kind: crate::store::events::EventKind, reason
 /// Admissions in memory: about 4 KiB each.
 const MOST_REGISTERED: usize = 32_768;
 const POLICY_READ_MS: i64 = 1_000;
+
+#[cfg(test)]
+mod tests;

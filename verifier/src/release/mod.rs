@@ -273,9 +273,14 @@ impl Releases {
         self.shared.tasks.spawn(reports.run(Arc::clone(&self.shared)));
     }
 
-    /// Closes the exports of admissions that isolation ends, from now on.
-    pub fn start_following(&self) {
-        self.shared.tasks.spawn(follow::run(Arc::clone(&self.shared)));
+    /// Acts upon what isolation ends, from now on.
+    pub fn start_following(&self, endings: crate::attestation::endings::Endings) {
+        self.shared.tasks.spawn(follow::run(Arc::clone(&self.shared), endings));
+    }
+
+    /// Cancelled when the process shall end.
+    pub(crate) fn shutdown(&self) -> &CancellationToken {
+        &self.shared.shutdown
     }
 
     /// The tasks that [`Releases::stopped`] waits for.

@@ -142,12 +142,14 @@ impl Peers {
         self.imaging.post("/v1/export-renewals", request).await.map_err(imaging_failed)
     }
 
-    /// The admissions that stand at isolation, and those that ended lately.
+    /// The admissions that stand at isolation, and those that ended lately: at once, or when something has begun or
+    /// ended after the revision `after`.
     ///
     /// # Errors
     /// isolation does not answer.
-    pub async fn admissions(&self) -> Result<Admissions, ClientError> {
-        self.isolation.get("/v1/admissions").await
+    pub async fn admissions(&self, after: Option<u64>) -> Result<Admissions, ClientError> {
+        let path = after.map_or("/v1/admissions".to_owned(), |after| format!("/v1/admissions?after={after}"));
+        self.isolation.get(&path).await
     }
 
     /// Ends the admission, if there is one: the port goes to quarantine.

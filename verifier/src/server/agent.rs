@@ -5,6 +5,7 @@ use super::attest::{challenge, notices, push};
 use super::enrol::{activate, enrol, milliseconds, no_session, session_refused};
 use super::extract::{BearerProof, Named, Text, parse_json};
 use super::leaving::LeavingAnswer;
+use super::secrets::secret;
 use super::{Verifier, computed, db_failed};
 use crate::evidence::MAX_EVIDENCE_BYTES;
 use crate::policy::Policy;
@@ -45,6 +46,7 @@ pub fn router(verifier: Arc<Verifier>) -> Router {
         .route("/agent/v1/attestations/{admission}/challenge", post(challenge))
         .route("/agent/v1/attestations/{admission}", post(push))
         .route("/agent/v1/attestations/{admission}/notices", get(notices))
+        .route("/agent/v1/attestations/{admission}/secret", get(secret))
         .with_state(verifier)
 }
 

@@ -44,11 +44,7 @@ pub(crate) async fn challenge(
     BearerProof(proof): BearerProof,
 ) -> Result<Json<AttestationRequest>, ApiError> {
     let now_ms = verifier.clock.now_ms();
-    let known = read_again(&verifier, admission, &proof, now_ms).await?;
-    if let Some(reasons) = over(&known, now_ms) {
-        return Err(ApiError::forbidden("admission-ended", reasons.join("; "))
-            .with_hint("the node boots through the airlock again to be admitted"));
-    }
+    let known = attested_node(&verifier, admission, &proof).await?;
     ask(&verifier, &known.attested, &known.progress, now_ms, 0).map(Json).ok_or_else(no_nonce)
 }
 
@@ -140,6 +136,21 @@ pub(crate) struct NoticeQuery {
     /// How long to wait for one; 25 at most, and by default.
     #[serde(default)]
     wait_seconds: Option<u64>,
+}
+
+/// A node whose admission stands, read from the record; for whoever gives it something.
+pub(super) async fn attested_node(
+    verifier: &Verifier,
+    admission: AdmissionId,
+    proof: &Proof,
+) -> Result<Known, ApiError> {
+    let now_ms = verifier.clock.now_ms();
+    let known = read_again(verifier, admission, proof, now_ms).await?;
+    match over(&known, now_ms) {
+        None => Ok(known),
+        Some(reasons) => Err(ApiError::forbidden("admission-ended", reasons.join("; "))
+            .with_hint("the node boots through the airlock again to be admitted")),
+    }
 }
 
 /// What is on record, whatever this process remembers; the agent's token is checked against it.

@@ -5,10 +5,12 @@ pub mod agent;
 pub mod attest;
 pub(crate) mod attestations;
 pub(crate) mod enrol;
+pub(crate) mod events;
 mod extract;
 mod leaving;
 pub mod operator;
 pub mod policies;
+pub(crate) mod secrets;
 pub mod verdicts;
 
 use crate::attestation::Attestations;
@@ -17,6 +19,7 @@ use crate::identity::EkCas;
 use crate::release::Releases;
 use crate::release::peers::Peers;
 use crate::release::reports::Reports;
+use crate::secret::SecretKey;
 use crate::signer::Signer;
 use crate::store::{DbError, VerifierStore};
 use assay_service::clock::Clock;
@@ -43,6 +46,8 @@ pub struct Verifier {
     pub signer: Signer,
     /// Continuous attestation.
     pub attestations: Attestations,
+    /// Encrypts tenants' secrets at rest.
+    pub secrets: SecretKey,
     /// Whether nodes that are released go on attesting.
     pub continuous: bool,
     /// The time.

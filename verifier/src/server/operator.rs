@@ -2,7 +2,7 @@
 //! answer the rest.
 
 use super::extract::Named;
-use super::{Verifier, attestations, db_failed, policies, verdicts};
+use super::{Verifier, attestations, db_failed, events, policies, secrets, verdicts};
 use crate::release::journal::ReleaseStep;
 use crate::store::identities::{Identity, Incident};
 use crate::store::releases::Release;
@@ -10,7 +10,7 @@ use assay_service::auth::{Caller, Role};
 use assay_service::error::ApiError;
 use assay_wire::id::{AdmissionId, BootId, LeaseId, NodeId, ProjectId};
 use axum::extract::State;
-use axum::routing::{get, post};
+use axum::routing::{get, post, put};
 use axum::{Json, Router};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
@@ -26,6 +26,9 @@ pub fn router(verifier: Arc<Verifier>) -> Router {
         .route("/v1/evidence/{id}", get(verdicts::archived))
         .route("/v1/attestations", get(attestations::attestations))
         .route("/v1/attestations/{node}", get(attestations::attestations_of))
+        .route("/v1/events", get(events::events))
+        .route("/v1/events/stream", get(events::event_stream))
+        .route("/v1/leases/{lease}/secret", put(secrets::put_secret).delete(secrets::delete_secret))
         .route("/v1/releases", get(releases))
         .route("/v1/identities", get(identities))
         .route("/v1/identities/{node}", get(identity).delete(clear_identity))

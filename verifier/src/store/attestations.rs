@@ -286,11 +286,11 @@ impl VerifierStore {
         rows.into_iter().map(|row| row.ending(EventKind::AdmissionEnded)).collect()
     }
 
-    /// Those of `admissions` that stand here.
+    /// The admissions that stand: handed over, and not ended.
     ///
     /// # Errors
     /// The database failed.
-    pub async fn standing_of_all(&self) -> Result<Vec<Ending>, DbError> {
+    pub async fn standing_attestations(&self) -> Result<Vec<Ending>, DbError> {
         let rows: Vec<EndingRow> = sqlx::query_as(select_endings!(
             "JOIN releases r ON r.admission = a.admission WHERE a.state = 'standing' AND r.step = 'handed-over'"
         ))
@@ -298,6 +298,22 @@ impl VerifierStore {
         .await
         .map_err(query_failed("reading the admissions that stand"))?;
         rows.into_iter().map(|row| row.ending(EventKind::AdmissionEnded)).collect()
+    }
+
+    /// One admission, if it stands.
+    ///
+    /// # Errors
+    /// The database failed.
+    pub async fn standing_attestation(&self, admission: AdmissionId) -> Result<Option<Ending>, DbError> {
+        let row: Option<EndingRow> = sqlx::query_as(select_endings!(
+            "JOIN releases r ON r.admission = a.admission WHERE a.state = 'standing' AND r.step = 'handed-over' \
+             AND a.admission = $1"
+        ))
+        .bind(admission.to_string())
+        .fetch_optional(self.pool())
+        .await
+        .map_err(query_failed("reading whether an admission stands"))?;
+        row.map(|row| row.ending(EventKind::AdmissionEnded)).transpose()
     }
 
     /// Closes what never became an admission, and forgets what ended long ago.

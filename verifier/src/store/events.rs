@@ -193,6 +193,66 @@ impl VerifierStore {
         rows.into_iter().map(Event::try_from).collect()
     }
 
+    /// The latest events, oldest first; of one project, or of all.
+    ///
+    /// # Errors
+    /// The database failed.
+    pub async fn latest_events(&self, of: Option<&ProjectId>, most: u32) -> Result<Vec<Event>, DbError> {
+        let query = match of {
+            None => sqlx::query_as("SELECT id, at_ms, kind, project, node, admission, detail FROM events ORDER BY id DESC LIMIT $1")
+                .bind(i64::from(most)),
+            Some(project) => sqlx::query_as("SELECT id, at_ms, kind, project, node, admission, detail FROM events WHERE project = $2 ORDER BY id DESC LIMIT $1")
+                .bind(i64::from(most))
+                .bind(project.as_str()),
+        };
+        let rows: Vec<EventRow> = query.fetch_all(self.pool()).await.map_err(query_failed("reading the events"))?;
+        rows.into_iter().rev().map(Event::try_from).collect()
+    }
+
+    /// Claims the delivery to a webhook for this verifier, and gives the last event that was delivered: a new receiver
+    /// begins with what is to come. None if another verifier delivers.
+    ///
+    /// # Errors
+    /// The database failed.
+    pub async fn claim_webhook(&self, url: &str, now_ms: i64, until_ms: i64) -> Result<Option<u64>, DbError> {
+        let failed = || query_failed("claiming a webhook");
+        sqlx::query(
+            "INSERT INTO webhooks (url, delivered, owner, claimed_until_ms) \
+             VALUES ($1, COALESCE((SELECT MAX(id) FROM events), 0), '', 0) ON CONFLICT (url) DO NOTHING",
+        )
+        .bind(url)
+        .execute(self.pool())
+        .await
+        .map_err(failed())?;
+        let row: Option<(i64,)> = sqlx::query_as(
+            "UPDATE webhooks SET owner = $1, claimed_until_ms = $2 \
+             WHERE url = $3 AND (owner = $1 OR claimed_until_ms < $4) RETURNING delivered",
+        )
+        .bind(self.run.to_string())
+        .bind(until_ms)
+        .bind(url)
+        .bind(now_ms)
+        .fetch_optional(self.pool())
+        .await
+        .map_err(failed())?;
+        Ok(row.map(|(delivered,)| number(delivered)))
+    }
+
+    /// Records that a webhook's receiver has answered for an event.
+    ///
+    /// # Errors
+    /// The database failed: the event is delivered once more.
+    pub async fn webhook_delivered(&self, url: &str, event: u64) -> Result<(), DbError> {
+        sqlx::query("UPDATE webhooks SET delivered = $1 WHERE url = $2 AND owner = $3 AND delivered < $1")
+            .bind(i64::try_from(event).unwrap_or(i64::MAX))
+            .bind(url)
+            .bind(self.run.to_string())
+            .execute(self.pool())
+            .await
+            .map_err(query_failed("recording a delivery"))?;
+        Ok(())
+    }
+
     /// A project's notices after `after`, oldest first.
     ///
     /// # Errors

@@ -3,10 +3,12 @@
 //! The first agent of a node that proves possession of its EK binds the node to it; from then on one EK is one node and
 //! one node is one EK until an operator clears it (CVE-2025-13609 is what happens otherwise).
 
+use super::events::{EventKind, NewEvent};
 use super::{DbError, VerifierStore, from_json, parsed, query_failed};
 use crate::quote::ClockInfo;
 use assay_wire::id::NodeId;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 
 /// A node's identity on record.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
@@ -143,7 +145,18 @@ impl VerifierStore {
             .execute(&mut *tx)
             .await
             .map_err(failed())?;
-        tx.commit().await.map_err(failed())
+        let event = NewEvent {
+            kind: EventKind::IdentityIncident,
+            at_ms: incident.at_ms,
+            project: None,
+            node: Some(&incident.node),
+            admission: None,
+            detail: BTreeMap::from([("kind", incident.kind.clone()), ("detail", incident.detail.clone())]),
+        };
+        let told = super::events::insert(&mut tx, &event).await.map_err(failed())?;
+        tx.commit().await.map_err(failed())?;
+        self.told([told]);
+        Ok(())
     }
 
     /// The latest incidents, newest first.

@@ -10,6 +10,7 @@ pub mod events;
 pub mod identities;
 pub mod policies;
 pub mod releases;
+pub mod secrets;
 pub mod sessions;
 pub mod verifiers;
 

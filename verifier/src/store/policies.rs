@@ -1,7 +1,9 @@
 //! Appraisal policies: every version that was ever approved, and which one judges now.
 
+use super::events::{EventKind, NewEvent};
 use super::{DbError, VerifierStore, query_failed};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 
 /// A policy on record.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
@@ -51,7 +53,22 @@ impl VerifierStore {
         .execute(&mut *tx)
         .await
         .map_err(failed())?;
-        tx.commit().await.map_err(failed())
+        let event = NewEvent {
+            kind: EventKind::PolicyActivated,
+            at_ms: policy.added_at_ms,
+            project: None,
+            node: None,
+            admission: None,
+            detail: BTreeMap::from([
+                ("name", policy.name.clone()),
+                ("digest", policy.digest.clone()),
+                ("by", policy.added_by.clone()),
+            ]),
+        };
+        let told = super::events::insert(&mut tx, &event).await.map_err(failed())?;
+        tx.commit().await.map_err(failed())?;
+        self.told([told]);
+        Ok(())
     }
 
     /// The policy that judges now.

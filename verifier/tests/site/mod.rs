@@ -22,15 +22,18 @@ use assay_wire::agent::{
     ActivateRequest, AgentSettings, EnrolChallenge, EnrolRequest, EvidenceRequest, ReleaseStatus, SealedGrant,
     TenantAddress, Verdict,
 };
-use assay_wire::evidence::{AGENT_PCR, AgentMeasurement, Evidence, MeasurementKind, QUOTED_PCRS, RuntimeEvidence};
+use assay_wire::attestation::{AttestationAnswer, AttestationRequest};
+use assay_wire::evidence::{
+    AGENT_PCR, AgentMeasurement, Evidence, ImaList, MeasurementKind, QUOTED_PCRS, RuntimeEvidence,
+};
 use assay_wire::id::{AdmissionId, BootId, LeaseId, NodeId, SessionId};
 use assay_wire::imaging::{ExportAnswer, ExportRequest};
 use assay_wire::isolation::{
-    Admission, AdmissionRequest, AirlockContext, RejectRequest, Renewal, RenewalAnswer, RenewalOutcome, RenewalRequest,
-    RevokeRequest,
+    Admission, AdmissionRequest, Admissions, AirlockContext, RejectRequest, Renewal, RenewalAnswer, RenewalOutcome,
+    RenewalRequest, RevokeRequest,
 };
 use assay_wire::result::{Claims, SignedResult, VerifierKey};
-use axum::extract::{Path, State};
+use axum::extract::{Path, Query, State};
 use axum::routing::{delete, get, post};
 use axum::{Json, Router};
 use base64::Engine as _;
@@ -67,6 +70,7 @@ pub(crate) struct ScriptedPeers {
     trusted: Mutex<Option<VerifierKey>>,
     calls: watch::Sender<Vec<PeerCall>>,
     refusing: Mutex<Option<ApiError>>,
+    admissions: watch::Sender<Admissions>,
     clock: Arc<dyn Clock>,
 }
 
@@ -102,6 +106,7 @@ impl Site {
             trusted: Mutex::default(),
             calls: watch::Sender::new(Vec::new()),
             refusing: Mutex::default(),
+            admissions: watch::Sender::new(Admissions { revision: 0, admissions: Vec::new() }),
             clock,
         });
         let peers_url = serve_peers(Arc::clone(&peers), context.clone()).await;
@@ -213,6 +218,15 @@ impl ScriptedPeers {
         Ok(RenewalAnswer { outcomes: request.renewals.into_iter().map(outcome).collect() })
     }
 
+    /// isolation ends an admission by itself.
+    pub(crate) fn end(&self, id: AdmissionId, why: &str) {
+        self.admissions.send_modify(|known| {
+            known.revision += 1;
+            let admission = known.admissions.iter_mut().find(|admission| admission.id == id).unwrap();
+            admission.revoked = Some(why.to_owned());
+        });
+    }
+
     /// Renewals are answered with this from now on.
     pub(crate) fn refuse_renewals(&self, refusal: Option<ApiError>) {
         *self.refusing.lock().unwrap() = refusal;
@@ -318,8 +332,13 @@ impl Agent {
 
     /// What it would push at run time for this nonce.
     pub(crate) fn runtime_evidence(&self, nonce: &[u8]) -> RuntimeEvidence {
+        self.runtime_evidence_with(nonce, None)
+    }
+
+    /// The same with what its kernel's measurement list gained.
+    pub(crate) fn runtime_evidence_with(&self, nonce: &[u8], ima: Option<ImaList>) -> RuntimeEvidence {
         let Evidence { attest, signature, pcrs, .. } = self.evidence(nonce);
-        RuntimeEvidence { attest, signature, pcrs, ima: None, tee: Vec::new() }
+        RuntimeEvidence { attest, signature, pcrs, ima, tee: Vec::new() }
     }
 
     /// Enrols, activates and sends evidence.
@@ -377,6 +396,59 @@ pub(crate) async fn admitted(site: &Site, agent: &Agent) -> (AgentSession, Admis
     (session, record.admission.unwrap())
 }
 
+/// An agent in the tenant's system.
+pub(crate) struct Pusher {
+    pub(crate) client: ServiceClient,
+    pub(crate) path: String,
+}
+
+impl Pusher {
+    pub(crate) fn new(site: &Site, session: &AgentSession, admission: AdmissionId) -> Self {
+        let path = format!("/agent/v1/attestations/{admission}");
+        Self { client: site.relay_client(&session.proof), path }
+    }
+
+    pub(crate) async fn challenge(&self) -> Result<AttestationRequest, ClientError> {
+        self.client.post(&format!("{}/challenge", self.path), &()).await
+    }
+
+    pub(crate) async fn push(&self, agent: &Agent, nonce: &[u8]) -> Result<AttestationAnswer, ClientError> {
+        self.client.post(&self.path, &agent.runtime_evidence(nonce)).await
+    }
+
+    /// Challenge and push in one; gives what is wanted next.
+    pub(crate) async fn renewed(&self, agent: &Agent) -> (i64, AttestationRequest) {
+        let wanted = self.challenge().await.unwrap();
+        renewed(self.push(agent, &wanted.nonce).await)
+    }
+}
+
+/// What a good push is answered.
+pub(crate) fn renewed(answer: Result<AttestationAnswer, ClientError>) -> (i64, AttestationRequest) {
+    match answer.unwrap() {
+        AttestationAnswer::Renewed { expires_at_ms, next } => (expires_at_ms, next),
+        AttestationAnswer::Revoked { reasons } => panic!("revoked: {reasons:?}"),
+    }
+}
+
+/// Why a bad push was answered so.
+pub(crate) fn revoked(answer: Result<AttestationAnswer, ClientError>) -> Vec<String> {
+    match answer.unwrap() {
+        AttestationAnswer::Revoked { reasons } => reasons,
+        AttestationAnswer::Renewed { .. } => panic!("bad evidence was accepted"),
+    }
+}
+
+/// A released node, and its agent in the tenant's system.
+pub(crate) async fn released(more: &str) -> (Site, Agent, AgentSession, AdmissionId) {
+    let mut agent = Agent::manufacture("n1");
+    let site = Site::start_with(&agent.ek_cas, more, Arc::new(SystemClock)).await;
+    site.lease("n1");
+    agent.boot(&crate::support::boot_log(), &site.keys);
+    let (session, admission) = admitted(&site, &agent).await;
+    (site, agent, session, admission)
+}
+
 /// What a call was refused with.
 pub(crate) fn refusal<T: std::fmt::Debug>(answer: Result<T, ClientError>) -> (u16, String, String) {
     let error = answer.unwrap_err();
@@ -409,7 +481,7 @@ async fn serve_peers(peers: Arc<ScriptedPeers>, context: ServiceContext) -> Stri
     let router = Router::new()
         .route("/v1/nodes/{node}/airlock", get(airlock))
         .route("/v1/nodes/{node}/reject", post(reject))
-        .route("/v1/admissions", post(admit))
+        .route("/v1/admissions", get(admissions).post(admit))
         .route("/v1/admissions/{id}", delete(revoke))
         .route("/v1/admission-renewals", post(renew_admissions))
         .route("/v1/exports", post(export))
@@ -461,14 +533,32 @@ async fn admit(
 ) -> Result<Json<Admission>, ApiError> {
     let claims = peers.claims(request.result)?;
     peers.note("admit", claims.node.as_str(), claims.jti.to_string());
-    Ok(Json(Admission {
+    let admission = Admission {
         id: claims.jti,
         node: claims.node,
         lease: claims.lease,
         boot: claims.boot,
-        expires_at_ms: claims.exp * 1000,
+        expires_at_ms: i64::MAX,
         revoked: None,
-    }))
+    };
+    peers.admissions.send_modify(|known| {
+        known.revision += 1;
+        known.admissions.push(admission.clone());
+    });
+    Ok(Json(admission))
+}
+
+/// At once, or when an admission has begun or ended: as isolation's long poll.
+async fn admissions(
+    State(peers): State<Arc<ScriptedPeers>>,
+    Query(after): Query<BTreeMap<String, u64>>,
+) -> Json<Admissions> {
+    let mut changed = peers.admissions.subscribe();
+    if let Some(after) = after.get("after") {
+        let moved = changed.wait_for(|admissions| admissions.revision != *after);
+        let _moved = tokio::time::timeout(Duration::from_secs(25), moved).await.is_ok();
+    }
+    Json(peers.admissions.borrow().clone())
 }
 
 async fn revoke(
