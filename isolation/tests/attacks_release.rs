@@ -104,10 +104,12 @@ async fn d1_a_flap_is_forgiven_unless_the_node_was_reset_meanwhile() {
     plug_in(&site);
     link_is(&site, "up").await;
     site.allocated().await;
+    let reads = site.bmc.read().reads;
     cable(&site, "down");
     link_is(&site, "down").await;
     cable(&site, "up");
     link_is(&site, "up").await;
+    site.until("asked about", |_| site.bmc.read().reads > reads).await;
     assert_eq!(site.node().await.state, NodeState::Allocated);
     site.bmc.change(|bmc| bmc.resets += 1);
     cable(&site, "down");

@@ -27,6 +27,8 @@ pub(crate) struct BmcState {
     pub(crate) silent_about_resets: bool,
     /// Does not answer.
     pub(crate) hangs: bool,
+    /// How often the system was read.
+    pub(crate) reads: u32,
 }
 
 #[derive(Clone)]
@@ -84,8 +86,9 @@ async fn system(
     if state.lock().expect("no panic holds it").hangs {
         std::future::pending::<()>().await;
     }
-    let state = state.lock().expect("no panic holds it");
+    let mut state = state.lock().expect("no panic holds it");
     allowed(&headers, &state)?;
+    state.reads += 1;
     let enabled = match (state.boot_once, state.forgets_once) {
         (true, true) => "Continuous",
         (true, false) => "Once",
