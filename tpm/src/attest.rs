@@ -1,4 +1,4 @@
-//! `TPMS_ATTEST` of a quote (TPM 2.0 Part 2, 10.12.12): what an AK signs.
+//! `TPMS_ATTEST` (TPM 2.0 Part 2, 10.12.12), of a quote and of a key's creation: what an AK signs.
 //!
 //! Parsing proves nothing; the verifier checks the signature over the very octets that are parsed here.
 
@@ -38,7 +38,14 @@ pub struct PcrSelection {
     pub mask: u32,
 }
 
-/// Why an attestation is not a quote.
+/// What a TPM says about a key that it made (`TPMS_CREATION_INFO`).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CreatedKey<'a> {
+    /// The key's name: its algorithm, attributes and public key, hashed.
+    pub name: &'a [u8],
+}
+
+/// Why an attestation is not the one that is wanted.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum AttestError {
     /// The structure was not made by a TPM: a restricted key signs no outside data that begins with the magic.
@@ -50,6 +57,12 @@ pub enum AttestError {
     /// Made by a TPM, for another purpose.
     #[error("TPMS_ATTEST is of type {found:#06x}, not a quote")]
     NotAQuote {
+        /// `TPMI_ST_ATTEST`.
+        found: u16,
+    },
+    /// Made by a TPM, for another purpose.
+    #[error("TPMS_ATTEST is of type {found:#06x}, not of a key's creation")]
+    NotACreation {
         /// `TPMI_ST_ATTEST`.
         found: u16,
     },
@@ -65,36 +78,72 @@ impl<'a> Quote<'a> {
     /// Not exactly one quote.
     pub fn parse(bytes: &'a [u8]) -> Result<Self, AttestError> {
         let mut reader = Reader::new("TPMS_ATTEST", bytes, Order::Big);
-        let magic = reader.u32()?;
-        if magic != TPM_GENERATED_VALUE {
-            return Err(AttestError::NotTpmGenerated { found: magic });
-        }
-        let kind = reader.u16()?;
-        if kind != TPM_ST_ATTEST_QUOTE {
-            return Err(AttestError::NotAQuote { found: kind });
-        }
-        let qualified_signer = reader.sized("qualifiedSigner size", MAX_NAME_BYTES)?;
-        let extra_data = reader.sized("extraData size", MAX_DATA_BYTES)?;
-        let (clock_ms, reset_count, restart_count) = (reader.u64()?, reader.u32()?, reader.u32()?);
-        let safe = match reader.u8()? {
-            0 => false,
-            1 => true,
-            other => return Err(reader.value("safe", other).into()),
-        };
-        let firmware_version = reader.u64()?;
+        let header = Header::read(&mut reader, TPM_ST_ATTEST_QUOTE, |found| AttestError::NotAQuote { found })?;
         let selections = selections(&mut reader)?;
         let pcr_digest = reader.sized("pcrDigest size", MAX_DIGEST_BYTES)?;
         reader.finish()?;
         Ok(Self {
-            qualified_signer,
-            extra_data,
-            clock_ms,
-            reset_count,
-            restart_count,
-            safe,
-            firmware_version,
+            qualified_signer: header.qualified_signer,
+            extra_data: header.extra_data,
+            clock_ms: header.clock_ms,
+            reset_count: header.reset_count,
+            restart_count: header.restart_count,
+            safe: header.safe,
+            firmware_version: header.firmware_version,
             selections,
             pcr_digest,
+        })
+    }
+}
+
+impl<'a> CreatedKey<'a> {
+    /// Parses a `TPMS_ATTEST`, all of it.
+    ///
+    /// # Errors
+    /// Not exactly one statement on a key's creation.
+    pub fn parse(bytes: &'a [u8]) -> Result<Self, AttestError> {
+        let mut reader = Reader::new("TPMS_ATTEST", bytes, Order::Big);
+        Header::read(&mut reader, TPM_ST_ATTEST_CREATION, |found| AttestError::NotACreation { found })?;
+        let name = reader.sized("objectName size", MAX_NAME_BYTES)?;
+        reader.sized("creationHash size", MAX_DIGEST_BYTES)?;
+        reader.finish()?;
+        Ok(Self { name })
+    }
+}
+
+/// What every `TPMS_ATTEST` begins with.
+struct Header<'a> {
+    qualified_signer: &'a [u8],
+    extra_data: &'a [u8],
+    clock_ms: u64,
+    reset_count: u32,
+    restart_count: u32,
+    safe: bool,
+    firmware_version: u64,
+}
+
+impl<'a> Header<'a> {
+    fn read(reader: &mut Reader<'a>, kind: u16, other: fn(u16) -> AttestError) -> Result<Self, AttestError> {
+        let magic = reader.u32()?;
+        if magic != TPM_GENERATED_VALUE {
+            return Err(AttestError::NotTpmGenerated { found: magic });
+        }
+        let found = reader.u16()?;
+        if found != kind {
+            return Err(other(found));
+        }
+        Ok(Self {
+            qualified_signer: reader.sized("qualifiedSigner size", MAX_NAME_BYTES)?,
+            extra_data: reader.sized("extraData size", MAX_DATA_BYTES)?,
+            clock_ms: reader.u64()?,
+            reset_count: reader.u32()?,
+            restart_count: reader.u32()?,
+            safe: match reader.u8()? {
+                0 => false,
+                1 => true,
+                other => return Err(reader.value("safe", other).into()),
+            },
+            firmware_version: reader.u64()?,
         })
     }
 }
@@ -120,6 +169,7 @@ fn selections(reader: &mut Reader<'_>) -> Result<Vec<PcrSelection>, DecodeError>
 
 const TPM_GENERATED_VALUE: u32 = 0xff54_4347;
 const TPM_ST_ATTEST_QUOTE: u16 = 0x8018;
+const TPM_ST_ATTEST_CREATION: u16 = 0x801a;
 /// Algorithm and the largest digest.
 const MAX_NAME_BYTES: usize = 2 + MAX_DIGEST_BYTES;
 /// `TPM2B_DATA` holds a `TPMT_HA`.

@@ -14,6 +14,7 @@ pub mod public;
 pub mod reader;
 pub mod seal;
 pub mod signature;
+mod spki;
 
 #[cfg(feature = "make-credential")]
 pub mod credential;

@@ -169,14 +169,24 @@ impl SoftKeys {
     #[must_use]
     pub fn quote(&self, nonce: &[u8], pcrs: &[[u8; 32]], clock: SoftClock) -> (Vec<u8>, Vec<u8>) {
         let attest = tpms_attest(nonce, &sha256(&pcrs.concat()), clock);
-        let signed = self.ak.sign(&self.random, &attest).unwrap();
+        let signature = self.sign(&attest);
+        (attest, signature)
+    }
+
+    /// Signs any octets with the AK, as no TPM would: `TPMT_SIGNATURE`.
+    ///
+    /// # Panics
+    /// There is no randomness to sign with.
+    #[must_use]
+    pub fn sign(&self, attest: &[u8]) -> Vec<u8> {
+        let signed = self.ak.sign(&self.random, attest).unwrap();
         // TPMT_SIGNATURE: ECDSA, SHA-256, r and s as TPM2B.
         let mut signature = vec![0, 0x18, 0, 0x0b];
         for number in signed.as_ref().chunks(32) {
             signature.extend([0, 32]);
             signature.extend(number);
         }
-        (attest, signature)
+        signature
     }
 }
 

@@ -28,6 +28,8 @@ pub enum KeyKind {
     RsaPss,
     /// P-256; an AK signs with ECDSA and SHA-256.
     Ecc,
+    /// P-384; an AK signs with ECDSA and SHA-384.
+    EccP384,
 }
 
 /// A signed quote as the TPM made it.
@@ -101,10 +103,66 @@ impl SoftTpm {
         self.public("ek.pub")
     }
 
+    /// The P-384 EK that `start_with_ek_certificate` left in the TPM, of a template of the high range: who uses it gives
+    /// its (empty) authorization and no policy.
+    #[must_use]
+    pub fn p384_ek(&self) -> Vec<u8> {
+        self.tool("tpm2_readpublic", &["-c", P384_EK, "-o", "p384.pub"]);
+        self.public("p384.pub")
+    }
+
+    /// Makes an AK (P-384, ECDSA, SHA-384) under the P-384 EK and returns its `TPMT_PUBLIC`.
+    #[must_use]
+    pub fn create_ak_under_p384_ek(&self) -> Vec<u8> {
+        let attributes = "fixedtpm|fixedparent|sensitivedataorigin|userwithauth|restricted|sign";
+        let key = ["-C", P384_EK, "-G", "ecc384:ecdsa-sha384:null", "-g", "sha384", "-a", attributes];
+        self.tool("tpm2_create", &[&key[..], &["-u", "ak.pub", "-r", "ak.priv"]].concat());
+        self.flush();
+        self.tool("tpm2_load", &["-C", P384_EK, "-u", "ak.pub", "-r", "ak.priv", "-c", "ak.ctx"]);
+        self.flush();
+        self.public("ak.pub")
+    }
+
+    /// `TPM2_ActivateCredential` with the P-384 EK; what the TPM says when it refuses is the error.
+    ///
+    /// # Errors
+    /// The TPM refused.
+    pub fn activate_with_p384_ek(&self, credential: &Credential) -> Result<Vec<u8>, String> {
+        self.write_credential(credential);
+        let arguments = ["-c", "ak.ctx", "-C", P384_EK, "-i", "credential", "-o", "secret"];
+        let output = self.run("tpm2_activatecredential", &arguments);
+        self.flush();
+        self.activated(&output)
+    }
+
+    /// Makes the EK as `create_ek` does, but so that the TPM can afterwards say that it did ([`Self::certify_ek`]).
+    #[must_use]
+    pub fn create_certifiable_ek(&self) -> Vec<u8> {
+        fs::write(self.path("policy"), hex::decode(EK_POLICY).expect("hexadecimal")).expect("policy file");
+        let attributes = "fixedtpm|fixedparent|sensitivedataorigin|adminwithpolicy|restricted|decrypt";
+        let key = ["-C", "e", "-G", "rsa2048:aes128cfb", "-g", "sha256", "-a", attributes, "-L", "policy"];
+        self.tool("tpm2_createprimary", &[&key[..], &["-c", "ek.ctx", "-d", "creation", "-t", "ticket"]].concat());
+        self.flush();
+        self.tool("tpm2_readpublic", &["-c", "ek.ctx", "-o", "ek.pub"]);
+        self.flush();
+        self.public("ek.pub")
+    }
+
+    /// `TPM2_CertifyCreation` of that EK by the AK, which plays an IAK.
+    #[must_use]
+    pub fn certify_ek(&self) -> SignedQuote {
+        let key = ["-C", "ak.ctx", "-c", "ek.ctx", "-d", "creation", "-t", "ticket", "-g", "sha256"];
+        let out = ["--scheme", "ecdsa", "--attestation", "attest", "-o", "signature", "-f", "tss"];
+        self.tool("tpm2_certifycreation", &[&key[..], &out].concat());
+        self.flush();
+        let read = |name: &str| fs::read(self.path(name)).expect("statement's file");
+        SignedQuote { attest: read("attest"), signature: read("signature") }
+    }
+
     /// Makes an AK under the EK and returns its `TPMT_PUBLIC`.
     #[must_use]
     pub fn create_ak(&self, kind: KeyKind) -> Vec<u8> {
-        let arguments = ["-C", "ek.ctx", "-c", "ak.ctx", "-u", "ak.pub", "-r", "ak.priv", "-g", "sha256"];
+        let arguments = ["-C", "ek.ctx", "-c", "ak.ctx", "-u", "ak.pub", "-r", "ak.priv", "-g", kind.hash()];
         self.tool("tpm2_createak", &[&arguments[..], &["-G", kind.algorithm(), "-s", kind.scheme()]].concat());
         self.flush();
         self.public("ak.pub")
@@ -141,18 +199,19 @@ impl SoftTpm {
         fs::read(self.path("ek.crt")).expect("EK certificate")
     }
 
+    /// The P-384 EK's certificate as NV holds it.
+    #[must_use]
+    pub fn p384_ek_certificate(&self) -> Vec<u8> {
+        self.tool("tpm2_nvread", &["-C", "o", "-o", "ek.crt", "0x1c00016"]);
+        fs::read(self.path("ek.crt")).expect("EK certificate")
+    }
+
     /// `TPM2_ActivateCredential`; what the TPM says when it refuses is the error.
     ///
     /// # Errors
     /// The TPM refused.
     pub fn activate(&self, credential: &Credential) -> Result<Vec<u8>, String> {
-        // tpm2-tools' file: magic, version, TPM2B_ID_OBJECT, TPM2B_ENCRYPTED_SECRET.
-        let mut file = vec![0xba, 0xdc, 0xc0, 0xde, 0, 0, 0, 1];
-        for part in [&credential.id_object, &credential.encrypted_secret] {
-            file.extend_from_slice(&u16::try_from(part.len()).expect("small").to_be_bytes());
-            file.extend_from_slice(part);
-        }
-        fs::write(self.path("credential"), file).expect("credential file");
+        self.write_credential(credential);
         self.tool("tpm2_startauthsession", &["--policy-session", "-S", "session.ctx"]);
         self.tool("tpm2_policysecret", &["-S", "session.ctx", "-c", "e"]);
         let arguments =
@@ -160,6 +219,20 @@ impl SoftTpm {
         let output = self.run("tpm2_activatecredential", &arguments);
         self.tool("tpm2_flushcontext", &["session.ctx"]);
         self.flush();
+        self.activated(&output)
+    }
+
+    /// tpm2-tools' file: magic, version, `TPM2B_ID_OBJECT`, `TPM2B_ENCRYPTED_SECRET`.
+    fn write_credential(&self, credential: &Credential) {
+        let mut file = vec![0xba, 0xdc, 0xc0, 0xde, 0, 0, 0, 1];
+        for part in [&credential.id_object, &credential.encrypted_secret] {
+            file.extend_from_slice(&u16::try_from(part.len()).expect("small").to_be_bytes());
+            file.extend_from_slice(part);
+        }
+        fs::write(self.path("credential"), file).expect("credential file");
+    }
+
+    fn activated(&self, output: &Output) -> Result<Vec<u8>, String> {
         if output.status.success() {
             Ok(fs::read(self.path("secret")).expect("activated secret"))
         } else {
@@ -172,12 +245,13 @@ impl SoftTpm {
     pub fn quote(&self, nonce: &[u8], selection: &str) -> SignedQuote {
         let nonce = hex::encode(nonce);
         let arguments = ["-c", "ak.ctx", "-l", selection, "-q", &nonce, "-m", "attest", "-s", "signature", "-f", "tss"];
-        let scheme = match Public::parse(&self.public("ak.pub")).expect("AK").scheme() {
-            Some(Scheme::RsaPss(_)) => "rsapss",
-            Some(Scheme::Ecdsa(_)) => "ecdsa",
-            Some(Scheme::RsaSsa(_) | Scheme::Other(_)) | None => "rsassa",
+        let (scheme, hash) = match Public::parse(&self.public("ak.pub")).expect("AK").scheme() {
+            Some(Scheme::RsaPss(hash)) => ("rsapss", hash),
+            Some(Scheme::Ecdsa(hash)) => ("ecdsa", hash),
+            Some(Scheme::RsaSsa(hash)) => ("rsassa", hash),
+            Some(Scheme::Other(_)) | None => ("rsassa", HashAlgorithm::Sha256),
         };
-        self.tool("tpm2_quote", &[&arguments[..], &["-g", "sha256", "--scheme", scheme]].concat());
+        self.tool("tpm2_quote", &[&arguments[..], &["-g", hash.as_str(), "--scheme", scheme]].concat());
         self.flush();
         let read = |name: &str| fs::read(self.path(name)).expect("quote file");
         SignedQuote { attest: read("attest"), signature: read("signature") }
@@ -246,6 +320,14 @@ impl KeyKind {
         match self {
             Self::Rsa | Self::RsaPss => "rsa",
             Self::Ecc => "ecc",
+            Self::EccP384 => "ecc384",
+        }
+    }
+
+    fn hash(self) -> &'static str {
+        match self {
+            Self::Rsa | Self::RsaPss | Self::Ecc => "sha256",
+            Self::EccP384 => "sha384",
         }
     }
 
@@ -253,10 +335,15 @@ impl KeyKind {
         match self {
             Self::Rsa => "rsassa",
             Self::RsaPss => "rsapss",
-            Self::Ecc => "ecdsa",
+            Self::Ecc | Self::EccP384 => "ecdsa",
         }
     }
 }
+
+/// Where swtpm_setup keeps the P-384 EK.
+const P384_EK: &str = "0x81010016";
+/// PolicyA of the EK Credential Profile: the endorsement hierarchy's word.
+const EK_POLICY: &str = "837197674484b3f81a90cc8d46a5d724fd52d76e06520b64f2a1da1b331469aa";
 
 /// Starts swtpm on the state in `directory` and waits until it listens.
 fn power_on(directory: &Path) -> Child {

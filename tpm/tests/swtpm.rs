@@ -1,8 +1,8 @@
 //! Against a real TPM: names, structures, credentials and sealed grants are what swtpm says that they are.
 
-use assay_tpm::attest::Quote;
-use assay_tpm::credential::make_credential;
-use assay_tpm::public::{Attributes, KeyPublic, Public, Scheme};
+use assay_tpm::attest::{AttestError, CreatedKey, Quote};
+use assay_tpm::credential::{CredentialError, make_credential};
+use assay_tpm::public::{Attributes, Curve, KeyPublic, Public, Scheme};
 use assay_tpm::reader::Problem;
 use assay_tpm::seal::{SealError, open_grant, seal_grant};
 use assay_tpm::signature::Signature;
@@ -25,6 +25,54 @@ fn the_tpm_opens_a_credential_made_here() {
         let credential = make_credential(&ek, ak.name().as_bytes(), &SECRET).unwrap();
         assert_eq!(tpm.activate(&credential).unwrap(), SECRET, "{ek_kind:?} {ak_kind:?}");
     }
+}
+
+#[test]
+fn a_p384_ek_opens_a_credential_made_here() {
+    let (tpm, _cas) = SoftTpm::start_with_ek_certificate();
+    let ek = tpm.p384_ek();
+    assert!(matches!(Public::parse(&ek).unwrap().key(), KeyPublic::Ecc { curve: Curve::P384, .. }));
+    let ak = Public::parse(&tpm.create_ak_under_p384_ek()).unwrap();
+    // 48 octets: as many as its name algorithm's digest has.
+    for secret in [&SECRET[..], &[0xa5; 48]] {
+        let credential = make_credential(&ek, ak.name().as_bytes(), secret).unwrap();
+        assert_eq!(tpm.activate_with_p384_ek(&credential).unwrap(), secret);
+    }
+    let error = make_credential(&ek, ak.name().as_bytes(), &[0; 49]).unwrap_err();
+    assert!(matches!(error, CredentialError::SecretSize { bytes: 49, limit: 48 }), "{error}");
+    // The secret of a grant is sealed to it, too.
+    let sealed = seal_grant(&ek, ak.name().as_bytes(), AdmissionId::random(), b"chap secret").unwrap();
+    let key: [u8; 32] = tpm.activate_with_p384_ek(&sealed.credential).unwrap().try_into().unwrap();
+    assert_eq!(open_grant(&key, &sealed).unwrap().as_slice(), b"chap secret");
+}
+
+#[test]
+fn a13_an_ek_that_is_no_point_of_its_curve_gets_no_credential() {
+    let tpm = SoftTpm::start();
+    let ek = tpm.create_ek(KeyKind::Ecc);
+    let ak = Public::parse(&tpm.create_ak(KeyKind::Ecc)).unwrap();
+    let mut off = ek;
+    *off.last_mut().unwrap() ^= 1;
+    assert!(Public::parse(&off).is_ok(), "the structure is whole");
+    let error = make_credential(&off, ak.name().as_bytes(), &SECRET).unwrap_err();
+    assert!(matches!(error, CredentialError::Crypto(_)), "{error}");
+}
+
+#[test]
+fn what_a_tpm_says_of_a_key_that_it_made_is_read() {
+    let tpm = SoftTpm::start();
+    let ek = tpm.create_certifiable_ek();
+    let _iak = tpm.create_ak(KeyKind::Ecc);
+    let statement = tpm.certify_ek();
+    assert_eq!(CreatedKey::parse(&statement.attest).unwrap().name, Public::parse(&ek).unwrap().name().as_bytes());
+    // A quote is none, a statement is no quote, and A15: nothing is left out or over.
+    let quote = tpm.quote(&[7; 32], "sha256:0");
+    assert!(matches!(CreatedKey::parse(&quote.attest), Err(AttestError::NotACreation { found: 0x8018 })));
+    assert!(matches!(Quote::parse(&statement.attest), Err(AttestError::NotAQuote { found: 0x801a })));
+    for length in 0..statement.attest.len() {
+        assert!(CreatedKey::parse(&statement.attest[..length]).is_err(), "{length} octets");
+    }
+    assert!(CreatedKey::parse(&[&statement.attest[..], &[0]].concat()).is_err());
 }
 
 #[test]

@@ -54,10 +54,46 @@ pub struct EnrolRequest {
     #[serde(with = "base64_bytes")]
     #[schema(value_type = String)]
     pub ek_certificate: Vec<u8>,
+    /// The certificates of the CAs between the EK's and its root, as NV 0x01c00100 to 0x01c001ff hold them (DER, one
+    /// after the other, perhaps with padding); empty if the TPM has none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty", with = "base64_bytes")]
+    #[schema(value_type = String)]
+    pub ek_chain: Vec<u8>,
+    /// What vouches for an EK without a certificate, on machines whose maker certified an IAK instead.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub iak: Option<IakEndorsement>,
     /// `TPMT_PUBLIC` of the AK.
     #[serde(with = "base64_bytes")]
     #[schema(value_type = String)]
     pub ak_public: Vec<u8>,
+}
+
+/// An initial attestation key (TCG "TPM 2.0 Keys for Device Identity and Attestation") and its word for the EK: the
+/// machine's maker vouches for the IAK, and the IAK says that its TPM made the EK. No nonce is needed for that:
+/// both keys are fixedTPM, so it stays true, and the EK proves itself by credential activation.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct IakEndorsement {
+    /// `TPMT_PUBLIC` of the IAK.
+    #[serde(with = "base64_bytes")]
+    #[schema(value_type = String)]
+    pub public: Vec<u8>,
+    /// Its certificate (DER, perhaps followed by padding).
+    #[serde(with = "base64_bytes")]
+    #[schema(value_type = String)]
+    pub certificate: Vec<u8>,
+    /// The certificates of the CAs between it and its root, one after the other.
+    #[serde(default, skip_serializing_if = "Vec::is_empty", with = "base64_bytes")]
+    #[schema(value_type = String)]
+    pub chain: Vec<u8>,
+    /// `TPMS_ATTEST` of `TPM2_CertifyCreation` on the EK.
+    #[serde(with = "base64_bytes")]
+    #[schema(value_type = String)]
+    pub attest: Vec<u8>,
+    /// The IAK's `TPMT_SIGNATURE` over it.
+    #[serde(with = "base64_bytes")]
+    #[schema(value_type = String)]
+    pub signature: Vec<u8>,
 }
 
 /// A credential that only the TPM with this EK and this AK can open (TPM 2.0 Part 1, section 24).
