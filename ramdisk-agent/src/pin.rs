@@ -131,4 +131,25 @@ mod tests {
             assert_eq!(bad.parse::<KeyPin>(), Err(InvalidPin), "{bad:?} was accepted");
         }
     }
+
+    #[test]
+    fn d10_a_node_without_a_clock_takes_the_pinned_key_whatever_the_certificates_dates() {
+        let key = rcgen::KeyPair::generate().unwrap();
+        let mut params = rcgen::CertificateParams::new(vec!["verifier".to_owned()]).unwrap();
+        params.not_before = rcgen::date_time_ymd(2050, 1, 1);
+        params.not_after = rcgen::date_time_ymd(2050, 2, 1);
+        let certificate = params.self_signed(&key).unwrap();
+        let pin = KeyPin::of(&ParsedCertificate::try_from(certificate.der()).unwrap().subject_public_key_info());
+        let algorithms = rustls::crypto::ring::default_provider().signature_verification_algorithms;
+        let name = ServerName::try_from("verifier").unwrap();
+        for (pin, accepted) in [(pin, true), (KeyPin::of(b"another key"), false)] {
+            let verifier = PinVerifier { pin, algorithms };
+            // 1970, where a node without a clock begins; within the dates; a century on.
+            for seconds in [0, 2_525_000_000, 5_000_000_000] {
+                let now = UnixTime::since_unix_epoch(std::time::Duration::from_secs(seconds));
+                let verdict = verifier.verify_server_cert(certificate.der(), &[], &name, &[], now);
+                assert_eq!(verdict.is_ok(), accepted, "at {seconds}");
+            }
+        }
+    }
 }

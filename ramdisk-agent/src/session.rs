@@ -94,6 +94,8 @@ pub fn enrol_request(node: NodeId, keys: &AttesterKeys) -> EnrolRequest {
         node,
         ek_public: keys.ek_public.clone(),
         ek_certificate: keys.ek_certificate.clone(),
+        ek_chain: keys.ek_chain.clone(),
+        iak: None,
         ak_public: keys.ak_public.clone(),
     }
 }

@@ -1,6 +1,7 @@
 //! What the agent asks of its TPM. One implementation, [`esapi`], speaks to a device or to a software TPM; there is no
 //! stand-in. Every call blocks its thread: an agent has nothing else to do meanwhile.
 
+mod endorsement;
 pub mod esapi;
 
 use assay_wire::agent::Credential;
@@ -52,6 +53,8 @@ pub struct AttesterKeys {
     pub ek_public: Vec<u8>,
     /// The EK certificate as NV holds it; empty if the TPM has none.
     pub ek_certificate: Vec<u8>,
+    /// The certificates of the CAs above it as NV holds them, one after the other; empty if the TPM has none.
+    pub ek_chain: Vec<u8>,
     /// `TPMT_PUBLIC` of the AK.
     pub ak_public: Vec<u8>,
 }

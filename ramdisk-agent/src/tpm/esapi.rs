@@ -1,15 +1,14 @@
 //! [`Tpm`] over the TPM software stack (`tss-esapi`, libtss2): a device in the ramdisk, a software TPM in tests.
 
-use super::{AttesterKeys, PcrValue, Quote, SavedAk, Tpm, TpmError};
+use super::{AttesterKeys, PcrValue, Quote, SavedAk, Tpm, TpmError, endorsement};
 use assay_wire::agent::Credential;
 use std::str::FromStr;
-use tss_esapi::abstraction::{AsymmetricAlgorithmSelection, KeyCustomization, ak, ek};
+use tss_esapi::abstraction::{AsymmetricAlgorithmSelection, KeyCustomization, ak};
 use tss_esapi::attributes::ObjectAttributesBuilder;
 use tss_esapi::constants::SessionType;
-use tss_esapi::handles::{AuthHandle, KeyHandle, PcrHandle, PersistentTpmHandle, SessionHandle, TpmHandle};
+use tss_esapi::handles::{AuthHandle, KeyHandle, PcrHandle, SessionHandle};
 use tss_esapi::interface_types::algorithm::{HashingAlgorithm, SignatureSchemeAlgorithm};
 use tss_esapi::interface_types::ecc::EccCurve;
-use tss_esapi::interface_types::key_bits::RsaKeyBits;
 use tss_esapi::interface_types::session_handles::{AuthSession, PolicySession};
 use tss_esapi::structures::{
     Data, Digest, DigestValues, EncryptedSecret, IdObject, PcrSelectionList, PcrSelectionListBuilder, PcrSlot, Private,
@@ -21,9 +20,6 @@ use zeroize::Zeroizing;
 
 /// The ramdisk's TPM: through the kernel's resource manager, which cleans up after us.
 pub const DEVICE_TCTI: &str = "device:/dev/tpmrm0";
-
-/// Where TPM manufacturers and provisioning keep the RSA-2048 EK (TCG "Registry of Reserved TPM 2.0 Handles").
-const PERSISTENT_EK: u32 = 0x8101_0001;
 
 /// A TPM reached through a TCTI.
 pub struct EsapiTpm {
@@ -63,32 +59,12 @@ impl EsapiTpm {
     /// If the TPM refuses: the AK is another TPM's, or this TPM was cleared since.
     pub fn load_ak(&mut self, saved: SavedAk) -> Result<(), TpmError> {
         let doing = "loading the saved AK";
-        let ek = self.endorsement_key()?;
+        let (ek, _certificate) = endorsement::endorsement_key(&mut self.context)?;
         let public = Public::unmarshall(&saved.public).doing(doing)?;
         let private = Private::try_from(saved.private.clone()).doing(doing)?;
         let ak = ak::load_ak(&mut self.context, ek, None, private, public).doing(doing)?;
         self.keys = Some(Keys { ek, ak, saved });
         Ok(())
-    }
-
-    /// The EK: the persistent one, if it was made from the default template; else a new primary key, which the same
-    /// seed and template make the same key. Making an RSA key takes a discrete TPM many seconds.
-    fn endorsement_key(&mut self) -> Result<KeyHandle, TpmError> {
-        let rsa_2048 = AsymmetricAlgorithmSelection::Rsa(RsaKeyBits::Rsa2048);
-        let template =
-            ek::create_ek_public_from_default_template_2(rsa_2048, None).doing("preparing the EK template")?;
-        let persistent = PersistentTpmHandle::new(PERSISTENT_EK).doing("naming the persistent EK")?;
-        let context = &mut self.context;
-        let found = context.execute_without_session(|context| {
-            let key = KeyHandle::from(context.tr_from_tpm_public(TpmHandle::Persistent(persistent))?);
-            context.read_public(key).map(|(public, _, _)| (key, public))
-        });
-        if let Ok((key, public)) = found
-            && same_template(&public, &template)
-        {
-            return Ok(key);
-        }
-        ek::create_ek_object_2(context, rsa_2048, None).doing("making the EK")
     }
 
     fn keys(&self, doing: &'static str) -> Result<(KeyHandle, KeyHandle), TpmError> {
@@ -139,11 +115,9 @@ impl Tpm for EsapiTpm {
     }
 
     fn create_keys(&mut self) -> Result<AttesterKeys, TpmError> {
-        let ek = self.endorsement_key()?;
+        let ek_chain = endorsement::chain(&mut self.context);
+        let (ek, ek_certificate) = endorsement::endorsement_key(&mut self.context)?;
         let ek_public = self.public_of(ek, "reading the EK")?;
-        let rsa_2048 = AsymmetricAlgorithmSelection::Rsa(RsaKeyBits::Rsa2048);
-        // A TPM without an EK certificate is the verifier's to refuse, with its reason.
-        let ek_certificate = ek::retrieve_ek_pubcert(&mut self.context, rsa_2048).unwrap_or_default();
         let created = ak::create_ak_2(
             &mut self.context,
             ek,
@@ -160,7 +134,7 @@ impl Tpm for EsapiTpm {
             .doing("loading the AK")?;
         let ak_public = self.public_of(ak, "reading the AK")?;
         self.keys = Some(Keys { ek, ak, saved: SavedAk { public: ak_public.clone(), private } });
-        Ok(AttesterKeys { ek_public, ek_certificate, ak_public })
+        Ok(AttesterKeys { ek_public, ek_certificate, ek_chain, ak_public })
     }
 
     fn activate_credential(&mut self, credential: &Credential) -> Result<Zeroizing<Vec<u8>>, TpmError> {
@@ -168,6 +142,16 @@ impl Tpm for EsapiTpm {
         let (ek, ak) = self.keys(doing)?;
         let id_object = IdObject::try_from(credential.id_object.clone()).doing(doing)?;
         let secret = EncryptedSecret::try_from(credential.encrypted_secret.clone()).doing(doing)?;
+        let (ek_public, _, _) =
+            self.context.execute_without_session(|context| context.read_public(ek)).doing("reading the EK")?;
+        if ek_public.object_attributes().user_with_auth() {
+            // The high range's templates: the EK's own authorization, which is empty, is enough.
+            let both = (Some(AuthSession::Password), Some(AuthSession::Password), None);
+            let opened = self
+                .context
+                .execute_with_sessions(both, |context| context.activate_credential(ak, ek, id_object, secret));
+            return opened.map(|digest| Zeroizing::new(digest.value().to_vec())).doing(doing);
+        }
         let session = self
             .context
             .execute_without_session(|context| {
@@ -212,7 +196,7 @@ impl Tpm for EsapiTpm {
 }
 
 /// Adds to an error of the software stack what was being done.
-trait Doing<T> {
+pub(super) trait Doing<T> {
     fn doing(self, doing: &str) -> Result<T, TpmError>;
     fn doing_with(self, doing: impl FnOnce() -> String) -> Result<T, TpmError>;
 }
@@ -239,15 +223,4 @@ fn selection(pcrs: &[u8]) -> Result<PcrSelectionList, TpmError> {
         .with_selection(HashingAlgorithm::Sha256, &slots)
         .build()
         .doing("selecting PCRs to quote")
-}
-
-/// Whether `public` is an RSA key with the attributes, policy and parameters of `template`.
-fn same_template(public: &Public, template: &Public) -> bool {
-    match (public, template) {
-        (
-            Public::Rsa { object_attributes: a1, name_hashing_algorithm: h1, auth_policy: p1, parameters: r1, .. },
-            Public::Rsa { object_attributes: a2, name_hashing_algorithm: h2, auth_policy: p2, parameters: r2, .. },
-        ) => a1 == a2 && h1 == h2 && p1 == p2 && r1 == r2,
-        _ => false,
-    }
 }

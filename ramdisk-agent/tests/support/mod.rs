@@ -1,6 +1,8 @@
 //! Real parts for the agent's tests: a software TPM, and a verifier's side of the conversation that is as strict as a
 //! test needs, over real TLS.
 
+#![allow(dead_code, reason = "each test uses its part")]
+
 use assay_ramdisk_agent::pin::KeyPin;
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
