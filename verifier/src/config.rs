@@ -1,6 +1,7 @@
 //! The verifier's configuration: what the file says, checked once, before anything is opened.
 
 use crate::attestation::AttestationTimes;
+use crate::identity::binding::EkBinding;
 use crate::release::journal::ReleaseTimeouts;
 use crate::store::StoreLimits;
 use crate::store::events::EventKind;
@@ -34,6 +35,12 @@ pub struct Config {
     pub agent_url: String,
     /// PEM files of the CAs that EK certificates may come from. None of them: nobody enrols.
     pub ek_ca_files: Vec<PathBuf>,
+    /// PEM or DER files of those CAs' revocation lists.
+    pub ek_crl_files: Vec<PathBuf>,
+    /// PEM files of the CAs that IAK certificates may come from.
+    pub iak_ca_files: Vec<PathBuf>,
+    /// Who binds a node to its first EK.
+    pub ek_binding: EkBinding,
     /// Where isolation is.
     pub isolation: PeerConfig,
     /// Where imaging is.
@@ -52,6 +59,29 @@ pub struct Config {
     pub attestation: AttestationTimes,
     /// Who is told of every event.
     pub webhooks: Vec<WebhookConfig>,
+}
+
+/// The files that say who is believed about EKs.
+#[derive(Debug, Clone)]
+pub struct EndorserFiles {
+    /// [`Config::ek_ca_files`].
+    pub ek_cas: Vec<PathBuf>,
+    /// [`Config::ek_crl_files`].
+    pub ek_crls: Vec<PathBuf>,
+    /// [`Config::iak_ca_files`].
+    pub iak_cas: Vec<PathBuf>,
+}
+
+impl Config {
+    /// The files that say who is believed about EKs.
+    #[must_use]
+    pub fn endorser_files(&self) -> EndorserFiles {
+        EndorserFiles {
+            ek_cas: self.ek_ca_files.clone(),
+            ek_crls: self.ek_crl_files.clone(),
+            iak_cas: self.iak_ca_files.clone(),
+        }
+    }
 }
 
 /// How to reach another service of the site.
@@ -101,6 +131,12 @@ struct File {
     agent_url: Option<String>,
     #[serde(default)]
     ek_ca_files: Vec<PathBuf>,
+    #[serde(default)]
+    ek_crl_files: Vec<PathBuf>,
+    #[serde(default)]
+    iak_ca_files: Vec<PathBuf>,
+    #[serde(default)]
+    ek_binding: EkBinding,
     isolation: PeerConfig,
     imaging: PeerConfig,
     #[serde(default = "minute")]
@@ -220,6 +256,9 @@ impl TryFrom<File> for Config {
             agent_listen: file.agent_listen,
             agent_socket: file.agent_socket,
             ek_ca_files: file.ek_ca_files,
+            ek_crl_files: file.ek_crl_files,
+            iak_ca_files: file.iak_ca_files,
+            ek_binding: file.ek_binding,
             release,
             limits: StoreLimits::default(),
             session,
@@ -314,6 +353,7 @@ mod tests {
         let off: Config = toml::from_str(&format!("continuous = \"off\"\n{GOOD}")).unwrap();
         assert_eq!((off.continuous, off.result_lifetime), (false, Duration::from_secs(43_200)));
         assert!(config.ek_ca_files.is_empty());
+        assert_eq!(config.ek_binding, EkBinding::FirstUse);
     }
 
     #[test]
@@ -328,6 +368,7 @@ mod tests {
             ("database = \"mysql://x\"", "database"),
             ("agent_url = \"http://10.99.0.1\"", "agent_url"),
             ("agent_url = \"nonsense\"", "agent_url"),
+            ("ek_binding = \"whoever\"", "ek_binding"),
             ("no_such_field = 1", "no_such_field"),
         ] {
             let error = toml::from_str::<Config>(&format!("{line}\n{GOOD}")).unwrap_err().to_string();

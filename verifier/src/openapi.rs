@@ -1,6 +1,6 @@
 //! The OpenAPI document of both APIs, from the code.
 
-use crate::server::{agent, attest, attestations, enrol, events, operator, policies, secrets, verdicts};
+use crate::server::{agent, attest, attestations, enrol, events, identities, operator, policies, secrets, verdicts};
 use utoipa::OpenApi;
 
 /// The document.
@@ -41,10 +41,13 @@ pub fn openapi() -> utoipa::openapi::OpenApi {
         verdicts::verdict,
         verdicts::archived,
         operator::releases,
-        operator::identities,
-        operator::identity,
-        operator::clear_identity,
-        operator::incidents,
+        identities::identities,
+        identities::identity,
+        identities::allow_identity,
+        identities::approve_identity,
+        identities::forget_identity,
+        identities::incidents,
+        identities::settle_incident,
     )
 )]
 struct Document;

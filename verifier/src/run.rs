@@ -1,8 +1,9 @@
 //! Putting the verifier together and running it: files, listeners and tasks are opened here and nowhere else.
 
 use crate::attestation::Attestations;
-use crate::config::{Config, PeerConfig};
-use crate::identity::{EkCas, IdentityError};
+use crate::config::{Config, EndorserFiles, PeerConfig};
+use crate::identity::anchors::AnchorError;
+use crate::identity::{Endorsers, TrustAnchors};
 use crate::release::Releases;
 use crate::release::peers::Peers;
 use crate::release::reports::Reports;
@@ -12,14 +13,17 @@ use crate::signer::{Signer, SignerError};
 use crate::store::verifiers::SharedKeys;
 use crate::store::{DbError, VerifierStore};
 use crate::webhook::{Webhook, WebhookError};
+use assay_service::CancellationToken;
 use assay_service::auth::Token;
 use assay_service::client::{NewClientError, ServiceClient};
+use assay_service::error::chain;
 use assay_service::http::{HttpError, Listener, ServiceContext, bind, serve};
 use assay_service::store::StoreError;
 use assay_service::tls::{SiteIdentity, TlsError};
 use axum::Router;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, RwLock};
+use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::task::{JoinError, JoinSet};
 
@@ -36,9 +40,14 @@ pub enum RunError {
         /// Why.
         source: std::io::Error,
     },
-    /// The EK CAs.
-    #[error("loading the CAs of EK certificates")]
-    EkCas(#[source] IdentityError),
+    /// The CAs and their lists.
+    #[error("loading {what}")]
+    Endorsers {
+        /// What they should be.
+        what: &'static str,
+        /// Why.
+        source: AnchorError,
+    },
     /// The key that signs results.
     #[error("preparing to sign attestation results")]
     Signer(#[source] SignerError),
@@ -146,10 +155,14 @@ pub async fn run_on(config: Config, sockets: Sockets, context: ServiceContext) -
         listen = %config.listen,
         agent_listen = %config.agent_listen,
         result_key = %verifier.signer.public(),
-        ek_cas = verifier.ek_cas.len(),
+        ek_cas = verifier.endorsers().ek_cas.len(),
+        iak_cas = verifier.endorsers().iak_cas.len(),
         resumed,
         "verifier is ready"
     );
+
+    let refreshed = refresh_endorsers(Arc::clone(&verifier), config.endorser_files(), context.shutdown.clone());
+    tokio::spawn(refreshed);
 
     let mut servers = JoinSet::new();
     spawn(&mut servers, Listener::Tls(sockets.listen), operator::router(Arc::clone(&verifier)), &context);
@@ -207,11 +220,7 @@ async fn check_keys(config: &Config, store: &VerifierStore, ours: &SharedKeys) -
 }
 
 async fn assemble(config: &Config, context: &ServiceContext, agent_key: &str) -> Result<Arc<Verifier>, RunError> {
-    let mut pems = Vec::new();
-    for path in &config.ek_ca_files {
-        pems.push(read("the EK CA file", path)?);
-    }
-    let ek_cas = EkCas::from_pems(&pems).map_err(RunError::EkCas)?;
+    let endorsers = endorsers(&config.endorser_files())?;
     let signer = Signer::load_or_create(&config.state_dir).map_err(RunError::Signer)?;
     let isolation = client("isolation", &config.isolation, context)?;
     let peers = Peers::new(isolation, client("imaging", &config.imaging, context)?);
@@ -241,7 +250,8 @@ async fn assemble(config: &Config, context: &ServiceContext, agent_key: &str) ->
         releases,
         reports: Reports::default(),
         peers,
-        ek_cas,
+        endorsers: RwLock::new(Arc::new(endorsers)),
+        ek_binding: config.ek_binding,
         signer,
         clock: Arc::clone(&context.clock),
         times: config.session,
@@ -250,6 +260,39 @@ async fn assemble(config: &Config, context: &ServiceContext, agent_key: &str) ->
         agent_key_sha256: agent_key.to_owned(),
         slots: Slots::default(),
     }))
+}
+
+/// Reads the CAs and their lists.
+fn endorsers(files: &EndorserFiles) -> Result<Endorsers, RunError> {
+    let all = |what: &'static str, paths: &[PathBuf]| {
+        paths.iter().map(|path| read(what, path)).collect::<Result<Vec<_>, _>>()
+    };
+    let failed = |what| move |source| RunError::Endorsers { what, source };
+    let (eks, crls): (Vec<_>, Vec<_>) =
+        (all("the EK CA file", &files.ek_cas)?, all("the EK CRL file", &files.ek_crls)?);
+    let iaks = all("the IAK CA file", &files.iak_cas)?;
+    let ek_cas = TrustAnchors::from_pems(&eks).map_err(failed("the CAs of EK certificates"))?;
+    Ok(Endorsers {
+        ek_cas: ek_cas.with_crls(&crls).map_err(failed("the revocation lists of EK certificates"))?,
+        iak_cas: TrustAnchors::from_pems(&iaks).map_err(failed("the CAs of IAK certificates"))?,
+    })
+}
+
+/// Reads the files anew every few minutes: revocation lists are short-lived, and who is revoked must not wait for a
+/// restart. Files that cannot be read leave what was read before, whose lists go stale and then close.
+async fn refresh_endorsers(verifier: Arc<Verifier>, files: EndorserFiles, shutdown: CancellationToken) {
+    while shutdown.run_until_cancelled(tokio::time::sleep(REFRESH)).await.is_some() {
+        let files = files.clone();
+        match tokio::task::spawn_blocking(move || endorsers(&files)).await {
+            Ok(Ok(fresh)) => verifier.set_endorsers(fresh),
+            Ok(Err(error)) => {
+                tracing::error!(event = "endorsers.unreadable", cause = chain(&error), "the EK CAs stay as they were");
+            }
+            Err(error) => {
+                tracing::error!(event = "endorsers.unreadable", cause = chain(&error), "the EK CAs stay as they were");
+            }
+        }
+    }
 }
 
 fn client(peer: &'static str, config: &PeerConfig, context: &ServiceContext) -> Result<ServiceClient, RunError> {
@@ -270,3 +313,6 @@ fn spawn(servers: &mut JoinSet<Result<(), HttpError>>, listener: Listener, route
     let context = context.clone();
     servers.spawn(async move { serve(listener, router, &context).await });
 }
+
+/// Revocation lists live for hours at least.
+const REFRESH: Duration = Duration::from_secs(5 * 60);

@@ -144,7 +144,7 @@ impl Challenged {
     /// # Errors
     /// Wrong proof, or too late. Neither leaves a usable session behind.
     pub fn activate(self, proof: &Proof, nonce: IssuedNonce, now_ms: i64) -> Result<Enrolled, SessionError> {
-        if now_ms >= self.challenge_expires_at_ms {
+        if now_ms >= self.challenge_expires_at_ms || is_of_the_future(self.attester.created_at_ms, now_ms) {
             return Err(SessionError::ChallengeExpired);
         }
         if !self.proof.matches(proof) {
@@ -169,9 +169,20 @@ impl Enrolled {
     /// # Errors
     /// It expired.
     pub fn nonce(&self, now_ms: i64) -> Result<&Nonce, SessionError> {
-        if now_ms >= self.nonce.expires_at_ms { Err(SessionError::NonceExpired) } else { Ok(&self.nonce.nonce) }
+        if now_ms >= self.nonce.expires_at_ms || is_of_the_future(self.nonce.issued_at_ms, now_ms) {
+            return Err(SessionError::NonceExpired);
+        }
+        Ok(&self.nonce.nonce)
     }
 }
+
+/// Whether this verifier's clock has gone back since: what then has an hour to live would live for that hour and a
+/// while. Verifiers of one database may differ by a little.
+fn is_of_the_future(at_ms: i64, now_ms: i64) -> bool {
+    at_ms.saturating_sub(now_ms) > CLOCK_SKEW_MS
+}
+
+const CLOCK_SKEW_MS: i64 = 60_000;
 
 /// The secret inside a credential: once opened, the session's bearer token.
 pub struct Proof(Zeroizing<[u8; 32]>);
@@ -317,6 +328,16 @@ mod tests {
         assert_eq!(enrolled.nonce(120_000), Err(SessionError::NonceExpired));
         let renewed = enrolled.renew(&proof, nonce(240_000), 130_000).unwrap();
         assert_ne!(renewed.nonce(130_000), Ok(&issued.nonce));
+    }
+
+    #[test]
+    fn d10_what_was_given_out_in_the_future_is_worth_nothing() {
+        let proof = Proof::random();
+        let enrolled = challenged(&proof).activate(&proof, nonce(120_000), -60_000).unwrap();
+        assert!(enrolled.nonce(-60_000).is_ok(), "verifiers of one database may differ by a minute");
+        assert_eq!(enrolled.nonce(-60_001), Err(SessionError::NonceExpired));
+        let early = challenged(&proof).activate(&proof, nonce(120_000), -60_001);
+        assert_eq!(early.unwrap_err(), SessionError::ChallengeExpired);
     }
 
     #[test]

@@ -7,13 +7,13 @@ use crate::policy::Policy;
 use crate::quote::{AkPublic, ClockInfo, PCR_COUNT, PcrValue};
 use crate::session::{Attester, Nonce};
 use assay_service::error::chain;
+use assay_tpm::algorithm::HashAlgorithm;
 use assay_wire::agent::AgentSettings;
 use assay_wire::evidence::Evidence;
 use assay_wire::id::AdmissionId;
 use assay_wire::result::{Claims, EAR_PROFILE, VerifierId};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use ring::digest::{SHA256, digest};
 use std::collections::BTreeMap;
 
 /// All that a verdict depends on.
@@ -104,7 +104,7 @@ fn claims(case: &Case<'_>, accepted: &Accepted) -> Claims {
         lease: attester.airlock.lease,
         boot: attester.airlock.boot,
         ek_public: URL_SAFE_NO_PAD.encode(&attester.ek_public),
-        ek_sha256: ek_sha256_hex(&attester.ek_public),
+        ek_sha256: ek_sha256(&attester.ek_public),
         ak_name: accepted.ak_name().to_string(),
         renews: None,
         reset_count: accepted.clock().reset_count,
@@ -112,10 +112,9 @@ fn claims(case: &Case<'_>, accepted: &Accepted) -> Claims {
     }
 }
 
-/// SHA-256 of an EK's `TPMT_PUBLIC`, hexadecimal: an EK's name everywhere in this verifier.
-#[must_use]
-pub fn ek_sha256_hex(ek_public: &[u8]) -> String {
-    hex::encode(digest(&SHA256, ek_public))
+/// SHA-256 of an EK's `TPMT_PUBLIC`, as relying parties check it. On record an EK is known by its key alone.
+fn ek_sha256(ek_public: &[u8]) -> String {
+    hex::encode(HashAlgorithm::Sha256.digest(ek_public))
 }
 
 /// Reasons quote what a node sent: no control characters, and no more than anybody reads.

@@ -8,11 +8,11 @@ mod support;
 use assay_service::auth::Role;
 use assay_service::client::ServiceClient;
 use assay_tpm::testing::{KeyKind, sha256};
+use assay_verifier::api::{Identity, Incident};
 use assay_verifier::release::journal::ReleaseStep;
 use assay_verifier::server::operator::ReleaseRecord;
 use assay_verifier::server::policies::{LearnRequest, PolicyRequest};
 use assay_verifier::store::archive::{ArchivedEvidence, VerdictRecord, VerdictWord};
-use assay_verifier::store::identities::{Identity, Incident};
 use assay_verifier::store::policies::PolicyRecord;
 use assay_wire::agent::{ReleaseStatus, Verdict};
 use serde_json::{Value, json};
@@ -132,37 +132,6 @@ async fn a7_an_ek_of_an_unknown_maker_is_refused_and_no_cas_admit_nobody() {
         assert_eq!(refusal(answer).1, "ek-refused");
         site.stop().await;
     }
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a9_a_node_cannot_be_taken_over_by_another_tpm() {
-    let (agent, mut thief) = (Agent::manufacture("n1"), Agent::manufacture("n2"));
-    let site = Site::start(&[agent.ek_cas.clone(), thief.ek_cas.clone()].concat()).await;
-    site.lease("n1");
-    site.lease("n2");
-    site.lease("n3");
-    agent.session(&site).await.unwrap();
-
-    thief.node = "n1".parse().unwrap();
-    assert_eq!(refusal(thief.enrol(&site).await).1, "identity-mismatch");
-    // Under its own name it may come, but then not under a third one.
-    thief.node = "n2".parse().unwrap();
-    thief.session(&site).await.unwrap();
-    thief.node = "n3".parse().unwrap();
-    assert_eq!(refusal(thief.enrol(&site).await).1, "identity-mismatch");
-
-    let incidents: Vec<Incident> = site.operator.get("/v1/incidents").await.unwrap();
-    assert_eq!(incidents.iter().map(|i| i.node.as_str()).collect::<Vec<_>>(), ["n3", "n1"]);
-    let identities: Vec<Identity> = site.operator.get("/v1/identities").await.unwrap();
-    assert_eq!(identities.len(), 2);
-    // Nobody else gets rejected by a machine that claims its name.
-    assert!(site.peers.calls().is_empty());
-    // Only an operator lets go of an identity.
-    let project = site.client_of(Role::Project("alpha".parse().unwrap()));
-    assert_eq!(refusal(project.delete::<_, ()>("/v1/identities/n1", &json!({})).await).0, 403);
-    site.operator.delete::<_, ()>("/v1/identities/n1", &json!({})).await.unwrap();
-    assert_eq!(refusal(site.operator.delete::<_, ()>("/v1/identities/n1", &json!({})).await).0, 404);
-    site.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

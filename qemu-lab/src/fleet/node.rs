@@ -112,6 +112,8 @@ impl SoftNode {
             node: self.name.clone(),
             ek_public: self.keys.ek_public.clone(),
             ek_certificate: self.keys.ek_certificate.clone(),
+            ek_chain: Vec::new(),
+            iak: None,
             ak_public: self.keys.ak_public.clone(),
         };
         let challenge: EnrolChallenge = self.connection.post("/agent/v1/enrol", "", &introduction).await?;

@@ -6,7 +6,7 @@ use assay_tpm::algorithm::HashAlgorithm;
 use assay_tpm::name::Name;
 use assay_tpm::public::{Attributes, Curve, KeyPublic, Public, Scheme};
 use assay_tpm::reader::DecodeError;
-use assay_tpm::signature::SignatureValue;
+use assay_tpm::signature::{Signature, SignatureValue};
 use openssl::bn::BigNum;
 use openssl::error::ErrorStack;
 use openssl::hash::MessageDigest;
@@ -98,14 +98,24 @@ impl AkPublic {
         &self.bytes
     }
 
-    /// The one scheme that it signs in.
-    #[must_use]
-    pub fn scheme(&self) -> Scheme {
-        self.scheme
+    /// The key itself.
+    pub(crate) fn key(&self) -> &KeyPublic {
+        self.public.key()
     }
 
-    /// Checks a signature over `message` in the AK's scheme; gives the scheme's hash.
-    pub(super) fn verify(&self, message: &[u8], signature: &SignatureValue<'_>) -> Result<HashAlgorithm, QuoteError> {
+    /// Checks a `TPMT_SIGNATURE` over `message`; gives the hash of the AK's scheme.
+    ///
+    /// # Errors
+    /// Not a signature, of another scheme than the AK's, or not by this AK.
+    pub(crate) fn verify_signature(&self, message: &[u8], signature: &[u8]) -> Result<HashAlgorithm, QuoteError> {
+        let signature = Signature::parse(signature)?;
+        if signature.scheme != self.scheme {
+            return Err(QuoteError::Scheme { found: signature.scheme, expected: self.scheme });
+        }
+        self.verify(message, &signature.value)
+    }
+
+    fn verify(&self, message: &[u8], signature: &SignatureValue<'_>) -> Result<HashAlgorithm, QuoteError> {
         match (self.public.key(), self.scheme, signature) {
             (KeyPublic::Rsa { modulus, exponent }, Scheme::RsaSsa(hash), SignatureValue::Rsa(signature)) => {
                 let key =

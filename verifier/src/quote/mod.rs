@@ -14,7 +14,6 @@ use assay_tpm::attest::{AttestError, Quote};
 use assay_tpm::name::Name;
 use assay_tpm::public::Scheme;
 use assay_tpm::reader::DecodeError;
-use assay_tpm::signature::Signature;
 use assay_wire::evidence::QUOTED_PCRS;
 use openssl::error::ErrorStack;
 use std::fmt;
@@ -117,11 +116,7 @@ pub enum QuoteError {
 /// # Errors
 /// See [`QuoteError`]. The signature is checked first: nothing that is not signed is looked at.
 pub fn verify_quote(quote: &UnverifiedQuote<'_>, ak: &AkPublic, nonce: &[u8; 32]) -> Result<VerifiedQuote, QuoteError> {
-    let signature = Signature::parse(quote.signature)?;
-    if signature.scheme != ak.scheme() {
-        return Err(QuoteError::Scheme { found: signature.scheme, expected: ak.scheme() });
-    }
-    let hash = ak.verify(quote.attest, &signature.value)?;
+    let hash = ak.verify_signature(quote.attest, quote.signature)?;
     let attest = Quote::parse(quote.attest)?;
     if !bool::from(attest.extra_data.ct_eq(nonce)) {
         return Err(QuoteError::Nonce);

@@ -2,17 +2,17 @@
 
 use super::extract::{JsonBody, Named};
 use super::{Verifier, computed, db_failed};
-use crate::identity::{VerifiedEk, verify_ek};
+use crate::identity::binding::{IdentityClaim, Origin};
+use crate::identity::{EkClaim, EkDigest, Endorsers, VerifiedEk, verify_ek};
 use crate::quote::AkPublic;
 use crate::session::{Attester, Challenged, Enrolled, IssuedNonce, Nonce, Proof, Session, SessionError};
-use crate::store::identities::{IdentityClaim, Incident};
+use crate::store::incidents::NewIncident;
 use crate::store::sessions::ActivatedFrom;
-use crate::verdict::ek_sha256_hex;
 use assay_service::client::ClientError;
 use assay_service::error::{ApiError, chain};
 use assay_service::telemetry::boot_step;
 use assay_tpm::credential::make_credential;
-use assay_wire::agent::{ActivateRequest, Credential, EnrolChallenge, EnrolRequest, EvidenceRequest};
+use assay_wire::agent::{ActivateRequest, Credential, EnrolChallenge, EnrolRequest, EvidenceRequest, IakEndorsement};
 use assay_wire::evidence::QUOTED_PCRS;
 use assay_wire::id::{NodeId, SessionId};
 use assay_wire::isolation::AirlockContext;
@@ -26,6 +26,10 @@ use std::time::Duration;
 const MOST_PUBLIC_BYTES: usize = 2 * 1024;
 /// Larger than any EK certificate with the padding that some TPMs keep behind it.
 const MOST_CERTIFICATE_BYTES: usize = 8 * 1024;
+/// Larger than any maker's chain, with padding.
+const MOST_CHAIN_BYTES: usize = 32 * 1024;
+/// Larger than any `TPMS_ATTEST` or `TPMT_SIGNATURE`.
+const MOST_ATTEST_BYTES: usize = 2 * 1024;
 
 /// The agent introduces itself.
 #[utoipa::path(post, path = "/agent/v1/enrol", tag = "agent", request_body = EnrolRequest, responses(
@@ -37,13 +41,7 @@ pub(crate) async fn enrol(
     State(verifier): State<Arc<Verifier>>,
     JsonBody(request): JsonBody<EnrolRequest>,
 ) -> Result<Json<EnrolChallenge>, ApiError> {
-    let too_long = |what| ApiError::bad_request("malformed", format!("enrolling: the {what} is longer than any"));
-    if request.ek_public.len() > MOST_PUBLIC_BYTES || request.ak_public.len() > MOST_PUBLIC_BYTES {
-        return Err(too_long("public area"));
-    }
-    if request.ek_certificate.len() > MOST_CERTIFICATE_BYTES {
-        return Err(too_long("EK certificate"));
-    }
+    check_sizes(&request)?;
     let _slot = verifier
         .slots
         .enrolments
@@ -54,9 +52,12 @@ pub(crate) async fn enrol(
     let proof = Proof::random();
     let digest = proof.digest();
     let (worker, now_seconds) = (Arc::clone(&verifier), verifier.clock.now_seconds());
-    let checked = computed("checking EK and AK", move || check_keys(&worker, &request, &proof, now_seconds)).await??;
-    refuse_takeover(&verifier, &node, &checked.ek.sha256_hex()).await?;
-
+    let operator_vouches = is_allowed(&verifier, &request).await?;
+    let checked = computed("checking EK and AK", move || {
+        check_keys(&worker.endorsers(), &request, operator_vouches, &proof, now_seconds)
+    })
+    .await??;
+    tracing::info!(event = "agent.ek_accepted", %node, ek = %checked.ek.sha256(), by = %checked.ek.endorsement(), "EK is a TPM's");
     let now_ms = verifier.clock.now_ms();
     let session = SessionId::random();
     let attester = Attester {
@@ -132,25 +133,69 @@ struct CheckedKeys {
     credential: Credential,
 }
 
-/// EK by its certificate, AK by its attributes, and a credential that binds the one to the other.
+/// Bounds on everything, before any of it is looked at.
+fn check_sizes(request: &EnrolRequest) -> Result<(), ApiError> {
+    let iak = request.iak.as_ref();
+    let of_iak = |part: fn(&IakEndorsement) -> &Vec<u8>| iak.map_or(0, |iak| part(iak).len());
+    for (what, length, most) in [
+        ("EK", request.ek_public.len(), MOST_PUBLIC_BYTES),
+        ("AK", request.ak_public.len(), MOST_PUBLIC_BYTES),
+        ("EK certificate", request.ek_certificate.len(), MOST_CERTIFICATE_BYTES),
+        ("EK certificate's chain", request.ek_chain.len(), MOST_CHAIN_BYTES),
+        ("IAK", of_iak(|iak| &iak.public), MOST_PUBLIC_BYTES),
+        ("IAK certificate", of_iak(|iak| &iak.certificate), MOST_CERTIFICATE_BYTES),
+        ("IAK certificate's chain", of_iak(|iak| &iak.chain), MOST_CHAIN_BYTES),
+        ("IAK's statement", of_iak(|iak| &iak.attest), MOST_ATTEST_BYTES),
+        ("IAK's signature", of_iak(|iak| &iak.signature), MOST_ATTEST_BYTES),
+    ] {
+        if length > most {
+            let detail = format!("enrolling: the {what} has {length} octets, more than any ({most})");
+            return Err(ApiError::bad_request("malformed", detail));
+        }
+    }
+    Ok(())
+}
+
+/// Whether an operator said that this EK is this node's. Of what is no EK at all, nobody did.
+async fn is_allowed(verifier: &Verifier, request: &EnrolRequest) -> Result<bool, ApiError> {
+    let Ok(ek) = EkDigest::of_public(&request.ek_public) else { return Ok(false) };
+    match verifier.store.check_identity(&request.node, &ek).await.map_err(db_failed)? {
+        IdentityClaim::Known(identity) => Ok(identity.origin == Origin::Allowed),
+        IdentityClaim::New | IdentityClaim::OtherEk(_) | IdentityClaim::OtherNode(_) => Ok(false),
+    }
+}
+
+/// EK by who vouches for it, AK by its attributes, and a credential that binds the one to the other.
 fn check_keys(
-    verifier: &Verifier,
+    endorsers: &Endorsers,
     request: &EnrolRequest,
+    operator_vouches: bool,
     proof: &Proof,
     now_seconds: i64,
 ) -> Result<CheckedKeys, ApiError> {
     let node = &request.node;
-    let ek =
-        verify_ek(&verifier.ek_cas, &request.ek_public, &request.ek_certificate, now_seconds).map_err(|error| {
-            tracing::warn!(event = "agent.ek_refused", %node, cause = chain(&error), "EK is not accepted");
-            ApiError::forbidden("ek-refused", format!("enrolling node `{node}`: {}", chain(&error)))
-        })?;
+    let claim = EkClaim {
+        public: &request.ek_public,
+        certificate: &request.ek_certificate,
+        chain: &request.ek_chain,
+        iak: request.iak.as_ref(),
+        operator_vouches,
+    };
+    let ek = verify_ek(endorsers, &claim, now_seconds).map_err(|error| {
+        // The digest, so that an operator can allow it.
+        let ek = EkDigest::of_public(&request.ek_public).map(|digest| digest.to_string()).unwrap_or_default();
+        tracing::warn!(event = "agent.ek_refused", %node, ek, cause = chain(&error), "EK is not accepted");
+        ApiError::forbidden("ek-refused", format!("enrolling node `{node}`: {}", chain(&error)))
+    })?;
     let ak = AkPublic::parse(&request.ak_public).map_err(|error| {
         tracing::warn!(event = "agent.ak_refused", %node, cause = chain(&error), "AK is not accepted");
         ApiError::forbidden("ak-refused", format!("enrolling node `{node}`: {}", chain(&error)))
     })?;
-    let credential = make_credential(ek.public(), ak.name().as_bytes(), proof.expose())
-        .map_err(|error| ApiError::internal("making the credential", &error))?;
+    // A curve's point is looked at here: what is not on it is the agent's fault, not ours.
+    let credential = make_credential(ek.public(), ak.name().as_bytes(), proof.expose()).map_err(|error| {
+        tracing::warn!(event = "agent.ek_refused", %node, cause = chain(&error), "no credential for this EK");
+        ApiError::forbidden("ek-refused", format!("enrolling node `{node}`: {}", chain(&error)))
+    })?;
     Ok(CheckedKeys { ek, ak_public: request.ak_public.clone(), credential })
 }
 
@@ -172,44 +217,34 @@ fn log_unavailable(node: &NodeId, error: &ClientError) {
     tracing::error!(event = "isolation.unavailable", %node, cause = chain(error), "cannot ask isolation about a node");
 }
 
-/// Binds the node to the EK that it has now proven to possess.
+/// Binds the node to the EK that it has now proven to possess; or records who else it is bound to, and refuses. Only
+/// here, where possession is proven, so that nobody can make incidents of EKs that they have only heard of.
 async fn bind(verifier: &Verifier, enrolled: &Enrolled, now_ms: i64) -> Result<(), ApiError> {
-    let attester = &enrolled.attester;
-    let ek_sha256 = ek_sha256_hex(&attester.ek_public);
-    let claim = verifier.store.bind_identity(&attester.node, &ek_sha256, now_ms).await.map_err(db_failed)?;
-    judge_claim(verifier, &attester.node, &ek_sha256, &claim).await
-}
-
-/// Refuses, before any work, an agent whose node or EK is known to belong together with another.
-async fn refuse_takeover(verifier: &Verifier, node: &NodeId, ek_sha256: &str) -> Result<(), ApiError> {
-    let claim = verifier.store.check_identity(node, ek_sha256).await.map_err(db_failed)?;
-    judge_claim(verifier, node, ek_sha256, &claim).await
-}
-
-async fn judge_claim(
-    verifier: &Verifier,
-    node: &NodeId,
-    ek_sha256: &str,
-    claim: &IdentityClaim,
-) -> Result<(), ApiError> {
-    let (detail, hint) = match claim {
-        IdentityClaim::New | IdentityClaim::Known => return Ok(()),
-        IdentityClaim::OtherEk(known) => (
-            format!("node `{node}` is bound to EK {}, but an agent came with EK {ek_sha256}", known.ek_sha256),
-            "if its TPM was replaced, an operator clears the node's identity",
-        ),
-        IdentityClaim::OtherNode(known) => (
-            format!("EK {ek_sha256} is bound to node `{}`, but an agent came with it as node `{node}`", known.node),
-            "if the machine was renamed, an operator clears the old node's identity",
-        ),
+    let node = &enrolled.attester.node;
+    let ek = EkDigest::of_public(&enrolled.attester.ek_public)
+        .map_err(|error| ApiError::internal("reading a session's EK", &error))?;
+    let claim = verifier.store.bind_identity(node, &ek, verifier.ek_binding, now_ms).await.map_err(db_failed)?;
+    let Some(kind) = claim.incident() else { return Ok(()) };
+    let detail = match &claim {
+        IdentityClaim::Known(_) | IdentityClaim::New => {
+            format!("node `{node}` came with its first EK {ek}, which waits for an operator")
+        }
+        IdentityClaim::OtherEk(known) => {
+            format!("node `{node}` is bound to EK {}, but an agent came with EK {ek}", known.ek_sha256)
+        }
+        IdentityClaim::OtherNode(known) => {
+            format!("EK {ek} is bound to node `{}`, but an agent came with it as node `{node}`", known.node)
+        }
     };
     // Not reported to isolation: any machine in the airlock can claim any name, and must not get others rejected by it.
-    tracing::warn!(event = "agent.identity_mismatch", %node, detail, "identity mismatch");
-    let kind = "identity-mismatch".to_owned();
-    let incident = Incident { node: node.clone(), kind, detail, at_ms: verifier.clock.now_ms() };
-    verifier.store.record_incident(&incident).await.map_err(db_failed)?;
-    let answer = format!("enrolling node `{node}`: its TPM is not the one on record");
-    Err(ApiError::forbidden("identity-mismatch", answer).with_hint(hint))
+    let incident = NewIncident { node: node.clone(), ek, kind, detail, at_ms: now_ms };
+    verifier.store.delete_challenge(enrolled.attester.session).await.map_err(db_failed)?;
+    if verifier.store.record_incident(&incident).await.map_err(db_failed)? {
+        tracing::warn!(event = "agent.identity_mismatch", %node, kind = %kind, detail = incident.detail, "an incident");
+    }
+    let answer = format!("enrolling node `{node}`: its TPM is not the one on record ({kind})");
+    Err(ApiError::forbidden("identity-mismatch", answer)
+        .with_hint("an operator settles it: `assay incident list`, then `assay incident settle`"))
 }
 
 /// Answers why a session does not go on.

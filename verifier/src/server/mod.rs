@@ -7,6 +7,7 @@ pub(crate) mod attestations;
 pub(crate) mod enrol;
 pub(crate) mod events;
 mod extract;
+pub mod identities;
 mod leaving;
 pub mod operator;
 pub mod policies;
@@ -15,7 +16,8 @@ pub mod verdicts;
 
 use crate::attestation::Attestations;
 use crate::config::SessionTimes;
-use crate::identity::EkCas;
+use crate::identity::Endorsers;
+use crate::identity::binding::EkBinding;
 use crate::release::Releases;
 use crate::release::peers::Peers;
 use crate::release::reports::Reports;
@@ -26,7 +28,7 @@ use assay_service::clock::Clock;
 use assay_service::error::ApiError;
 use assay_wire::agent::AgentSettings;
 use assay_wire::id::NodeId;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 use tokio::sync::Semaphore;
 
@@ -40,8 +42,10 @@ pub struct Verifier {
     pub reports: Reports,
     /// isolation and imaging.
     pub peers: Peers,
-    /// Whose EK certificates are believed.
-    pub ek_cas: EkCas,
+    /// Who is believed about EKs. Read anew when the files change.
+    pub endorsers: RwLock<Arc<Endorsers>>,
+    /// Who binds a node to its first EK.
+    pub ek_binding: EkBinding,
     /// Signs good results.
     pub signer: Signer,
     /// Continuous attestation.
@@ -80,6 +84,18 @@ impl Default for Slots {
 }
 
 impl Verifier {
+    /// Who is believed about EKs now.
+    #[must_use]
+    pub fn endorsers(&self) -> Arc<Endorsers> {
+        // A lock that is poisoned still holds one whole value: it is only ever replaced.
+        Arc::clone(&self.endorsers.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Believes `endorsers` from now on.
+    pub fn set_endorsers(&self, endorsers: Endorsers) {
+        *self.endorsers.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(endorsers);
+    }
+
     /// What this verifier would have told `node`: what must have been measured.
     #[must_use]
     pub fn settings_for(&self, node: &NodeId) -> AgentSettings {

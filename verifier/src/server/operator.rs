@@ -1,10 +1,8 @@
-//! The operators' and services' API: its routes, and keys, releases and identities. [`policies`] and [`verdicts`]
+//! The operators' and services' API: its routes, and keys and releases. [`identities`], [`policies`] and [`verdicts`]
 //! answer the rest.
 
-use super::extract::Named;
-use super::{Verifier, attestations, db_failed, events, policies, secrets, verdicts};
+use super::{Verifier, attestations, db_failed, events, identities, policies, secrets, verdicts};
 use crate::release::journal::ReleaseStep;
-use crate::store::identities::{Identity, Incident};
 use crate::store::releases::Release;
 use assay_service::auth::{Caller, Role};
 use assay_service::error::ApiError;
@@ -30,9 +28,14 @@ pub fn router(verifier: Arc<Verifier>) -> Router {
         .route("/v1/events/stream", get(events::event_stream))
         .route("/v1/leases/{lease}/secret", put(secrets::put_secret).delete(secrets::delete_secret))
         .route("/v1/releases", get(releases))
-        .route("/v1/identities", get(identities))
-        .route("/v1/identities/{node}", get(identity).delete(clear_identity))
-        .route("/v1/incidents", get(incidents))
+        .route("/v1/identities", get(identities::identities))
+        .route(
+            "/v1/identities/{node}",
+            get(identities::identity).put(identities::allow_identity).delete(identities::forget_identity),
+        )
+        .route("/v1/identities/{node}/approve", post(identities::approve_identity))
+        .route("/v1/incidents", get(identities::incidents))
+        .route("/v1/incidents/{id}/settle", post(identities::settle_incident))
         .with_state(verifier)
 }
 
@@ -93,57 +96,6 @@ pub(crate) async fn releases(
     Ok(Json(seen.map(ReleaseRecord::from).collect()))
 }
 
-/// Which node has which EK.
-#[utoipa::path(get, path = "/v1/identities", tag = "operator", responses((status = 200, body = Vec<Identity>)))]
-pub(crate) async fn identities(
-    State(verifier): State<Arc<Verifier>>,
-    caller: Caller,
-) -> Result<Json<Vec<Identity>>, ApiError> {
-    caller.require_service()?;
-    verifier.store.identities().await.map(Json).map_err(db_failed)
-}
-
-/// One node's EK.
-#[utoipa::path(get, path = "/v1/identities/{node}", tag = "operator",
-    params(("node" = String, Path, description = "node")),
-    responses((status = 200, body = Identity), (status = 404, body = assay_wire::problem::Problem)))]
-pub(crate) async fn identity(
-    State(verifier): State<Arc<Verifier>>,
-    caller: Caller,
-    Named(node): Named<NodeId>,
-) -> Result<Json<Identity>, ApiError> {
-    caller.require_service()?;
-    let known = verifier.store.identities().await.map_err(db_failed)?;
-    known.into_iter().find(|identity| identity.node == node).map(Json).ok_or_else(|| no_identity(&node))
-}
-
-/// Forgets a node's EK: its next enrolment binds it anew.
-#[utoipa::path(delete, path = "/v1/identities/{node}", tag = "operator",
-    params(("node" = String, Path, description = "node")),
-    responses((status = 200), (status = 404, body = assay_wire::problem::Problem)))]
-pub(crate) async fn clear_identity(
-    State(verifier): State<Arc<Verifier>>,
-    caller: Caller,
-    Named(node): Named<NodeId>,
-) -> Result<Json<()>, ApiError> {
-    caller.require_operator()?;
-    if !verifier.store.clear_identity(&node).await.map_err(db_failed)? {
-        return Err(no_identity(&node));
-    }
-    tracing::info!(event = "identity.cleared", %node, by = caller.name, "identity cleared");
-    Ok(Json(()))
-}
-
-/// What an operator should look at, newest first.
-#[utoipa::path(get, path = "/v1/incidents", tag = "operator", responses((status = 200, body = Vec<Incident>)))]
-pub(crate) async fn incidents(
-    State(verifier): State<Arc<Verifier>>,
-    caller: Caller,
-) -> Result<Json<Vec<Incident>>, ApiError> {
-    caller.require_service()?;
-    verifier.store.incidents().await.map(Json).map_err(db_failed)
-}
-
 impl From<Release> for ReleaseRecord {
     fn from(release: Release) -> Self {
         Self {
@@ -167,8 +119,4 @@ pub(super) fn sees(caller: &Caller, project: &ProjectId) -> bool {
         Role::Operator | Role::Service => true,
         Role::Project(own) => own == project,
     }
-}
-
-fn no_identity(node: &NodeId) -> ApiError {
-    ApiError::not_found(format!("node `{node}` is bound to no EK"))
 }

@@ -1,50 +1,26 @@
-//! Which node has which EK, and what went wrong with that.
-//!
-//! The first agent of a node that proves possession of its EK binds the node to it; from then on one EK is one node and
-//! one node is one EK until an operator clears it (CVE-2025-13609 is what happens otherwise).
+//! Which node has which EK. The decisions are [`crate::identity::binding`]'s; here they are kept, each in one
+//! transaction, and one EK is one node by the table's own constraints (CVE-2025-13609 is what happens otherwise).
 
-use super::events::{EventKind, NewEvent};
 use super::{DbError, VerifierStore, from_json, parsed, query_failed};
+use crate::identity::EkDigest;
+use crate::identity::binding::{EkBinding, Identity, IdentityClaim, Origin, claim};
 use crate::quote::ClockInfo;
 use assay_wire::id::NodeId;
-use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use sqlx::AnyConnection;
 
-/// A node's identity on record.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
-pub struct Identity {
-    /// The node.
-    pub node: NodeId,
-    /// SHA-256 of its EK's `TPMT_PUBLIC`, hexadecimal.
-    pub ek_sha256: String,
-    /// When they were bound: milliseconds since the Unix epoch.
-    pub bound_at_ms: i64,
+macro_rules! select {
+    () => {
+        "SELECT node, ek_sha256, bound_at_ms, origin, bound_by, seen_at_ms FROM identities"
+    };
 }
 
-/// Whether a node may be the one with this EK.
+/// What becomes of an operator's word that an EK is a node's.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum IdentityClaim {
-    /// Neither is known.
-    New,
-    /// They are bound to one another.
-    Known,
-    /// The node is bound to another EK.
-    OtherEk(Identity),
-    /// The EK is bound to another node.
-    OtherNode(Identity),
-}
-
-/// Something that an operator should look at.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
-pub struct Incident {
-    /// The node that was named.
-    pub node: NodeId,
-    /// A stable word, like `identity-mismatch`.
-    pub kind: String,
-    /// What happened.
-    pub detail: String,
-    /// When: milliseconds since the Unix epoch.
-    pub at_ms: i64,
+pub enum Allowed {
+    /// It is on record.
+    Done(Identity),
+    /// Node or EK are on record otherwise.
+    Taken(Identity),
 }
 
 impl VerifierStore {
@@ -52,29 +28,72 @@ impl VerifierStore {
     ///
     /// # Errors
     /// The database failed.
-    pub async fn check_identity(&self, node: &NodeId, ek_sha256: &str) -> Result<IdentityClaim, DbError> {
-        let mut known = self.identities_like(node, ek_sha256).await?;
-        if let Some(own) = known.iter().position(|identity| identity.node == *node) {
-            let own = known.swap_remove(own);
-            return Ok(if own.ek_sha256 == ek_sha256 { IdentityClaim::Known } else { IdentityClaim::OtherEk(own) });
-        }
-        Ok(known.pop().map_or(IdentityClaim::New, IdentityClaim::OtherNode))
+    pub async fn check_identity(&self, node: &NodeId, ek: &EkDigest) -> Result<IdentityClaim, DbError> {
+        let mut connection = self.pool().acquire().await.map_err(query_failed("looking up a node's identity"))?;
+        Ok(claim(node, ek, &identities_like(&mut connection, node, ek).await?))
     }
 
-    /// Binds a node to an EK whose possession was proven. Answers how the claim stands afterwards: `Known` if they are
-    /// bound to one another, else whose record is in the way.
+    /// A node has proven to possess an EK: binds them if `binding` lets it, and answers how the claim stands
+    /// afterwards. Of two at once, one is bound and the other is told by whom.
     ///
     /// # Errors
     /// The database failed.
-    pub async fn bind_identity(&self, node: &NodeId, ek_sha256: &str, now_ms: i64) -> Result<IdentityClaim, DbError> {
-        sqlx::query("INSERT INTO identities (node, ek_sha256, bound_at_ms) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING")
+    pub async fn bind_identity(
+        &self,
+        node: &NodeId,
+        ek: &EkDigest,
+        binding: EkBinding,
+        now_ms: i64,
+    ) -> Result<IdentityClaim, DbError> {
+        let failed = || query_failed("binding a node to its EK");
+        let mut tx = self.pool().begin().await.map_err(failed())?;
+        match binding {
+            EkBinding::FirstUse => insert(&mut tx, node, ek, Origin::FirstUse, None, now_ms).await?,
+            EkBinding::Approved => {}
+        }
+        let claimed = claim(node, ek, &identities_like(&mut tx, node, ek).await?);
+        if let IdentityClaim::Known(_) = claimed {
+            sqlx::query("UPDATE identities SET seen_at_ms = $1 WHERE node = $2")
+                .bind(now_ms)
+                .bind(node.as_str())
+                .execute(&mut *tx)
+                .await
+                .map_err(failed())?;
+        }
+        tx.commit().await.map_err(failed())?;
+        Ok(claimed)
+    }
+
+    /// An operator says beforehand that an EK is a node's, and vouches for it. What is on record otherwise stays, and
+    /// is answered.
+    ///
+    /// # Errors
+    /// The database failed.
+    pub async fn allow_identity(
+        &self,
+        node: &NodeId,
+        ek: &EkDigest,
+        by: &str,
+        now_ms: i64,
+    ) -> Result<Allowed, DbError> {
+        let failed = || query_failed("allowing an EK");
+        let mut tx = self.pool().begin().await.map_err(failed())?;
+        insert(&mut tx, node, ek, Origin::Allowed, Some(by), now_ms).await?;
+        sqlx::query("UPDATE identities SET origin = $1, bound_by = $2 WHERE node = $3 AND ek_sha256 = $4")
+            .bind(Origin::Allowed.as_str())
+            .bind(by)
             .bind(node.as_str())
-            .bind(ek_sha256)
-            .bind(now_ms)
-            .execute(self.pool())
+            .bind(ek.as_str())
+            .execute(&mut *tx)
             .await
-            .map_err(query_failed("binding a node to its EK"))?;
-        self.check_identity(node, ek_sha256).await
+            .map_err(failed())?;
+        let allowed = match claim(node, ek, &identities_like(&mut tx, node, ek).await?) {
+            IdentityClaim::Known(identity) => Allowed::Done(identity),
+            IdentityClaim::OtherEk(other) | IdentityClaim::OtherNode(other) => Allowed::Taken(other),
+            IdentityClaim::New => return Err(super::corrupt("an identity", node.as_str())), // it was just inserted
+        };
+        tx.commit().await.map_err(failed())?;
+        Ok(allowed)
     }
 
     /// The TPM clock of the last verified quote of `node`.
@@ -95,11 +114,10 @@ impl VerifierStore {
     /// # Errors
     /// The database failed.
     pub async fn identities(&self) -> Result<Vec<Identity>, DbError> {
-        let rows: Vec<IdentityRow> =
-            sqlx::query_as("SELECT node, ek_sha256, bound_at_ms FROM identities ORDER BY node")
-                .fetch_all(self.pool())
-                .await
-                .map_err(query_failed("reading the identities"))?;
+        let rows: Vec<IdentityRow> = sqlx::query_as(concat!(select!(), " ORDER BY node"))
+            .fetch_all(self.pool())
+            .await
+            .map_err(query_failed("reading the identities"))?;
         rows.into_iter().map(Identity::try_from).collect()
     }
 
@@ -115,78 +133,76 @@ impl VerifierStore {
             .execute(&mut *tx)
             .await
             .map_err(failed())?;
-        sqlx::query("DELETE FROM sessions WHERE node = $1 AND state IN ('challenged', 'enrolled')")
-            .bind(node.as_str())
-            .execute(&mut *tx)
-            .await
-            .map_err(failed())?;
+        end_sessions(&mut tx, node).await?;
         tx.commit().await.map_err(failed())?;
         Ok(done.rows_affected() > 0)
     }
+}
 
-    /// Records an incident, and lets the oldest go beyond the limit.
-    ///
-    /// # Errors
-    /// The database failed.
-    pub async fn record_incident(&self, incident: &Incident) -> Result<(), DbError> {
-        let failed = || query_failed("recording an incident");
-        let mut tx = self.pool().begin().await.map_err(failed())?;
-        sqlx::query("INSERT INTO incidents (id, node, kind, detail, at_ms) VALUES ($1, $2, $3, $4, $5)")
-            .bind(uuid::Uuid::now_v7().to_string())
-            .bind(incident.node.as_str())
-            .bind(&incident.kind)
-            .bind(&incident.detail)
-            .bind(incident.at_ms)
-            .execute(&mut *tx)
-            .await
-            .map_err(failed())?;
-        sqlx::query("DELETE FROM incidents WHERE id IN (SELECT id FROM incidents ORDER BY at_ms DESC, id DESC LIMIT 1000 OFFSET $1)")
-            .bind(i64::from(self.limits.incidents))
-            .execute(&mut *tx)
-            .await
-            .map_err(failed())?;
-        let event = NewEvent {
-            kind: EventKind::IdentityIncident,
-            at_ms: incident.at_ms,
-            project: None,
-            node: Some(&incident.node),
-            admission: None,
-            detail: BTreeMap::from([("kind", incident.kind.clone()), ("detail", incident.detail.clone())]),
-        };
-        let told = super::events::insert(&mut tx, &event).await.map_err(failed())?;
-        tx.commit().await.map_err(failed())?;
-        self.told([told]);
-        Ok(())
+/// Takes node and EK out of every binding, and binds them to one another.
+pub(super) async fn rebind(
+    connection: &mut AnyConnection,
+    node: &NodeId,
+    ek: &EkDigest,
+    by: &str,
+    now_ms: i64,
+) -> Result<(), DbError> {
+    for identity in identities_like(connection, node, ek).await? {
+        end_sessions(connection, &identity.node).await?;
     }
-
-    /// The latest incidents, newest first.
-    ///
-    /// # Errors
-    /// The database failed.
-    pub async fn incidents(&self) -> Result<Vec<Incident>, DbError> {
-        let rows: Vec<(String, String, String, i64)> =
-            sqlx::query_as("SELECT node, kind, detail, at_ms FROM incidents ORDER BY at_ms DESC, id DESC LIMIT 500")
-                .fetch_all(self.pool())
-                .await
-                .map_err(query_failed("reading the incidents"))?;
-        rows.into_iter()
-            .map(|(node, kind, detail, at_ms)| {
-                Ok(Incident { node: parsed("a node name", &node)?, kind, detail, at_ms })
-            })
-            .collect()
-    }
-
-    async fn identities_like(&self, node: &NodeId, ek_sha256: &str) -> Result<Vec<Identity>, DbError> {
-        let rows: Vec<IdentityRow> = sqlx::query_as(
-            "SELECT node, ek_sha256, bound_at_ms FROM identities WHERE node = $1 OR ek_sha256 = $2 ORDER BY node",
-        )
+    sqlx::query("DELETE FROM identities WHERE node = $1 OR ek_sha256 = $2")
         .bind(node.as_str())
-        .bind(ek_sha256)
-        .fetch_all(self.pool())
+        .bind(ek.as_str())
+        .execute(&mut *connection)
+        .await
+        .map_err(query_failed("binding a node to another EK"))?;
+    insert(connection, node, ek, Origin::Approved, Some(by), now_ms).await
+}
+
+async fn insert(
+    connection: &mut AnyConnection,
+    node: &NodeId,
+    ek: &EkDigest,
+    origin: Origin,
+    by: Option<&str>,
+    now_ms: i64,
+) -> Result<(), DbError> {
+    let sql = "INSERT INTO identities (node, ek_sha256, bound_at_ms, origin, bound_by) VALUES ($1, $2, $3, $4, $5) \
+               ON CONFLICT DO NOTHING";
+    sqlx::query(sql)
+        .bind(node.as_str())
+        .bind(ek.as_str())
+        .bind(now_ms)
+        .bind(origin.as_str())
+        .bind(by.map(ToOwned::to_owned))
+        .execute(connection)
+        .await
+        .map_err(query_failed("binding a node to an EK"))?;
+    Ok(())
+}
+
+/// Ends the sessions of `node` that have no verdict yet.
+async fn end_sessions(connection: &mut AnyConnection, node: &NodeId) -> Result<(), DbError> {
+    sqlx::query("DELETE FROM sessions WHERE node = $1 AND state IN ('challenged', 'enrolled')")
+        .bind(node.as_str())
+        .execute(connection)
+        .await
+        .map_err(query_failed("ending a node's sessions"))?;
+    Ok(())
+}
+
+async fn identities_like(
+    connection: &mut AnyConnection,
+    node: &NodeId,
+    ek: &EkDigest,
+) -> Result<Vec<Identity>, DbError> {
+    let rows: Vec<IdentityRow> = sqlx::query_as(concat!(select!(), " WHERE node = $1 OR ek_sha256 = $2 ORDER BY node"))
+        .bind(node.as_str())
+        .bind(ek.as_str())
+        .fetch_all(connection)
         .await
         .map_err(query_failed("looking up a node's identity"))?;
-        rows.into_iter().map(Identity::try_from).collect()
-    }
+    rows.into_iter().map(Identity::try_from).collect()
 }
 
 #[derive(sqlx::FromRow)]
@@ -194,11 +210,21 @@ struct IdentityRow {
     node: String,
     ek_sha256: String,
     bound_at_ms: i64,
+    origin: String,
+    bound_by: Option<String>,
+    seen_at_ms: Option<i64>,
 }
 
 impl TryFrom<IdentityRow> for Identity {
     type Error = DbError;
     fn try_from(row: IdentityRow) -> Result<Self, DbError> {
-        Ok(Self { node: parsed("a node name", &row.node)?, ek_sha256: row.ek_sha256, bound_at_ms: row.bound_at_ms })
+        Ok(Self {
+            node: parsed("a node name", &row.node)?,
+            ek_sha256: row.ek_sha256,
+            bound_at_ms: row.bound_at_ms,
+            origin: parsed("an identity's origin", &row.origin)?,
+            bound_by: row.bound_by,
+            seen_at_ms: row.seen_at_ms,
+        })
     }
 }

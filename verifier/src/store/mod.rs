@@ -8,6 +8,7 @@ pub mod archive;
 pub mod attestations;
 pub mod events;
 pub mod identities;
+pub mod incidents;
 pub mod policies;
 pub mod releases;
 pub mod secrets;

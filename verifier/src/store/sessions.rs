@@ -23,6 +23,7 @@ impl VerifierStore {
         sqlx::query(EVICT_OF_NODE)
             .bind(attester.node.as_str())
             .bind(i64::from(self.limits.half_open_per_node.saturating_sub(1)))
+            .bind(to_base64(&attester.ek_public))
             .execute(&mut *tx)
             .await
             .map_err(failed())?;
@@ -177,9 +178,11 @@ const INSERT: &str = "INSERT INTO sessions (id, node, state, ek_public, ak_publi
      challenge_expires_at_ms, nonce_issued_at_ms, nonce_expires_at_ms, created_at_ms, expires_at_ms) \
      VALUES ($1, $2, 'challenged', $3, $4, $5, $6, $7, $8, $9, 0, 0, $10, $11)";
 
-/// Keeps the newest `$2` half-open sessions of node `$1`.
-const EVICT_OF_NODE: &str = "DELETE FROM sessions WHERE state = 'challenged' AND node = $1 AND id NOT IN \
-     (SELECT id FROM sessions WHERE state = 'challenged' AND node = $1 ORDER BY created_at_ms DESC, id LIMIT $2)";
+/// Keeps the newest `$2` half-open sessions of node `$1` with EK `$3`. Who claims a node's name with another EK pushes
+/// out none of the node's own.
+const EVICT_OF_NODE: &str = "DELETE FROM sessions WHERE state = 'challenged' AND node = $1 AND ek_public = $3 \
+     AND id NOT IN (SELECT id FROM sessions WHERE state = 'challenged' AND node = $1 AND ek_public = $3 \
+     ORDER BY created_at_ms DESC, id LIMIT $2)";
 
 /// Keeps the newest `$1` half-open sessions.
 const EVICT_OF_ALL: &str = "DELETE FROM sessions WHERE state = 'challenged' AND id NOT IN \

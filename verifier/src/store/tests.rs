@@ -27,6 +27,8 @@ on_both! {
     d5_half_open_sessions_are_bounded_and_never_push_out_activated_ones:
         StoreLimits { half_open_per_node: 2, half_open: 5, ..StoreLimits::default() },
     a9_one_node_has_one_ek_and_one_ek_one_node: StoreLimits::default(),
+    a11_where_operators_approve_nothing_is_bound_by_coming_first: StoreLimits::default(),
+    a9_an_operator_settles_an_incident_once: StoreLimits::default(),
     the_tpm_clock_of_the_last_verified_quote_is_kept: StoreLimits::default(),
     one_policy_is_active_and_all_are_kept: StoreLimits::default(),
     the_archive_keeps_the_newest_of_each_node_and_what_is_unreported:
@@ -37,13 +39,17 @@ on_both! {
 
 mod cases {
     use super::super::archive::{Outcome, VerdictWord};
-    use super::super::identities::{IdentityClaim, Incident};
+    use super::super::identities::Allowed;
+    use super::super::incidents::{NewIncident, Settled};
     use super::super::policies::PolicyRecord;
     use super::super::sessions::ActivatedFrom;
     use crate::fixtures::{TestStore, admitted, challenged, enrolled, release_of, verdict};
+    use crate::identity::EkDigest;
+    use crate::identity::binding::{EkBinding, IdentityClaim, IncidentKind, Origin, Settlement};
     use crate::quote::ClockInfo;
     use crate::release::journal::ReleaseStep;
     use crate::session::{Proof, Session};
+    use assay_wire::id::NodeId;
 
     pub(super) async fn a1_a_nonce_is_used_once_also_by_two_at_once(test: TestStore) {
         let enrolled = enrolled(&test.store, "n1", 1_000).await;
@@ -95,22 +101,109 @@ mod cases {
         assert_eq!(half_open, 5);
     }
 
+    fn ek(octet: &str) -> EkDigest {
+        octet.repeat(32).parse().unwrap()
+    }
+
+    fn claimed(node: &str, ek: &EkDigest, kind: IncidentKind, at_ms: i64) -> NewIncident {
+        NewIncident { node: node.parse().unwrap(), ek: ek.clone(), kind, detail: "detail".to_owned(), at_ms }
+    }
+
     pub(super) async fn a9_one_node_has_one_ek_and_one_ek_one_node(test: TestStore) {
+        let store = &test.store;
         let (n1, n2) = ("n1".parse().unwrap(), "n2".parse().unwrap());
-        assert_eq!(test.store.check_identity(&n1, "aa").await.unwrap(), IdentityClaim::New);
-        assert_eq!(test.store.bind_identity(&n1, "aa", 1).await.unwrap(), IdentityClaim::Known);
-        assert_eq!(test.store.bind_identity(&n1, "aa", 2).await.unwrap(), IdentityClaim::Known);
-        assert!(matches!(test.store.bind_identity(&n1, "bb", 3).await.unwrap(), IdentityClaim::OtherEk(_)));
-        assert!(matches!(test.store.bind_identity(&n2, "aa", 3).await.unwrap(), IdentityClaim::OtherNode(_)));
-        assert_eq!(test.store.identities().await.unwrap().len(), 1);
-        assert!(test.store.clear_identity(&n1).await.unwrap());
-        assert!(!test.store.clear_identity(&n1).await.unwrap());
-        assert_eq!(test.store.bind_identity(&n2, "aa", 4).await.unwrap(), IdentityClaim::Known);
+        let (aa, bb) = (ek("aa"), ek("bb"));
+        let bind = async |node, ek, at| store.bind_identity(node, ek, EkBinding::FirstUse, at).await.unwrap();
+        assert_eq!(store.check_identity(&n1, &aa).await.unwrap(), IdentityClaim::New);
+        assert!(matches!(bind(&n1, &aa, 1).await, IdentityClaim::Known(_)));
+        let IdentityClaim::Known(known) = bind(&n1, &aa, 2).await else { panic!("forgotten") };
+        assert_eq!((known.bound_at_ms, known.origin), (1, Origin::FirstUse));
+        assert!(matches!(bind(&n1, &bb, 3).await, IdentityClaim::OtherEk(_)));
+        assert!(matches!(bind(&n2, &aa, 3).await, IdentityClaim::OtherNode(_)));
+        let all = store.identities().await.unwrap();
+        assert_eq!(all.iter().map(|identity| identity.seen_at_ms).collect::<Vec<_>>(), [Some(2)]);
+        assert!(store.clear_identity(&n1).await.unwrap());
+        assert!(!store.clear_identity(&n1).await.unwrap());
+        assert!(matches!(bind(&n2, &aa, 4).await, IdentityClaim::Known(_)));
+        // Two at once: one is bound.
+        let n3 = "n3".parse().unwrap();
+        let first_use = |ek| store.bind_identity(&n3, ek, EkBinding::FirstUse, 5);
+        let (cc, dd) = (ek("cc"), ek("dd"));
+        let (one, other) = tokio::join!(first_use(&cc), first_use(&dd));
+        let known = |claim: IdentityClaim| matches!(claim, IdentityClaim::Known(_));
+        assert!(known(one.unwrap()) ^ known(other.unwrap()), "one node was bound to two EKs");
+    }
+
+    pub(super) async fn a11_where_operators_approve_nothing_is_bound_by_coming_first(test: TestStore) {
+        let store = &test.store;
+        let (n1, n2) = ("n1".parse().unwrap(), "n2".parse().unwrap());
+        let (aa, bb) = (ek("aa"), ek("bb"));
+        let claim = store.bind_identity(&n1, &aa, EkBinding::Approved, 1).await.unwrap();
+        assert_eq!(claim, IdentityClaim::New);
+        assert_eq!(store.identities().await.unwrap(), []);
+        // An operator's word beforehand binds, once, and does not push out what is on record.
+        let Allowed::Done(allowed) = store.allow_identity(&n1, &aa, "alice", 2).await.unwrap() else { panic!("taken") };
+        assert_eq!((allowed.origin, allowed.seen_at_ms), (Origin::Allowed, None));
+        assert_eq!(allowed.bound_by.as_deref(), Some("alice"));
+        let claim = store.bind_identity(&n1, &aa, EkBinding::Approved, 3).await.unwrap();
+        assert!(matches!(claim, IdentityClaim::Known(_)));
+        for (node, ek) in [(&n1, &bb), (&n2, &aa)] {
+            let taken = store.allow_identity(node, ek, "bob", 4).await.unwrap();
+            assert!(matches!(taken, Allowed::Taken(other) if other.node == n1));
+        }
+        assert_eq!(store.identities().await.unwrap().len(), 1);
+        // What a node got by coming first, an operator can vouch for afterwards.
+        assert!(matches!(
+            store.bind_identity(&n2, &bb, EkBinding::FirstUse, 5).await.unwrap(),
+            IdentityClaim::Known(identity) if identity.origin == Origin::FirstUse
+        ));
+        let Allowed::Done(allowed) = store.allow_identity(&n2, &bb, "bob", 6).await.unwrap() else { panic!("taken") };
+        assert_eq!((allowed.origin, allowed.seen_at_ms), (Origin::Allowed, Some(5)));
+    }
+
+    pub(super) async fn a9_an_operator_settles_an_incident_once(test: TestStore) {
+        let store = &test.store;
+        let (n1, n2): (NodeId, NodeId) = ("n1".parse().unwrap(), "n2".parse().unwrap());
+        let (aa, bb) = (ek("aa"), ek("bb"));
+        store.bind_identity(&n1, &aa, EkBinding::FirstUse, 1).await.unwrap();
+        store.bind_identity(&n2, &bb, EkBinding::FirstUse, 1).await.unwrap();
+        let pending = enrolled(store, "n1", 1).await;
+        // n2's TPM comes as n1, twice.
+        let claim = claimed("n1", &bb, IncidentKind::OtherEk, 2);
+        assert!(store.record_incident(&claim).await.unwrap());
+        assert!(!store.record_incident(&NewIncident { at_ms: 9, ..claim.clone() }).await.unwrap());
+        let open = store.incidents().await.unwrap();
+        assert_eq!((open.len(), open[0].claims, open[0].at_ms, open[0].last_at_ms), (1, 2, 2, 9));
+        // Kept: still refused, still counted, and not asked again.
+        let Settled::Done(kept) = store.settle_incident(open[0].id, Settlement::Keep, "alice", 10).await.unwrap()
+        else {
+            panic!("not settled")
+        };
+        assert_eq!((kept.settlement, kept.settled_by.as_deref()), (Some(Settlement::Keep), Some("alice")));
+        assert!(!store.record_incident(&claim).await.unwrap());
+        let again = store.settle_incident(open[0].id, Settlement::Keep, "bob", 11).await.unwrap();
+        assert!(matches!(again, Settled::Already(_)));
+        assert!(matches!(store.check_identity(&n1, &bb).await.unwrap(), IdentityClaim::OtherEk(_)));
+        // Accepted after all: n1 has n2's TPM, n2 has none, and nothing that was begun with the old one goes on.
+        let accepted = store.settle_incident(open[0].id, Settlement::AcceptEk, "bob", 12).await.unwrap();
+        assert!(matches!(accepted, Settled::Done(_)));
+        let all = store.identities().await.unwrap();
+        assert_eq!(all.len(), 1);
+        assert_eq!((all[0].node.clone(), all[0].ek_sha256.as_str()), (n1, bb.as_str()));
+        assert_eq!((all[0].origin, all[0].bound_by.as_deref()), (Origin::Approved, Some("bob")));
+        assert!(store.session(pending.attester.session).await.unwrap().is_none());
+        assert!(store.last_clock(&all[0].node).await.unwrap().is_none(), "another TPM's clock was kept");
+        let again = store.settle_incident(open[0].id, Settlement::Keep, "alice", 13).await.unwrap();
+        assert!(matches!(again, Settled::Already(incident) if incident.settled_by.as_deref() == Some("bob")));
+        // The old TPM is now the one that claims another's name: a new incident.
+        assert!(store.record_incident(&claimed("n1", &aa, IncidentKind::OtherEk, 14)).await.unwrap());
+        let unknown = "00000000-0000-0000-0000-000000000000".parse().unwrap();
+        assert_eq!(store.settle_incident(unknown, Settlement::Keep, "bob", 15).await.unwrap(), Settled::Unknown);
     }
 
     pub(super) async fn the_tpm_clock_of_the_last_verified_quote_is_kept(test: TestStore) {
         let node = "n1".parse().unwrap();
-        test.store.bind_identity(&node, "aa", 1).await.unwrap();
+        test.store.bind_identity(&node, &ek("aa"), EkBinding::FirstUse, 1).await.unwrap();
         let enrolled = enrolled(&test.store, "n1", 1).await;
         let clock = ClockInfo { clock_ms: u64::MAX, reset_count: 7, restart_count: 1, safe: true, firmware_version: 3 };
         let reasons = ["bad".to_owned()];
@@ -182,9 +275,8 @@ mod cases {
 
     pub(super) async fn incidents_are_bounded(test: TestStore) {
         for at_ms in 0..10 {
-            let incident =
-                Incident { node: "n1".parse().unwrap(), kind: "k".to_owned(), detail: at_ms.to_string(), at_ms };
-            test.store.record_incident(&incident).await.unwrap();
+            let node = format!("n{at_ms}");
+            test.store.record_incident(&claimed(&node, &ek("aa"), IncidentKind::NewEk, at_ms)).await.unwrap();
         }
         let left: Vec<i64> = test.store.incidents().await.unwrap().iter().map(|incident| incident.at_ms).collect();
         assert_eq!(left, [9, 8, 7]);

@@ -14,7 +14,7 @@ use assay_service::testing::database_in;
 use assay_service::tls::SiteIdentity;
 use assay_tpm::seal::{open_grant, seal_grant};
 use assay_tpm::testing::{KeyKind, SoftTpm, sha256};
-use assay_verifier::api::{LearnRequest, PolicyDraft, PolicyRecord, PolicyRequest, VerdictRecord};
+use assay_verifier::api::{EkDigest, LearnRequest, PolicyDraft, PolicyRecord, PolicyRequest, VerdictRecord};
 use assay_verifier::event_log::writer::LogWriter;
 use assay_verifier::server::operator::VerifierKeys;
 use assay_verifier::{Config, Sockets, run_on};
@@ -246,7 +246,7 @@ pub(crate) struct Agent {
     pub(crate) ek_cas: Vec<Vec<u8>>,
     pub(crate) node: NodeId,
     ek_public: Vec<u8>,
-    ek_certificate: Vec<u8>,
+    pub(crate) ek_certificate: Vec<u8>,
     pub(crate) ak_public: Vec<u8>,
     log: Vec<u8>,
     settings: Vec<u8>,
@@ -291,11 +291,18 @@ impl Agent {
         self.log = log.finish();
     }
 
+    /// What its EK is known by.
+    pub(crate) fn ek(&self) -> EkDigest {
+        EkDigest::of_public(&self.ek_public).unwrap()
+    }
+
     pub(crate) fn introduction(&self) -> EnrolRequest {
         EnrolRequest {
             node: self.node.clone(),
             ek_public: self.ek_public.clone(),
             ek_certificate: self.ek_certificate.clone(),
+            ek_chain: Vec::new(),
+            iak: None,
             ak_public: self.ak_public.clone(),
         }
     }
@@ -339,6 +346,11 @@ impl Agent {
     pub(crate) fn runtime_evidence_with(&self, nonce: &[u8], ima: Option<ImaList>) -> RuntimeEvidence {
         let Evidence { attest, signature, pcrs, .. } = self.evidence(nonce);
         RuntimeEvidence { attest, signature, pcrs, ima, tee: Vec::new() }
+    }
+
+    /// The claims of `session` refused at the last step: possession is proven, and the node is somebody else's.
+    pub(crate) async fn refused(&self, site: &Site) -> (u16, String, String) {
+        refusal(self.session(site).await.map(|session| session.id))
     }
 
     /// Enrols, activates and sends evidence.
