@@ -3,6 +3,7 @@
 mod attestation;
 mod event;
 mod eventlog;
+mod identity;
 mod image;
 mod lease;
 mod node;
@@ -106,6 +107,12 @@ pub(crate) enum Command {
     /// Releases: the journal of each, step by step
     #[command(subcommand)]
     Release(verdict::ReleaseCommand),
+    /// Identities: which node has which TPM
+    #[command(subcommand)]
+    Identity(identity::IdentityCommand),
+    /// Incidents: claims to an identity that an operator settles
+    #[command(subcommand)]
+    Incident(identity::IncidentCommand),
     /// Bearer tokens for people and programs
     #[command(subcommand)]
     Token(project::TokenCommand),
@@ -142,6 +149,8 @@ pub(crate) async fn run(command: Command) -> Result<(), BoxError> {
         Command::Policy(command) => verdict::run_policy(command).await,
         Command::Eventlog(command) => eventlog::run(command),
         Command::Release(command) => verdict::run_release(command).await,
+        Command::Identity(command) => identity::run_identity(command).await,
+        Command::Incident(command) => identity::run_incident(command).await,
         Command::Token(command) => project::run_token(&command),
         Command::Key(options) => verdict::show_key(&options).await,
     }
