@@ -25,6 +25,13 @@ use assay_wire::id::{AdmissionId, BootId, LeaseId};
 use assay_wire::result::{Claims, EAR_PROFILE, EarStatus, SignedResult, Submod, VerifierId};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use openssl::asn1::{Asn1Object, Asn1OctetString, Asn1Time};
+use openssl::bn::BigNum;
+use openssl::ec::{EcGroup, EcKey};
+use openssl::hash::MessageDigest;
+use openssl::nid::Nid;
+use openssl::pkey::PKey;
+use openssl::x509::{X509, X509CrlBuilder, X509Extension, X509Name, X509RevokedBuilder};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -48,6 +55,7 @@ fn seed(target: &str, name: &str, bytes: impl AsRef<[u8]>) {
 #[ignore = "writes into the source tree"]
 fn write_the_seeds() {
     let (evidence, policy, ak) = tpm_structures();
+    revocation_lists();
     event_logs();
     ima_lists();
     policies(&policy);
@@ -98,11 +106,14 @@ fn tpm_structures() -> (Evidence, Policy, Vec<u8>) {
         seed("tpm_signature", name, &quote.signature);
         recorded = Some((evidence(&tpm, quote, settings), ak));
     }
-    let (tpm, _cas) = SoftTpm::start_with_ek_certificate();
+    let (tpm, cas) = SoftTpm::start_with_ek_certificate();
     let (ek, certificate) = (tpm.create_ek(KeyKind::Rsa), tpm.ek_certificate());
-    let length = u16::try_from(ek.len()).unwrap().to_be_bytes();
-    seed("ek_certificate", "swtpm", [&length[..], &ek, &certificate].concat());
-    seed("ek_certificate", "swtpm-padded", [&length[..], &ek, &certificate, &[0xff; 100]].concat());
+    let sized = |part: &[u8]| [&u16::try_from(part.len()).unwrap().to_be_bytes()[..], part].concat();
+    let padded = [&certificate[..], &[0xff; 100]].concat();
+    seed("ek_certificate", "swtpm", [sized(&ek), sized(&certificate)].concat());
+    seed("ek_certificate", "swtpm-padded", [sized(&ek), sized(&padded)].concat());
+    let chain: Vec<u8> = cas.iter().flat_map(|pem| X509::from_pem(pem).unwrap().to_der().unwrap()).collect();
+    seed("ek_certificate", "swtpm-chain", [sized(&ek), sized(&certificate), chain].concat());
     let (evidence, ak) = recorded.unwrap();
     let parsed = AkPublic::parse(&ak).unwrap();
     let challenge = Challenge { ak: &parsed, nonce: &NONCE, last_clock: None };
@@ -299,6 +310,32 @@ fn http() {
     }
 }
 
+/// A revocation list with one entry, of a CA that was made a moment ago.
+fn revocation_lists() {
+    let group = EcGroup::from_curve_name(Nid::X9_62_PRIME256V1).unwrap();
+    let key = PKey::from_ec_key(EcKey::generate(&group).unwrap()).unwrap();
+    let mut name = X509Name::builder().unwrap();
+    name.append_entry_by_text("CN", "EK CA").unwrap();
+    let at = |seconds| Asn1Time::from_unix(seconds).unwrap();
+    let mut list = X509CrlBuilder::new().unwrap();
+    list.set_issuer_name(&name.build()).unwrap();
+    list.set_last_update(&at(1_799_999_000)).unwrap();
+    list.set_next_update(&at(1_800_001_000)).unwrap();
+    let mut revoked = X509RevokedBuilder::new().unwrap();
+    revoked.set_serial_number(&BigNum::from_u32(7).unwrap().to_asn1_integer().unwrap()).unwrap();
+    revoked.set_revocation_date(&at(1_799_998_000)).unwrap();
+    list.add_revoked(revoked.build()).unwrap();
+    for (oid, content) in [("2.5.29.20", &[2, 1, 1][..]), ("2.5.29.35", &[0x30, 3, 0x80, 1, 1])] {
+        let value = Asn1OctetString::new_from_bytes(content).unwrap();
+        let oid = Asn1Object::from_str(oid).unwrap();
+        list.append_extension(X509Extension::new_from_der(&oid, false, &value).unwrap()).unwrap();
+    }
+    list.sign(&key, MessageDigest::sha256()).unwrap();
+    let list = list.build().unwrap();
+    seed("ek_crl", "list.der", list.to_der().unwrap());
+    seed("ek_crl", "lists.pem", list.to_pem().unwrap().repeat(2));
+}
+
 /// A PDU with its data, padded (RFC 7143 section 11.2).
 fn pdu(opcode: u8, flags: u8, task_tag: u32, command: u32, fields: &[(usize, &[u8])], data: &[u8]) -> Vec<u8> {
     let mut pdu = vec![0; 48];
@@ -405,7 +442,8 @@ fn agent(evidence: &Evidence, ak: &[u8]) {
     seed("agent_messages", "settings.json", &settings);
     let node = "n1".parse().unwrap();
     let (ek_public, ek_certificate) = (ak.to_vec(), b"0\x82\0\0".to_vec());
-    let enrol = EnrolRequest { node, ek_public, ek_certificate, ak_public: ak.to_vec() };
+    let ek_chain = Vec::new();
+    let enrol = EnrolRequest { node, ek_public, ek_certificate, ek_chain, iak: None, ak_public: ak.to_vec() };
     seed("agent_messages", "enrol.json", serde_json::to_vec(&enrol).unwrap());
     seed("agent_messages", "activate.json", format!(r#"{{"proof":"{}"}}"#, "5a".repeat(32)));
     seed("agent_messages", "evidence.json", serde_json::to_vec(evidence).unwrap());
