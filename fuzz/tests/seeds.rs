@@ -147,6 +147,7 @@ fn evidence(tpm: &SoftTpm, quote: SignedQuote, settings: Vec<u8>) -> Evidence {
         }],
         ima: None,
         tee: Vec::new(),
+        supporting: Vec::new(),
     }
 }
 

@@ -10,10 +10,9 @@ use assay_service::CancellationToken;
 use assay_service::clock::ManualClock;
 use assay_wire::id::AdmissionId;
 use rig::*;
-use std::process::Stdio;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
 struct Site {

@@ -11,13 +11,14 @@ use crate::attestation::state::AttestationState;
 use crate::backoff::retry;
 use crate::client::{CallError, Client};
 use crate::pin::KeyPin;
-use crate::settings::MeasuredSettings;
+use crate::settings::{MeasuredSettings, verifier_address};
 use crate::tpm::{AttesterKeys, SavedAk, Tpm, TpmError};
 use assay_tpm::seal::{SealError, open_grant};
 use assay_wire::agent::{
-    ActivateRequest, Credential, EnrolChallenge, EnrolRequest, EvidenceRequest, Grant, ReleaseStatus, SealedGrant,
-    TenantAddress, Verdict,
+    ActivateRequest, CoVerifier, Credential, EnrolChallenge, EnrolRequest, EvidenceRequest, Grant, ReleaseStatus,
+    SealedGrant, TenantAddress, Verdict,
 };
+use assay_wire::agreement::MAX_SUPPORTING;
 use assay_wire::evidence::{AgentMeasurement, Evidence, QUOTED_PCRS};
 use assay_wire::id::{AdmissionId, NodeId, SessionId};
 use serde::Serialize;
@@ -35,6 +36,9 @@ pub const RELEASE_LIMIT: Duration = Duration::from_secs(300);
 
 /// A verifier that answers `pending` at once is asked again only after this long.
 const RELEASE_POLL_INTERVAL: Duration = Duration::from_millis(250);
+
+/// How long a project's verifier is waited for: well below the life of the leading verifier's nonce.
+const CO_VERIFIER_LIMIT: Duration = Duration::from_secs(30);
 
 /// The verifier takes this many PCRs at most from the SHA-256 bank.
 const MAX_PCRS: usize = 24;
@@ -165,6 +169,7 @@ impl Activated {
             agent_measurements: measurements,
             ima: None,
             tee: Vec::new(),
+            supporting: Vec::new(),
         })
     }
 
@@ -176,6 +181,7 @@ impl Activated {
         match self.session.post("evidence", evidence).await? {
             Verdict::Accepted => Ok(Accepted { session: self.session }),
             Verdict::Rejected { reasons } => Err(SessionError::Rejected { reasons }),
+            Verdict::Affirmed { .. } => Err(SessionError::NoRelease),
         }
     }
 }
@@ -306,10 +312,61 @@ pub async fn attest(
     tracing::info!(event = "agent.challenged", session = %challenged.session.id, "enrolling: opening the credential");
     let activated = challenged.activate(tpm).await?;
     tracing::info!(event = "agent.activated", "enrolled; quoting PCRs {}", Selection(&activated.request.pcrs));
-    let evidence = activated.quote(tpm, event_log, vec![settings.measurement().clone()])?;
+    let co_verifiers = activated.request.co_verifiers.clone();
+    let supporting = affirmations(&co_verifiers, tpm, &request, &event_log, settings).await;
+    let mut evidence = activated.quote(tpm, event_log, vec![settings.measurement().clone()])?;
+    evidence.supporting = supporting;
     let accepted = activated.send_evidence(&evidence).await?;
     tracing::info!(event = "agent.accepted", "the verifier trusts this boot; waiting for the release");
     Ok(accepted)
+}
+
+/// What the project's own verifiers say of this boot. One that is away, or says no, is left out: whether the node is
+/// admitted without it is not the agent's to decide.
+pub async fn affirmations(
+    co_verifiers: &[CoVerifier],
+    tpm: &mut dyn Tpm,
+    request: &EnrolRequest,
+    event_log: &[u8],
+    settings: &MeasuredSettings,
+) -> Vec<String> {
+    let mut results = Vec::new();
+    for verifier in co_verifiers.iter().take(MAX_SUPPORTING) {
+        let asking = affirmed_by(verifier, tpm, request, event_log, settings);
+        let url = verifier.url.as_str();
+        match tokio::time::timeout(CO_VERIFIER_LIMIT, asking).await {
+            Ok(Ok(result)) => {
+                tracing::info!(event = "agent.affirmed", verifier = url, "the project's verifier trusts this boot");
+                results.push(result);
+            }
+            Ok(Err(error)) => {
+                tracing::warn!(event = "agent.not_affirmed", verifier = url, %error, "the project's verifier does not vouch");
+            }
+            Err(_elapsed) => {
+                tracing::warn!(event = "agent.not_affirmed", verifier = url, "the project's verifier does not answer");
+            }
+        }
+    }
+    results
+}
+
+async fn affirmed_by(
+    verifier: &CoVerifier,
+    tpm: &mut dyn Tpm,
+    request: &EnrolRequest,
+    event_log: &[u8],
+    settings: &MeasuredSettings,
+) -> Result<String, SessionError> {
+    let unusable = || SessionError::CoVerifier { url: verifier.url.chars().take(200).collect() };
+    let address = verifier_address(&verifier.url).ok_or_else(unusable)?;
+    let client = Client::new(address, verifier.key_sha256.parse().map_err(|_| unusable())?)?;
+    let activated = Session::enrol(client, request).await?.activate(tpm).await?;
+    let evidence = activated.quote(tpm, event_log.to_vec(), vec![settings.measurement().clone()])?;
+    match activated.session.post("evidence", &evidence).await? {
+        Verdict::Affirmed { result } => Ok(result),
+        Verdict::Rejected { reasons } => Err(SessionError::Rejected { reasons }),
+        Verdict::Accepted => Err(unusable()),
+    }
 }
 
 /// Why the conversation ended early.
@@ -321,6 +378,15 @@ pub enum SessionError {
     /// The TPM failed.
     #[error(transparent)]
     Tpm(#[from] TpmError),
+    /// Not a verifier that can be asked beside the one that leads.
+    #[error("asking the project's verifier `{url}`: it is not https:// with an IP address and a key, or leads itself")]
+    CoVerifier {
+        /// Its URL.
+        url: String,
+    },
+    /// The verifier in the settings is one that begins no releases.
+    #[error("the verifier affirms this boot, but begins no release: the settings name the wrong one")]
+    NoRelease,
     /// TLS could not be set up.
     #[error("preparing TLS to the verifier")]
     Tls(#[from] rustls::Error),

@@ -103,7 +103,8 @@ fn parse(document: &[u8]) -> Result<(AgentSettings, SocketAddr, KeyPin), Setting
     Ok((settings, verifier, pin))
 }
 
-fn verifier_address(url: &str) -> Option<SocketAddr> {
+/// The address in a verifier's URL; none if it is not plain `https://` with an IP address.
+pub(crate) fn verifier_address(url: &str) -> Option<SocketAddr> {
     let url = Url::parse(url).ok()?;
     let ip = match url.host()? {
         Host::Ipv4(ip) => IpAddr::V4(ip),

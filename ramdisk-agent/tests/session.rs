@@ -57,7 +57,12 @@ impl Verifier {
             "activate" => {
                 let request: ActivateRequest = serde_json::from_slice(&seen.body).unwrap();
                 assert_eq!(request.proof, hex::encode(SECRET));
-                ok(&EvidenceRequest { nonce: NONCE.to_vec(), pcrs: QUOTED_PCRS.collect(), expires_in_seconds: 60 })
+                ok(&EvidenceRequest {
+                    nonce: NONCE.to_vec(),
+                    pcrs: QUOTED_PCRS.collect(),
+                    expires_in_seconds: 60,
+                    co_verifiers: Vec::new(),
+                })
             }
             "evidence" if self.rejects => {
                 ok(&Verdict::Rejected { reasons: vec!["PCR 4 is not ours".to_owned(), "nor is PCR 7".to_owned()] })

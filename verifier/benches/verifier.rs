@@ -185,6 +185,7 @@ fn evidence(log: &LogWriter, settings: &[u8], key: &PKey<Private>) -> Evidence {
         }],
         ima: None,
         tee: Vec::new(),
+        supporting: Vec::new(),
     }
 }
 

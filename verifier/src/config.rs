@@ -6,6 +6,8 @@ use crate::release::journal::ReleaseTimeouts;
 use crate::store::StoreLimits;
 use crate::store::events::EventKind;
 use crate::webhook::WebhookConfig;
+use assay_wire::agent::CoVerifier;
+use assay_wire::id::ProjectId;
 use serde::Deserialize;
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -43,8 +45,14 @@ pub struct Config {
     pub ek_binding: EkBinding,
     /// Where isolation is.
     pub isolation: PeerConfig,
-    /// Where imaging is.
-    pub imaging: PeerConfig,
+    /// Where imaging is; none for a verifier that begins no releases.
+    pub imaging: Option<PeerConfig>,
+    /// Whether a good verdict begins a release.
+    pub role: Role,
+    /// What agents' settings say of the verifier, where that is not us.
+    pub settings_say: Option<SettingsSay>,
+    /// Other verifiers, by project, whose results are wanted beside ours.
+    pub co_verifiers: Vec<ProjectVerifier>,
     /// How long each step of a release may take.
     pub release: ReleaseTimeouts,
     /// Bounds on what agents can make the database hold.
@@ -81,6 +89,60 @@ impl Config {
             ek_crls: self.ek_crl_files.clone(),
             iak_cas: self.iak_ca_files.clone(),
         }
+    }
+}
+
+/// What follows from a good verdict.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Role {
+    /// The release: this verifier leads.
+    #[default]
+    Release,
+    /// A signed result for the verifier that leads, and nothing else. What a project runs to see for itself.
+    AppraiseOnly,
+}
+
+/// What agents' settings say of the verifier that leads. Agents measure their settings, so whoever appraises must know.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SettingsSay {
+    /// Base URL of its agent API, byte for byte.
+    pub verifier: String,
+    /// SHA-256 of its TLS key, hexadecimal.
+    pub key_sha256: String,
+}
+
+/// A verifier of a project's own.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "ProjectVerifierFile")]
+pub struct ProjectVerifier {
+    /// Whose.
+    pub project: ProjectId,
+    /// Where, and with which key.
+    pub verifier: CoVerifier,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ProjectVerifierFile {
+    project: ProjectId,
+    url: Url,
+    key_sha256: String,
+}
+
+impl TryFrom<ProjectVerifierFile> for ProjectVerifier {
+    type Error = InvalidConfig;
+
+    fn try_from(file: ProjectVerifierFile) -> Result<Self, InvalidConfig> {
+        if file.url.scheme() != "https" {
+            return Err(invalid("co_verifiers.url", "must be an https:// URL"));
+        }
+        if file.key_sha256.len() != 64 || !file.key_sha256.bytes().all(|octet| octet.is_ascii_hexdigit()) {
+            return Err(invalid("co_verifiers.key_sha256", "must be 32 octets of hexadecimal"));
+        }
+        let verifier = CoVerifier { url: file.url.to_string(), key_sha256: file.key_sha256 };
+        Ok(Self { project: file.project, verifier })
     }
 }
 
@@ -138,7 +200,12 @@ struct File {
     #[serde(default)]
     ek_binding: EkBinding,
     isolation: PeerConfig,
-    imaging: PeerConfig,
+    imaging: Option<PeerConfig>,
+    #[serde(default)]
+    role: Role,
+    settings_say: Option<SettingsSay>,
+    #[serde(default)]
+    co_verifiers: Vec<ProjectVerifier>,
     #[serde(default = "minute")]
     challenge_seconds: u32,
     #[serde(default = "two_minutes")]
@@ -235,6 +302,17 @@ impl TryFrom<File> for Config {
                 "must be longer than attestation_interval_seconds, or every admission ends between two pushes";
             return Err(invalid("attestation_silence_seconds", problem));
         }
+        match (file.role, &file.imaging, &file.settings_say) {
+            (Role::Release, None, _) => {
+                return Err(invalid("imaging", "must be given, unless `role` is `appraise-only`"));
+            }
+            (Role::AppraiseOnly, _, None) => {
+                let problem =
+                    "must be given: the agents of the site measure the verifier that leads there, not this one";
+                return Err(invalid("settings_say", problem));
+            }
+            (Role::Release, Some(_), _) | (Role::AppraiseOnly, _, Some(_)) => {}
+        }
         let database = match file.database {
             Some(url) if ["sqlite:", "postgres:", "postgresql:"].iter().any(|scheme| url.starts_with(scheme)) => url,
             Some(_) => return Err(invalid("database", "must start with `sqlite:` or `postgres:`")),
@@ -243,7 +321,10 @@ impl TryFrom<File> for Config {
         Ok(Self {
             agent_url: agent_url(file.agent_url, file.agent_listen)?,
             isolation: https("isolation.url", file.isolation)?,
-            imaging: https("imaging.url", file.imaging)?,
+            imaging: file.imaging.map(|peer| https("imaging.url", peer)).transpose()?,
+            role: file.role,
+            settings_say: file.settings_say,
+            co_verifiers: file.co_verifiers,
             result_lifetime: Duration::from_secs(lifetime_seconds.into()),
             continuous: file.continuous == Continuous::On,
             webhooks: file.webhook.into_iter().map(WebhookTable::checked).collect::<Result<_, _>>()?,

@@ -121,6 +121,7 @@ pub(crate) fn release_of(enrolled: &Enrolled, now_ms: i64) -> Release {
         boot: attester.airlock.boot,
         // The scripted peers take the result's text for its claims.
         result: format!("{admission} {} {} {}", attester.node, attester.airlock.lease, attester.airlock.boot),
+        supporting: Vec::new(),
         result_expires_at_ms: now_ms + 3_600_000,
         step: ReleaseStep::Admitted,
         step_at_ms: now_ms,

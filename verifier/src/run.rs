@@ -1,7 +1,7 @@
 //! Putting the verifier together and running it: files, listeners and tasks are opened here and nowhere else.
 
 use crate::attestation::Attestations;
-use crate::config::{Config, EndorserFiles, PeerConfig};
+use crate::config::{Config, EndorserFiles, PeerConfig, Role, SettingsSay};
 use crate::identity::anchors::AnchorError;
 use crate::identity::{Endorsers, TrustAnchors};
 use crate::release::Releases;
@@ -147,8 +147,14 @@ pub async fn run_on(config: Config, sockets: Sockets, context: ServiceContext) -
     let agent_context = ServiceContext { identity: Arc::new(identity), ..context.clone() };
     let verifier = assemble(&config, &context, agent_context.identity.key_sha256()).await?;
     let resumed = verifier.releases.resume().await.map_err(RunError::Journal)?;
-    verifier.releases.start_reports(verifier.reports.clone());
-    verifier.releases.start_following(verifier.attestations.endings.clone());
+    match config.role {
+        Role::Release => {
+            verifier.releases.start_reports(verifier.reports.clone());
+            verifier.releases.start_following(verifier.attestations.endings.clone());
+        }
+        // What it thinks of a node is for its project; isolation hears it from nobody but the agent.
+        Role::AppraiseOnly => {}
+    }
     verifier.releases.start_membership();
     tracing::info!(
         event = "verifier.ready",
@@ -223,7 +229,13 @@ async fn assemble(config: &Config, context: &ServiceContext, agent_key: &str) ->
     let endorsers = endorsers(&config.endorser_files())?;
     let signer = Signer::load_or_create(&config.state_dir).map_err(RunError::Signer)?;
     let isolation = client("isolation", &config.isolation, context)?;
-    let peers = Peers::new(isolation, client("imaging", &config.imaging, context)?);
+    let peers = match &config.imaging {
+        Some(imaging) => Peers::new(isolation, client("imaging", imaging, context)?),
+        None => Peers::appraising(isolation),
+    };
+    // What agents' settings say: of us, or of the verifier that leads.
+    let ours = || SettingsSay { verifier: config.agent_url.clone(), key_sha256: agent_key.to_owned() };
+    let told = config.settings_say.clone().unwrap_or_else(ours);
     let store = VerifierStore::open(&config.database, config.limits).await.map_err(RunError::Store)?;
     let store = store.named(&name_of(config));
     let keys = SharedKeys { result_key: signer.public().to_string(), agent_key_sha256: agent_key.to_owned() };
@@ -246,7 +258,7 @@ async fn assemble(config: &Config, context: &ServiceContext, agent_key: &str) ->
         store,
         attestations,
         secrets: SecretKey::load_or_create(&config.state_dir).map_err(RunError::Secrets)?,
-        continuous: config.continuous,
+        continuous: config.continuous && config.role == Role::Release,
         releases,
         reports: Reports::default(),
         peers,
@@ -256,8 +268,10 @@ async fn assemble(config: &Config, context: &ServiceContext, agent_key: &str) ->
         clock: Arc::clone(&context.clock),
         times: config.session,
         result_lifetime: config.result_lifetime,
-        agent_url: config.agent_url.clone(),
-        agent_key_sha256: agent_key.to_owned(),
+        agent_url: told.verifier.clone(),
+        agent_key_sha256: told.key_sha256.clone(),
+        role: config.role,
+        co_verifiers: config.co_verifiers.clone(),
         slots: Slots::default(),
     }))
 }

@@ -91,7 +91,7 @@ async fn a1_a_nonce_renews_once_and_an_old_quote_renews_nothing() {
 #[tokio::test(flavor = "multi_thread")]
 async fn d6_only_the_session_that_led_to_an_admission_attests_it() {
     let (site, agent, session, admission) = released("").await;
-    let stranger = AgentSession { id: session.id, proof: "ab".repeat(32), nonce: Vec::new() };
+    let stranger = AgentSession { id: session.id, proof: "ab".repeat(32), nonce: Vec::new(), co_verifiers: Vec::new() };
     let pusher = Pusher::new(&site, &stranger, admission);
     assert_eq!(refusal(pusher.challenge().await).1, "wrong-proof");
     let good = Pusher::new(&site, &session, admission);

@@ -147,6 +147,21 @@ pub struct EvidenceRequest {
     pub pcrs: Vec<u8>,
     /// How long the nonce is good for.
     pub expires_in_seconds: u64,
+    /// The verifiers whose results the lease's project wants beside this one's: the agent asks them first, and sends what
+    /// they say as [`crate::evidence::Evidence::supporting`]. Who must agree is isolation's and imaging's to decide, so
+    /// a verifier that names nobody here wins nothing.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub co_verifiers: Vec<CoVerifier>,
+}
+
+/// Another verifier that appraises the node and begins no release.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct CoVerifier {
+    /// Base URL of its agent API, like `https://10.99.0.2:8443`.
+    pub url: String,
+    /// SHA-256 of its TLS key (`SubjectPublicKeyInfo` in DER), hexadecimal. The only key accepted.
+    pub key_sha256: String,
 }
 
 /// What the verifier thinks of the evidence.
@@ -155,6 +170,11 @@ pub struct EvidenceRequest {
 pub enum Verdict {
     /// Good: a release was begun. Poll for it.
     Accepted,
+    /// Good, says a verifier that begins no releases: its result is for the one that does.
+    Affirmed {
+        /// The signed result, as [`crate::result`] describes it.
+        result: String,
+    },
     /// Not good: the node stays where it is.
     Rejected {
         /// One sentence a reason, naming PCR and event where there is one.

@@ -38,6 +38,10 @@ pub struct Evidence {
     /// Quotes of trusted execution environments on this machine, if a policy asks for them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub tee: Vec<TeeQuote>,
+    /// Results of other verifiers about this node and boot, for isolation and imaging. Vouched for by their signatures,
+    /// which the relying parties check; the verifier passes them on unread.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub supporting: Vec<String>,
 }
 
 /// Evidence of a node that was released: what changed since. Its firmware's event log is the one that admitted it, so

@@ -34,6 +34,11 @@ fn sees_node(caller: &Caller, status: &NodeStatus) -> bool {
         || caller.require_service().is_ok()
 }
 
+/// Whether a node is under a lease of the caller's project.
+fn sees_leased(caller: &Caller, record: &NodeRecord) -> bool {
+    record.lease.as_ref().is_some_and(|lease| caller.require_project(&lease.lease.project).is_ok())
+}
+
 async fn all(api: &Api) -> Result<Vec<NodeRecord>, ApiError> {
     let mut nodes = Vec::new();
     for name in api.store.node_names().await? {
@@ -76,7 +81,8 @@ pub(super) async fn remove(
     api.fleet.ask(&node, Command::Remove).await.map(Json)
 }
 
-/// What a verifier must know before it appraises a node.
+/// What a verifier must know before it appraises a node. A project's own verifier asks with the project's token, and hears
+/// of nodes under the project's leases.
 #[utoipa::path(get, path = "/v1/nodes/{node}/airlock", params(("node" = String, Path)),
     responses((status = 200, body = AirlockContext), (status = 409, description = "`not-in-airlock`")))]
 pub(super) async fn airlock(
@@ -84,8 +90,15 @@ pub(super) async fn airlock(
     State(api): State<Api>,
     Named(node): Named<NodeId>,
 ) -> Result<Json<AirlockContext>, ApiError> {
-    caller.require_service()?;
-    Ok(Json(Airlocked::of(&record(&api, &node).await?)?.context()))
+    let record = match caller.require_service() {
+        Ok(()) => record(&api, &node).await?,
+        Err(forbidden) => {
+            // Not even whether there is such a node.
+            let record = api.store.node(&node).await?.filter(|record| sees_leased(&caller, record));
+            record.ok_or(forbidden)?
+        }
+    };
+    Ok(Json(Airlocked::of(&record)?.context()))
 }
 
 /// An operator clears a rejected node: Free again. Ends its lease, if it is still under one.

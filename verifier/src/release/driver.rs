@@ -118,9 +118,8 @@ impl Driver {
 
     async fn export(&mut self) -> Result<(), Trouble> {
         crash_point("release::before-export");
-        let (shared, result, admission) =
-            (Arc::clone(&self.shared), self.release.result.clone(), self.release.admission);
-        let outcome = self.while_answering(async move { shared.peers.export(&result, admission).await }).await?;
+        let (shared, release) = (Arc::clone(&self.shared), self.release.clone());
+        let outcome = self.while_answering(async move { shared.peers.export(&release).await }).await?;
         match outcome {
             Ok(ExportAnswer { address, grant, .. }) => {
                 crash_point("release::after-export");

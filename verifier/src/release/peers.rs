@@ -75,6 +75,12 @@ impl Peers {
         Self { isolation, imaging }
     }
 
+    /// isolation alone, for a verifier that begins no release and so never calls imaging.
+    #[must_use]
+    pub fn appraising(isolation: ServiceClient) -> Self {
+        Self { imaging: isolation.clone(), isolation }
+    }
+
     /// Lease, project and boot of a node in the airlock.
     ///
     /// # Errors
@@ -97,10 +103,11 @@ impl Peers {
     ///
     /// # Errors
     /// See [`EffectError`].
-    pub async fn export(&self, result: &str, admission: AdmissionId) -> Result<ExportAnswer, EffectError> {
-        let request = ExportRequest { result: result.to_owned(), supporting: Vec::new() };
+    pub async fn export(&self, release: &Release) -> Result<ExportAnswer, EffectError> {
+        let Release { admission, result, supporting, .. } = release;
+        let request = ExportRequest { result: result.clone(), supporting: supporting.clone() };
         let answer: ExportAnswer = self.imaging.post("/v1/exports", &request).await.map_err(imaging_failed)?;
-        if answer.admission == admission && answer.grant.admission == admission {
+        if answer.admission == *admission && answer.grant.admission == *admission {
             Ok(answer)
         } else {
             Err(EffectError::WrongAnswer { peer: "imaging", what: "admission" })
@@ -112,7 +119,7 @@ impl Peers {
     /// # Errors
     /// See [`EffectError`].
     pub async fn admit(&self, release: &Release) -> Result<(), EffectError> {
-        let request = AdmissionRequest { result: release.result.clone(), supporting: Vec::new() };
+        let request = AdmissionRequest { result: release.result.clone(), supporting: release.supporting.clone() };
         let answer: Admission = self.isolation.post("/v1/admissions", &request).await.map_err(isolation_failed)?;
         let wrong = |what| Err(EffectError::WrongAnswer { peer: "isolation", what });
         if answer.id != release.admission {

@@ -7,6 +7,7 @@ use super::extract::{BearerProof, Named, Text, parse_json};
 use super::leaving::LeavingAnswer;
 use super::secrets::secret;
 use super::{Verifier, computed, db_failed};
+use crate::config::Role;
 use crate::evidence::MAX_EVIDENCE_BYTES;
 use crate::policy::Policy;
 use crate::quote::ClockInfo;
@@ -20,6 +21,7 @@ use crate::verdict::{Case, Judgement, judge};
 use assay_service::error::ApiError;
 use assay_service::telemetry::boot_step;
 use assay_wire::agent::{ReleaseStatus, SealedGrant, Verdict};
+use assay_wire::agreement::MAX_SUPPORTING;
 use assay_wire::evidence::Evidence;
 use assay_wire::id::{AdmissionId, SessionId};
 use assay_wire::step::Step;
@@ -71,7 +73,12 @@ pub(crate) async fn evidence(
         Session::Challenged(_) => return Err(session_refused(SessionError::NotActivated)),
     };
     let nonce = *enrolled.nonce(received_at_ms).map_err(session_refused)?;
-    let evidence: Evidence = parse_json(&body)?;
+    let mut evidence: Evidence = parse_json(&body)?;
+    let supporting = std::mem::take(&mut evidence.supporting);
+    if supporting.len() > MAX_SUPPORTING {
+        let detail = format!("{} supporting results are more than {MAX_SUPPORTING}", supporting.len());
+        return Err(ApiError::bad_request("too-many-results", detail));
+    }
     let _slot = verifier
         .slots
         .appraisals
@@ -81,7 +88,7 @@ pub(crate) async fn evidence(
     boot_step(Step::EvidenceReceived, node, milliseconds(received_at_ms - enrolled.nonce.issued_at_ms));
 
     let (policy, judgement) = appraised(&verifier, &enrolled, nonce, evidence).await?;
-    let submission = Submission { received_at_ms, body: &body, body_sha256: &body_sha256, nonce, policy };
+    let submission = Submission { received_at_ms, body: &body, body_sha256: &body_sha256, nonce, policy, supporting };
     conclude(&verifier, &enrolled, &submission, judgement).await.map(Json)
 }
 
@@ -140,6 +147,8 @@ struct Submission<'a> {
     body_sha256: &'a str,
     nonce: Nonce,
     policy: Option<String>,
+    /// Results of other verifiers.
+    supporting: Vec<String>,
 }
 
 /// Reaches the judgement, with the digest of the policy that judged.
@@ -202,6 +211,7 @@ async fn conclude(
                 lease: claims.lease,
                 boot: claims.boot,
                 result: verifier.signer.sign(&claims).as_str().to_owned(),
+                supporting: submission.supporting.clone(),
                 result_expires_at_ms: claims.exp.saturating_mul(1000),
                 step: ReleaseStep::Admitted,
                 step_at_ms: now_ms,
@@ -212,12 +222,21 @@ async fn conclude(
             };
             let begun = NewAttestation { claims: &claims, proof: enrolled.proof, pcrs: &pcrs, clock: &clock };
             let begun = verifier.continuous.then_some(begun);
-            record(verifier, enrolled, submission, id, Some(&clock), Outcome::Accepted(&release), begun).await?;
+            let outcome = match verifier.role {
+                Role::Release => Outcome::Accepted(&release),
+                Role::AppraiseOnly => Outcome::Affirmed(&release),
+            };
+            record(verifier, enrolled, submission, id, Some(&clock), outcome, begun).await?;
             log_step();
             crate::release::crash_point("release::admitted");
             tracing::info!(event = "verdict.accepted", %node, evidence = %id, admission = %release.admission, ?warnings, "accepted");
-            verifier.releases.begin(release);
-            Ok(Verdict::Accepted)
+            match verifier.role {
+                Role::Release => {
+                    verifier.releases.begin(release);
+                    Ok(Verdict::Accepted)
+                }
+                Role::AppraiseOnly => Ok(Verdict::Affirmed { result: release.result }),
+            }
         }
         Judgement::Rejected { reasons, clock } => {
             record(verifier, enrolled, submission, id, clock.as_ref(), Outcome::Rejected(&reasons), None).await?;
@@ -260,11 +279,16 @@ async fn record(
 /// The agent lost the answer and sent the same body again: the same verdict. Anything else has no nonce any more.
 async fn repeated(verifier: &Verifier, id: SessionId, body_sha256: &str) -> Result<Json<Verdict>, ApiError> {
     match verifier.store.verdict_of_session(id).await.map_err(db_failed)? {
-        Some((VerdictRecord { verdict, reasons, .. }, archived)) if archived == body_sha256 => {
-            Ok(Json(match verdict {
-                VerdictWord::Accepted => Verdict::Accepted,
-                VerdictWord::Rejected => Verdict::Rejected { reasons },
-            }))
+        Some((VerdictRecord { verdict, reasons, evidence, .. }, archived)) if archived == body_sha256 => {
+            match (verdict, verifier.role) {
+                (VerdictWord::Rejected, _) => Ok(Json(Verdict::Rejected { reasons })),
+                (VerdictWord::Accepted, Role::Release) => Ok(Json(Verdict::Accepted)),
+                (VerdictWord::Accepted, Role::AppraiseOnly) => {
+                    let archived = verifier.store.evidence(evidence).await.map_err(db_failed)?;
+                    let result = archived.and_then(|archived| archived.result);
+                    result.map(|result| Json(Verdict::Affirmed { result })).ok_or_else(no_session)
+                }
+            }
         }
         Some(_) | None => Err(session_refused(SessionError::NonceUsed)),
     }

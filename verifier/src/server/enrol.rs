@@ -124,6 +124,7 @@ pub(crate) async fn activate(
         nonce: nonce.nonce.as_bytes().to_vec(),
         pcrs: QUOTED_PCRS.collect(),
         expires_in_seconds: u64::try_from(verifier.times.nonce_ms / 1000).unwrap_or(0),
+        co_verifiers: verifier.co_verifiers_of(&enrolled.attester.airlock.project),
     }))
 }
 

@@ -15,7 +15,7 @@ pub(crate) mod secrets;
 pub mod verdicts;
 
 use crate::attestation::Attestations;
-use crate::config::SessionTimes;
+use crate::config::{ProjectVerifier, Role, SessionTimes};
 use crate::identity::Endorsers;
 use crate::identity::binding::EkBinding;
 use crate::release::Releases;
@@ -26,8 +26,8 @@ use crate::signer::Signer;
 use crate::store::{DbError, VerifierStore};
 use assay_service::clock::Clock;
 use assay_service::error::ApiError;
-use assay_wire::agent::AgentSettings;
-use assay_wire::id::NodeId;
+use assay_wire::agent::{AgentSettings, CoVerifier};
+use assay_wire::id::{NodeId, ProjectId};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 use tokio::sync::Semaphore;
@@ -64,6 +64,10 @@ pub struct Verifier {
     pub agent_url: String,
     /// The key that agents must have pinned.
     pub agent_key_sha256: String,
+    /// Whether a good verdict begins a release.
+    pub role: Role,
+    /// Other verifiers that agents are sent to.
+    pub co_verifiers: Vec<ProjectVerifier>,
     /// Bounds on what is worked on at once.
     pub slots: Slots,
 }
@@ -94,6 +98,13 @@ impl Verifier {
     /// Believes `endorsers` from now on.
     pub fn set_endorsers(&self, endorsers: Endorsers) {
         *self.endorsers.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(endorsers);
+    }
+
+    /// The verifiers whose results a project wants beside ours.
+    #[must_use]
+    pub fn co_verifiers_of(&self, project: &ProjectId) -> Vec<CoVerifier> {
+        let theirs = self.co_verifiers.iter().filter(|verifier| verifier.project == *project);
+        theirs.map(|verifier| verifier.verifier.clone()).collect()
     }
 
     /// What this verifier would have told `node`: what must have been measured.

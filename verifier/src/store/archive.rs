@@ -76,6 +76,8 @@ pub struct NewVerdict<'a> {
 pub enum Outcome<'a> {
     /// Good: the release that begins with it.
     Accepted(&'a Release),
+    /// Good, by a verifier that begins no releases: the release that would have.
+    Affirmed(&'a Release),
     /// Bad, and why.
     Rejected(&'a [String]),
 }
@@ -161,7 +163,7 @@ impl VerifierStore {
     pub async fn record_verdict(&self, new: &NewVerdict<'_>) -> Result<bool, DbError> {
         let failed = || query_failed("recording a verdict");
         let release = match new.outcome {
-            Outcome::Accepted(release) => Some(release),
+            Outcome::Accepted(release) | Outcome::Affirmed(release) => Some(release),
             Outcome::Rejected(_) => None,
         };
         let mut tx = self.pool().begin().await.map_err(failed())?;
@@ -188,7 +190,7 @@ impl VerifierStore {
                 .await
                 .map_err(failed())?;
         }
-        if let Some(release) = release {
+        if let Outcome::Accepted(release) = new.outcome {
             super::releases::insert(&mut tx, release, self.run()).await.map_err(failed())?;
         }
         if let Some(begun) = &new.attestation {
@@ -309,7 +311,9 @@ impl VerifierStore {
 fn verdict_event<'a>(new: &'a NewVerdict<'_>) -> NewEvent<'a> {
     let mut detail = BTreeMap::from([("evidence", new.id.to_string())]);
     let (kind, admission) = match new.outcome {
-        Outcome::Accepted(release) => (EventKind::VerdictAccepted, Some(release.admission)),
+        Outcome::Accepted(release) | Outcome::Affirmed(release) => {
+            (EventKind::VerdictAccepted, Some(release.admission))
+        }
         Outcome::Rejected(reasons) => {
             detail.insert("reasons", reasons.join("; "));
             (EventKind::VerdictRejected, None)
@@ -327,7 +331,7 @@ fn verdict_event<'a>(new: &'a NewVerdict<'_>) -> NewEvent<'a> {
 
 async fn insert_evidence(tx: &mut sqlx::AnyConnection, new: &NewVerdict<'_>) -> Result<(), sqlx::Error> {
     let (verdict, reasons, release) = match new.outcome {
-        Outcome::Accepted(release) => ("accepted", &[][..], Some(release)),
+        Outcome::Accepted(release) | Outcome::Affirmed(release) => ("accepted", &[][..], Some(release)),
         Outcome::Rejected(reasons) => ("rejected", reasons, None),
     };
     sqlx::query(INSERT)

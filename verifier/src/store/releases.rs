@@ -24,6 +24,8 @@ pub struct Release {
     pub boot: BootId,
     /// The signed attestation result.
     pub result: String,
+    /// Results of other verifiers, passed on with it.
+    pub supporting: Vec<String>,
     /// When it expires: milliseconds since the Unix epoch.
     pub result_expires_at_ms: i64,
     /// The step that was written last.
@@ -118,7 +120,8 @@ impl VerifierStore {
 pub(super) async fn insert(tx: &mut sqlx::AnyConnection, release: &Release, owner: RunId) -> Result<(), sqlx::Error> {
     sqlx::query(
         "INSERT INTO releases (admission, session, node, project, lease, boot, result, result_expires_at_ms, step, \
-         step_at_ms, created_at_ms, owner) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)",
+         step_at_ms, created_at_ms, owner, supporting) \
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)",
     )
     .bind(release.admission.to_string())
     .bind(release.session.to_string())
@@ -132,6 +135,7 @@ pub(super) async fn insert(tx: &mut sqlx::AnyConnection, release: &Release, owne
     .bind(release.step_at_ms)
     .bind(release.created_at_ms)
     .bind(owner.to_string())
+    .bind(json(&release.supporting))
     .execute(tx)
     .await
     .map(|_| ())
@@ -150,6 +154,7 @@ struct ReleaseRow {
     lease: String,
     boot: String,
     result: String,
+    supporting: String,
     result_expires_at_ms: i64,
     step: String,
     step_at_ms: i64,
@@ -170,6 +175,7 @@ impl TryFrom<ReleaseRow> for Release {
             lease: parsed("a lease id", &row.lease)?,
             boot: parsed("a boot id", &row.boot)?,
             result: row.result,
+            supporting: from_json("supporting results", &row.supporting)?,
             result_expires_at_ms: row.result_expires_at_ms,
             step: parsed("a release step", &row.step)?,
             step_at_ms: row.step_at_ms,
@@ -184,7 +190,7 @@ impl TryFrom<ReleaseRow> for Release {
 macro_rules! select_releases {
     ($rest:literal) => {
         concat!(
-            "SELECT admission, session, node, project, lease, boot, result, result_expires_at_ms, step, step_at_ms, \
+            "SELECT admission, session, node, project, lease, boot, result, supporting, result_expires_at_ms, step, step_at_ms, \
              created_at_ms, address, sealed_grant, failure FROM releases ",
             $rest
         )

@@ -19,9 +19,10 @@ use assay_verifier::event_log::writer::LogWriter;
 use assay_verifier::server::operator::VerifierKeys;
 use assay_verifier::{Config, Sockets, run_on};
 use assay_wire::agent::{
-    ActivateRequest, AgentSettings, EnrolChallenge, EnrolRequest, EvidenceRequest, ReleaseStatus, SealedGrant,
-    TenantAddress, Verdict,
+    ActivateRequest, AgentSettings, CoVerifier, EnrolChallenge, EnrolRequest, EvidenceRequest, ReleaseStatus,
+    SealedGrant, TenantAddress, Verdict,
 };
+use assay_wire::agreement::{Agreement, Presented};
 use assay_wire::attestation::{AttestationAnswer, AttestationRequest};
 use assay_wire::evidence::{
     AGENT_PCR, AgentMeasurement, Evidence, ImaList, MeasurementKind, QUOTED_PCRS, RuntimeEvidence,
@@ -59,7 +60,9 @@ pub(crate) struct Site {
     /// As a gateway's relay stands on the tenant's network.
     pub(crate) relay_url: String,
     pub(crate) operator_url: String,
-    ca_pem: String,
+    /// Where isolation and imaging are.
+    pub(crate) peers_url: String,
+    pub(crate) ca_pem: String,
     shutdown: CancellationToken,
     verifier: JoinHandle<()>,
 }
@@ -71,6 +74,8 @@ pub(crate) struct ScriptedPeers {
     calls: watch::Sender<Vec<PeerCall>>,
     refusing: Mutex<Option<ApiError>>,
     admissions: watch::Sender<Admissions>,
+    /// What the site requires, and the keys that the project trusts; without it, this verifier's key alone.
+    agreement: Mutex<Option<(Agreement, Vec<VerifierKey>)>>,
     clock: Arc<dyn Clock>,
 }
 
@@ -107,6 +112,7 @@ impl Site {
             calls: watch::Sender::new(Vec::new()),
             refusing: Mutex::default(),
             admissions: watch::Sender::new(Admissions { revision: 0, admissions: Vec::new() }),
+            agreement: Mutex::default(),
             clock,
         });
         let peers_url = serve_peers(Arc::clone(&peers), context.clone()).await;
@@ -118,7 +124,7 @@ impl Site {
         let (listen, agent_listen) = (sockets.listen.local_addr().unwrap(), sockets.agent_listen.local_addr().unwrap());
         let agent_socket = folder.path().join("agent.sock");
         let peer = toml::Table::from_iter([
-            ("url".to_owned(), peers_url.into()),
+            ("url".to_owned(), peers_url.clone().into()),
             ("token_file".to_owned(), folder.path().join("service.token").display().to_string().into()),
         ]);
         let mut file: toml::Table = toml::from_str(more).unwrap();
@@ -145,7 +151,7 @@ impl Site {
         let keys: VerifierKeys = operator.get("/v1/key").await.unwrap();
         *peers.trusted.lock().unwrap() = Some(keys.result_key.parse().unwrap());
         let relay_url = relay(agent_socket).await;
-        Self { folder, peers, operator, tokens, keys, relay_url, operator_url, ca_pem, shutdown, verifier }
+        Self { folder, peers, operator, tokens, keys, relay_url, operator_url, peers_url, ca_pem, shutdown, verifier }
     }
 
     /// A client of the agents' API, through the airlock, with a session's proof or nothing.
@@ -232,6 +238,18 @@ impl ScriptedPeers {
         *self.refusing.lock().unwrap() = refusal;
     }
 
+    /// From now on these must agree.
+    pub(crate) fn require(&self, agreement: Agreement, project_keys: Vec<VerifierKey>) {
+        *self.agreement.lock().unwrap() = Some((agreement, project_keys));
+    }
+
+    /// Checks what asks for an admission, as isolation and imaging do.
+    fn accepted(&self, result: String, supporting: Vec<String>) -> Result<Claims, ApiError> {
+        let Some((agreement, keys)) = self.agreement.lock().unwrap().clone() else { return self.claims(result) };
+        let agreed = agreement.admits(&Presented::from_wire(result, supporting), &keys, self.clock.now_seconds());
+        agreed.map(|agreed| agreed.claims().clone()).map_err(|refused| ApiError::forbidden("result-refused", refused))
+    }
+
     /// Checks a result as every relying party does.
     fn claims(&self, result: String) -> Result<Claims, ApiError> {
         let trusted = self.trusted.lock().unwrap().into_iter().collect::<Vec<_>>();
@@ -257,6 +275,8 @@ pub(crate) struct AgentSession {
     pub(crate) id: SessionId,
     pub(crate) proof: String,
     pub(crate) nonce: Vec<u8>,
+    /// Whom the project wants asked too.
+    pub(crate) co_verifiers: Vec<CoVerifier>,
 }
 
 impl AgentSession {
@@ -334,6 +354,7 @@ impl Agent {
             }],
             ima: None,
             tee: Vec::new(),
+            supporting: Vec::new(),
         }
     }
 
@@ -368,7 +389,7 @@ pub(crate) async fn activate(site: &Site, id: SessionId, proof: &str) -> Result<
     let path = format!("/agent/v1/sessions/{id}/activate");
     let wanted: EvidenceRequest = site.agent_client("").post(&path, &request).await?;
     assert_eq!(wanted.pcrs, QUOTED_PCRS.collect::<Vec<_>>());
-    Ok(AgentSession { id, proof: proof.to_owned(), nonce: wanted.nonce })
+    Ok(AgentSession { id, proof: proof.to_owned(), nonce: wanted.nonce, co_verifiers: wanted.co_verifiers })
 }
 
 /// Drafts a policy from the node's last evidence, and approves it.
@@ -468,11 +489,11 @@ pub(crate) fn refusal<T: std::fmt::Debug>(answer: Result<T, ClientError>) -> (u1
     (problem.status, problem.kind.clone(), problem.detail.clone())
 }
 
-fn client(url: &str, ca_pem: &str, token: &str) -> ServiceClient {
+pub(crate) fn client(url: &str, ca_pem: &str, token: &str) -> ServiceClient {
     ServiceClient::new(url.parse().unwrap(), ca_pem, Token::from_text(token)).unwrap()
 }
 
-async fn any_port() -> TcpListener {
+pub(crate) async fn any_port() -> TcpListener {
     TcpListener::bind("127.0.0.1:0").await.unwrap()
 }
 
@@ -527,7 +548,7 @@ async fn export(
     State(peers): State<Arc<ScriptedPeers>>,
     Json(request): Json<ExportRequest>,
 ) -> Result<Json<ExportAnswer>, ApiError> {
-    let claims = peers.claims(request.result)?;
+    let claims = peers.accepted(request.result, request.supporting)?;
     peers.note("export", claims.node.as_str(), claims.jti.to_string());
     let ek_public = URL_SAFE_NO_PAD.decode(&claims.ek_public).unwrap();
     let grant = seal_grant(&ek_public, &hex::decode(&claims.ak_name).unwrap(), claims.jti, GRANT).unwrap();
@@ -543,7 +564,7 @@ async fn admit(
     State(peers): State<Arc<ScriptedPeers>>,
     Json(request): Json<AdmissionRequest>,
 ) -> Result<Json<Admission>, ApiError> {
-    let claims = peers.claims(request.result)?;
+    let claims = peers.accepted(request.result, request.supporting)?;
     peers.note("admit", claims.node.as_str(), claims.jti.to_string());
     let admission = Admission {
         id: claims.jti,

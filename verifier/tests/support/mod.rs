@@ -57,6 +57,7 @@ impl Node {
             }],
             ima: None,
             tee: Vec::new(),
+            supporting: Vec::new(),
         }
     }
 
