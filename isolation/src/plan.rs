@@ -125,13 +125,10 @@ impl Retry {
 #[must_use]
 pub fn select(record: &NodeRecord, progress: &Progress, periods: &Periods, now_ms: i64) -> Action {
     let mut due = Vec::with_capacity(4);
-    let opens = |intent: PortIntent| matches!(intent, PortIntent::Access { .. });
-    if record.state == NodeState::Allocated || record.nics.iter().any(|n| opens(n.desired)) {
-        if let Some(ending) = ending(record, progress, periods, now_ms) {
-            match gate(progress.switch_retry, now_ms) {
-                None => return Action::EndAdmission(ending),
-                Some(at) => due.push(at),
-            }
+    if let Some(ending) = ending(record, progress, periods, now_ms) {
+        match gate(progress.switch_retry, now_ms) {
+            None => return Action::EndAdmission(ending),
+            Some(at) => due.push(at),
         }
     }
     let observe_at = progress.observed_ms.saturating_add(periods.observe_ms);
@@ -183,8 +180,12 @@ pub fn select(record: &NodeRecord, progress: &Progress, periods: &Periods, now_m
     Action::WaitUntil(due.into_iter().filter(|at| *at > now_ms).min().unwrap_or(observe_at.max(now_ms + 1)))
 }
 
-/// Why a node whose port is meant to be open must be closed; none if it need not.
+/// Why a node whose port is meant to be open must be closed; none if it need not, or is not meant to be.
 fn ending(record: &NodeRecord, progress: &Progress, periods: &Periods, now_ms: i64) -> Option<Ending> {
+    let opens = |intent: PortIntent| matches!(intent, PortIntent::Access { .. });
+    if record.state != NodeState::Allocated && !record.nics.iter().any(|nic| opens(nic.desired)) {
+        return None;
+    }
     if Admission::standing(record, now_ms).is_none() {
         return Some(Ending::NoneStands);
     }

@@ -218,6 +218,15 @@ async fn d4_an_admission_that_expired_while_nobody_ran_is_fenced_before_anybody_
     assert_eq!(site.port().await, (QUARANTINE, true));
 }
 
+/// Whether the database is a file, which an operator may put back. On a server it is an operator's of databases to do.
+fn database_is_a_file(site: &Site) -> bool {
+    let is = site.folder.path().join("isolation.db").exists();
+    if !is {
+        eprintln!("skipped: this run's database is on a server");
+    }
+    is
+}
+
 /// Copies the database of a stopped site.
 fn database(site: &Site, to: &str, from: &str) {
     for ending in ["", "-wal", "-shm"] {
@@ -233,6 +242,9 @@ fn database(site: &Site, to: &str, from: &str) {
 async fn d4_a_restored_database_does_not_bring_back_what_was_revoked() {
     let mut site = Site::start().await;
     let (_, admission) = site.allocated().await;
+    if !database_is_a_file(&site) {
+        return;
+    }
     site.stop().await;
     database(&site, "backup.db", "isolation.db");
     site.start_again().await;
@@ -251,6 +263,9 @@ async fn d4_a_restored_database_does_not_bring_back_what_was_revoked() {
 async fn d4_a_restored_database_does_not_give_the_next_tenants_node_to_the_last_one() {
     let mut site = Site::start().await;
     let (context, _) = site.allocated().await;
+    if !database_is_a_file(&site) {
+        return;
+    }
     site.stop().await;
     database(&site, "backup.db", "isolation.db");
     site.start_again().await;

@@ -164,6 +164,25 @@ async fn followers_are_told_of_ends_at_once_and_not_of_renewals() {
     site.service.get::<Admission>(&format!("/v1/admissions/{}", claims.jti)).await.unwrap();
 }
 
+#[tokio::test]
+async fn an_admission_that_ended_a_month_ago_is_forgotten_and_its_result_still_opens_nothing() {
+    let mut site = Site::start().await;
+    let context = site.airlocked().await;
+    let claims = site.claims(&context);
+    site.admit(&claims).await.expect("admitted");
+    site.revoke(claims.jti).await.expect("revoked");
+    let path = format!("/v1/admissions/{}", claims.jti);
+    site.clock.skip_seconds(29 * 86_400);
+    site = site.restart().await;
+    site.service.get::<Admission>(&path).await.expect("remembered for a month");
+    site.stop().await;
+    site.clock.skip_seconds(2 * 86_400);
+    site.start_again().await;
+    let forgotten = async { while site.service.get::<Admission>(&path).await.is_ok() {} };
+    tokio::time::timeout(Duration::from_secs(20), forgotten).await.expect("forgotten");
+    assert_eq!(problem(&site.admit(&claims).await.unwrap_err()).kind, "result-refused");
+}
+
 /// A thousand nodes are more than this site has; but a thousand renewals of one are as many signatures, and the record
 /// is asked for as many ids.
 #[tokio::test]

@@ -157,7 +157,9 @@ impl FleetSite {
         let session = teacher.enrol().await.map_err(unexpected)?;
         match teacher.attest(&session, &self.firmware).await.map_err(unexpected)? {
             Verdict::Rejected { .. } => {}
-            Verdict::Accepted => return Err(LabError::unexpected(doing, "accepted without a policy")),
+            Verdict::Accepted | Verdict::Affirmed { .. } => {
+                return Err(LabError::unexpected(doing, "accepted without a policy"));
+            }
         }
         let folder = &self.options.folder;
         let (values, draft) = (folder.join("reference-values.json"), folder.join("policy.toml"));
@@ -419,6 +421,7 @@ async fn try_admit(fleet: &Fleet, node: &mut SoftNode, index: usize) -> std::res
     match verdict {
         Verdict::Accepted => node.release(&session, |_| {}).await,
         Verdict::Rejected { reasons } => Err(CallFailed::Broken(format!("rejected: {}", reasons.join("; ")))),
+        Verdict::Affirmed { .. } => Err(CallFailed::Broken("the verifier begins no releases".to_owned())),
     }
 }
 

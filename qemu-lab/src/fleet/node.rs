@@ -140,6 +140,7 @@ impl SoftNode {
             }],
             ima: None,
             tee: Vec::new(),
+            supporting: Vec::new(),
         };
         self.connection.post(&path_of(session.id, "evidence"), &session.proof, &evidence).await
     }
