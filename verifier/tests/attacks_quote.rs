@@ -9,7 +9,7 @@ use support::{NONCE, Node, boot_log};
 
 #[test]
 fn good_evidence_verifies_in_every_scheme() {
-    for kind in [KeyKind::Rsa, KeyKind::RsaPss, KeyKind::Ecc] {
+    for kind in [KeyKind::Rsa, KeyKind::RsaPss, KeyKind::Ecc, KeyKind::EccP384] {
         let node = Node::boot(&boot_log(), kind);
         let evidence = node.evidence();
         let replayed = verify(&evidence, &node.challenge()).unwrap();
@@ -26,7 +26,7 @@ fn a1_another_nonce_is_refused() {
     let other = [0x12; 32];
     let challenge = Challenge { nonce: &other, ..node.challenge() };
     assert!(matches!(verify(&evidence, &challenge), Err(EvidenceError::Quote(QuoteError::Nonce))));
-    for nonce in [&NONCE[..31], &[0x11], &[]] {
+    for nonce in [&NONCE[..31], &[0x11], &[], &[0; 32]] {
         let quote = node.tpm.quote(nonce, support::QUOTED);
         (evidence.attest, evidence.signature) = (quote.attest, quote.signature);
         let error = verify(&evidence, &node.challenge()).unwrap_err();
@@ -111,7 +111,7 @@ fn a6_another_ak_and_a_foreign_signature_are_refused() {
 
 #[test]
 fn a12_any_changed_octet_of_attestation_or_signature_is_refused() {
-    for kind in [KeyKind::Rsa, KeyKind::RsaPss, KeyKind::Ecc] {
+    for kind in [KeyKind::Rsa, KeyKind::RsaPss, KeyKind::Ecc, KeyKind::EccP384] {
         let node = Node::boot(&boot_log(), kind);
         let good = node.evidence();
         for at in 0..good.attest.len() {
