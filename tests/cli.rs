@@ -198,3 +198,30 @@ fn tokens(site: &Site) {
         assert!(!fs::read_to_string(&path).unwrap().contains(&token), "{file} holds a token in the clear");
     }
 }
+
+#[test]
+fn identities_are_named_beforehand_and_forgotten() {
+    let site = Site::start();
+    let state = site.state();
+    let (ek, other) = ("ab".repeat(32), "cd".repeat(32));
+    let done = site.client(&["identity", "allow", "--node", "n1", "--ek-sha256", &format!("sha256:{ek}")]);
+    assert!(done.contains("n1") && done.contains(&ek), "{done}");
+    let identity = &site.json(&["identity", "list"])[0];
+    assert_eq!((identity["node"].as_str(), identity["ek_sha256"].as_str()), (Some("n1"), Some(ek.as_str())));
+    assert_eq!(identity["origin"], "allowed");
+    assert!(site.client(&["identity", "show", "n1"]).contains("never"), "n1 has not been seen");
+    // What is on record is named, with the way out of it.
+    let taken = ["identity", "allow", "--node", "n2", "--ek-sha256", &ek, "--site", &state];
+    refused(&taken, &["n1", &ek, "assay identity forget n1"]);
+    refused(&["identity", "allow", "--node", "n1", "--ek-sha256", &other, "--site", &state], &["n1", &ek]);
+    refused(&["identity", "approve", "n1", "--site", &state], &["n1", "assay incident list"]);
+    site.client(&["identity", "forget", "n1"]);
+    refused(&["identity", "show", "n1", "--site", &state], &["node `n1` is bound to no EK"]);
+    assert_eq!(site.json(&["incident", "list"]), Value::Array(Vec::new()));
+    let unknown = "01890a5d-ac96-774b-bcce-b302099a8057";
+    refused(&["incident", "settle", unknown, "--keep", "--site", &state], &["there is no incident", unknown]);
+    // A decision must be made, and one only.
+    for arguments in [&["incident", "settle", unknown][..], &["incident", "settle", unknown, "--keep", "--accept-ek"]] {
+        assert_eq!(assay(arguments).status.code(), Some(2), "{arguments:?}");
+    }
+}
