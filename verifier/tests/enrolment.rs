@@ -206,7 +206,7 @@ async fn rejected(agent: &Agent, site: &Site) -> Vec<String> {
     learn_and_approve(site, agent.node.as_str()).await;
     match agent.attest(site).await.1 {
         Verdict::Rejected { reasons } => reasons,
-        Verdict::Accepted => panic!("settings of another were accepted"),
+        Verdict::Accepted | Verdict::Affirmed { .. } => panic!("settings of another were accepted"),
     }
 }
 
