@@ -18,6 +18,7 @@ pub struct Airlocked {
     project: ProjectId,
     lease: LeaseId,
     boot: BootId,
+    machine_resets: u64,
     vlan: VlanId,
 }
 
@@ -92,13 +93,19 @@ impl Airlocked {
         let (Entry::Done, Some(boot)) = (record.entry, record.boot) else {
             return Err(AdmissionRefused::NotEntered { node: node() });
         };
-        Ok(Self { node: node(), project: lease.lease.project.clone(), lease: lease.lease.id, boot, vlan: lease.vlan })
+        let (project, machine_resets) = (lease.lease.project.clone(), record.machine_resets);
+        Ok(Self { node: node(), project, lease: lease.lease.id, boot, machine_resets, vlan: lease.vlan })
     }
 
     /// What a verifier must know before it appraises the node.
     #[must_use]
     pub fn context(&self) -> AirlockContext {
-        AirlockContext { lease: self.lease, project: self.project.clone(), boot: self.boot }
+        AirlockContext {
+            lease: self.lease,
+            project: self.project.clone(),
+            boot: self.boot,
+            machine_resets: Some(self.machine_resets),
+        }
     }
 
     /// That verified results are about this node, lease and boot.
@@ -223,6 +230,7 @@ mod tests {
             entry,
             entered_ms: 0,
             reset_time: Some("r".into()),
+            machine_resets: 1,
             nics: Vec::new(),
             lease: Some(LeaseRecord { lease, vlan: VlanId::try_from(120).unwrap() }),
             admission: None,

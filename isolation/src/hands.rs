@@ -236,6 +236,8 @@ impl Hands {
         let nic = record.boot_nic().cloned().ok_or_else(|| HandsError::Missing(self.name.clone()))?;
         let bmc = self.bmc().await?;
         record.boot = Some(BootId::random());
+        // Counted before it happens: a crash on the way may count one too many, and never one too few.
+        record.machine_resets = record.machine_resets.saturating_add(1);
         record.entry = Entry::Pending;
         record.reset_time = None;
         record.reason = "being powered off, to be moved to the airlock".to_owned();
@@ -278,6 +280,7 @@ impl Hands {
         let reading = self.read_bmc().await?;
         let Some(reason) = reset_seen(&record, &reading) else { return Ok(()) };
         tracing::warn!(event = "node.reset", node = %record.name, state = %record.state, "{reason}");
+        record.machine_resets = record.machine_resets.saturating_add(1);
         if record.state == NodeState::Allocated {
             return self.close(record, Event::ResetSeen, &reason, Vec::new()).await.map(drop).map_err(|(_, e)| e);
         }

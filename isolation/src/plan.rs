@@ -236,6 +236,7 @@ mod tests {
             entry: Entry::Done,
             entered_ms: 0,
             reset_time: Some("r".into()),
+            machine_resets: 1,
             nics: vec![NicRecord { nic, desired, observed }],
             lease: None,
             admission: None,

@@ -25,6 +25,9 @@ pub struct NodeRecord {
     /// What its BMC said of its last reset when it was powered on: any other value later is a reset that we did not
     /// make.
     pub reset_time: Option<String>,
+    /// Resets of the machine so far, ordered here or reported by its BMC; never fewer than there were. A TPM that had
+    /// more was reset by itself.
+    pub machine_resets: u64,
     /// Its NICs, in order; the first boots and is the only one that ever leaves quarantine.
     pub nics: Vec<NicRecord>,
     /// Its live lease.

@@ -81,8 +81,12 @@ impl VerifierStore {
 }
 
 pub(crate) fn challenged(node: &str, proof: &Proof, created_at_ms: i64) -> Challenged {
-    let airlock =
-        AirlockContext { lease: LeaseId::random(), project: "alpha".parse().unwrap(), boot: BootId::random() };
+    let airlock = AirlockContext {
+        lease: LeaseId::random(),
+        project: "alpha".parse().unwrap(),
+        boot: BootId::random(),
+        machine_resets: None,
+    };
     Challenged {
         attester: Attester {
             session: SessionId::random(),

@@ -4,6 +4,7 @@
 //! images). Images are never learnt: a node that ran another image than the artefacts' cannot teach it.
 
 use crate::appraisal::appraise_firmware;
+use crate::boot_count::BootRule;
 use crate::event_log::Event;
 use crate::event_log::event_type::EventType;
 use crate::evidence::ReplayedEvidence;
@@ -78,7 +79,8 @@ pub fn learn(
         learned_from: Some(learned_from.to_owned()),
         ..Provenance::default()
     };
-    let policy = Policy::validated(File { clock: clock(evidence), pcr, provenance, ..File::named(name) })?;
+    let boot = BootRule { startup_locality: Some(evidence.log().startup_locality()), ..BootRule::default() };
+    let policy = Policy::validated(File { boot, clock: clock(evidence), pcr, provenance, ..File::named(name) })?;
     let reasons = appraise_firmware(&policy, evidence, "").sentences(Mode::Enforce);
     if reasons.is_empty() { Ok(policy) } else { Err(LearnError::Deviates { name: artefacts.name.clone(), reasons }) }
 }

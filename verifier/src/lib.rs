@@ -12,6 +12,7 @@
 pub mod api;
 pub mod appraisal;
 pub mod attestation;
+pub mod boot_count;
 pub mod config;
 pub mod event_log;
 pub mod evidence;

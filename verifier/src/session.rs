@@ -298,8 +298,12 @@ mod tests {
     use proptest::prelude::*;
 
     fn challenged(proof: &Proof) -> Challenged {
-        let airlock =
-            AirlockContext { lease: LeaseId::random(), project: "alpha".parse().unwrap(), boot: BootId::random() };
+        let airlock = AirlockContext {
+            lease: LeaseId::random(),
+            project: "alpha".parse().unwrap(),
+            boot: BootId::random(),
+            machine_resets: None,
+        };
         Challenged {
             attester: Attester {
                 session: SessionId::random(),

@@ -2,8 +2,9 @@
 //! Joins [`evidence::verify`] and [`appraisal::appraise`]; decides nothing that they do not. Pure: values and `now` in.
 
 use crate::appraisal::{self, Accepted, Appraisal, Expected};
-use crate::evidence::{self, Challenge};
-use crate::policy::Policy;
+use crate::boot_count::{Boot, BootFinding, LastQuote, check_boot};
+use crate::evidence::{self, Challenge, ReplayedEvidence};
+use crate::policy::{Mode, Policy};
 use crate::quote::{AkPublic, ClockInfo, PCR_COUNT, PcrValue};
 use crate::session::{Attester, Nonce};
 use assay_service::error::chain;
@@ -27,6 +28,8 @@ pub struct Case<'a> {
     pub evidence: &'a Evidence,
     /// The TPM clock of the node's last verified quote.
     pub last_clock: Option<&'a ClockInfo>,
+    /// The same with the boot that it was of.
+    pub last_quote: Option<&'a LastQuote>,
     /// The policy that judges, if one is active.
     pub policy: Option<&'a Policy>,
     /// What this verifier would have told this node.
@@ -77,15 +80,29 @@ pub fn judge(case: &Case<'_>) -> Judgement {
     let Some(policy) = case.policy else {
         return refused(vec![NO_POLICY.to_owned()], Some(clock));
     };
+    let (refusals, cautions) = boot_problems(case, policy, &replayed);
     match appraisal::appraise(policy, &replayed, &Expected { settings: case.settings }, case.now_seconds) {
-        Appraisal::Accepted(accepted) => Judgement::Accepted {
+        Appraisal::Accepted(accepted) if refusals.is_empty() => Judgement::Accepted {
             claims: Box::new(claims(case, &accepted)),
             clock,
             pcrs: Box::new(*replayed.quote().pcrs()),
-            warnings: printable(accepted.warnings()),
+            warnings: printable(&[accepted.warnings(), &cautions].concat()),
         },
-        Appraisal::Refused(refusal) => refused(refusal.reasons().to_vec(), Some(clock)),
+        Appraisal::Accepted(_) => refused(refusals, Some(clock)),
+        Appraisal::Refused(refusal) => refused([refusal.reasons(), &refusals].concat(), Some(clock)),
     }
+}
+
+/// What the TPM's counts do not explain: what refuses the node, and what is only said.
+fn boot_problems(case: &Case<'_>, policy: &Policy, replayed: &ReplayedEvidence<'_>) -> (Vec<String>, Vec<String>) {
+    let airlock = &case.attester.airlock;
+    let boot = Boot { id: airlock.boot, machine_resets: airlock.machine_resets };
+    let locality = replayed.log().startup_locality();
+    let findings = check_boot(policy.boot(), replayed.clock(), &boot, case.last_quote, locality);
+    let (refusals, cautions): (Vec<_>, Vec<_>) =
+        findings.into_iter().partition(|finding| finding.mode == Mode::Enforce);
+    let words = |findings: Vec<BootFinding>| findings.iter().map(|finding| finding.problem.to_string()).collect();
+    (words(refusals), words(cautions))
 }
 
 /// The claims of a good verdict. Takes an [`Accepted`], which only the appraisal makes.

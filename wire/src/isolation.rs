@@ -263,6 +263,9 @@ pub struct AirlockContext {
     pub project: ProjectId,
     /// This boot.
     pub boot: BootId,
+    /// Resets of the machine so far that isolation ordered or its BMC reported: a TPM that had more was reset by itself.
+    #[serde(default)]
+    pub machine_resets: Option<u64>,
 }
 
 /// `POST /v1/admissions`: a signed attestation result asks for the node's port. Idempotent by the result's id.

@@ -43,7 +43,8 @@ impl Store {
         let doing = READING;
         let mut transaction = self.begin(doing).await?;
         let row = sqlx::query(
-            "SELECT state, reason, since_ms, boot, entry, entered_ms, reset_time FROM nodes WHERE name = $1",
+            "SELECT state, reason, since_ms, boot, entry, entered_ms, reset_time, machine_resets \
+             FROM nodes WHERE name = $1",
         )
         .bind(name.to_string())
         .fetch_optional(&mut *transaction)
@@ -59,6 +60,7 @@ impl Store {
             entry: entry(&text(doing, &row, "entry")?)?,
             entered_ms: integer(doing, &row, "entered_ms")?,
             reset_time: row.try_get("reset_time").map_err(failed(doing))?,
+            machine_resets: integer(doing, &row, "machine_resets")?.try_into().unwrap_or(0),
             nics: nics(&mut transaction, name).await?,
             lease: live_lease(&mut transaction, name).await?,
             admission: None,
@@ -88,7 +90,7 @@ impl Store {
         let mut transaction = self.begin(doing).await?;
         sqlx::query(
             "UPDATE nodes SET state = $1, reason = $2, since_ms = $3, boot = $4, entry = $5, entered_ms = $6, \
-             reset_time = $7 WHERE name = $8",
+             reset_time = $7, machine_resets = $8 WHERE name = $9",
         )
         .bind(record.state.as_str())
         .bind(record.reason.clone())
@@ -97,6 +99,7 @@ impl Store {
         .bind(entry_text(record.entry))
         .bind(record.entered_ms)
         .bind(record.reset_time.clone())
+        .bind(i64::try_from(record.machine_resets).unwrap_or(i64::MAX))
         .bind(record.name.to_string())
         .execute(&mut *transaction)
         .await

@@ -148,7 +148,7 @@ async fn airlock(
     Segment(node): Segment<String>,
 ) -> std::result::Result<Json<AirlockContext>, ApiError> {
     let project: ProjectId = "fleet".parse().map_err(|cause| ApiError::bad_request("project", cause))?;
-    let new = || AirlockContext { lease: LeaseId::random(), project, boot: BootId::random() };
+    let new = || AirlockContext { lease: LeaseId::random(), project, boot: BootId::random(), machine_resets: None };
     Ok(Json(locked(&record).airlocks.entry(node).or_insert_with(new).clone()))
 }
 

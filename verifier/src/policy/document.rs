@@ -1,6 +1,7 @@
 //! A policy as it is written: TOML or JSON, member by member. Shape only; [`check`](super::check) says what must hold.
 
 use super::rules::{BootImagesRule, CommandLineRule, FirmwareRule, OptionRomsRule, SecureBootRule};
+use crate::boot_count::BootRule;
 use crate::event_log::event_type::EventType;
 use crate::ima::policy::ImaPolicy;
 use crate::quote::ClockRule;
@@ -12,6 +13,8 @@ use time::OffsetDateTime;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct File {
+    #[serde(default, skip_serializing_if = "BootRule::is_default")]
+    pub(crate) boot: BootRule,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) boot_images: Option<BootImagesRule>,
     #[serde(default, skip_serializing_if = "ClockRule::is_default")]
@@ -41,6 +44,7 @@ impl File {
     /// A policy that says nothing yet.
     pub(crate) fn named(name: &str) -> Self {
         Self {
+            boot: BootRule::default(),
             boot_images: None,
             clock: ClockRule::default(),
             command_line: None,

@@ -48,6 +48,7 @@ pub use self::rules::{
 };
 
 use self::check::{check, check_size};
+use crate::boot_count::BootRule;
 use crate::ima::policy::ImaPolicy;
 use crate::quote::ClockRule;
 use assay_tpm::algorithm::HashAlgorithm;
@@ -123,6 +124,12 @@ impl Policy {
     #[must_use]
     pub fn valid_until(&self) -> Option<OffsetDateTime> {
         self.file.valid_until
+    }
+
+    /// What it wants of boots and the TPM's counts of them.
+    #[must_use]
+    pub fn boot(&self) -> &BootRule {
+        &self.file.boot
     }
 
     /// What it wants of the TPM's clock.

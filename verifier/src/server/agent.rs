@@ -160,6 +160,7 @@ async fn appraised(
 ) -> Result<(Option<String>, Judgement), ApiError> {
     let attester = enrolled.attester.clone();
     let last_clock = verifier.store.last_clock(&attester.node).await.map_err(db_failed)?;
+    let last_quote = verifier.store.last_quote(&attester.node).await.map_err(db_failed)?;
     let policy = match verifier.store.active_policy().await.map_err(db_failed)? {
         None => None,
         // It was valid when it was approved; if it no longer is, nothing is accepted.
@@ -177,6 +178,7 @@ async fn appraised(
             nonce: &nonce,
             evidence: &evidence,
             last_clock: last_clock.as_ref(),
+            last_quote: last_quote.as_ref(),
             policy: policy.as_ref(),
             settings: &settings,
             now_seconds,

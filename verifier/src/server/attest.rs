@@ -264,7 +264,8 @@ async fn reappraised(
     let judgement = computed("appraising boot evidence again", move || {
         let nonce = archived.nonce_value()?;
         let claims = &attested.claims;
-        let airlock = AirlockContext { lease: claims.lease, project: claims.project.clone(), boot: claims.boot };
+        let (lease, project) = (claims.lease, claims.project.clone());
+        let airlock = AirlockContext { lease, project, boot: claims.boot, machine_resets: None };
         let attester = Attester {
             session: SessionId::random(),
             node: attested.node.clone(),
@@ -279,6 +280,7 @@ async fn reappraised(
             nonce: &nonce,
             evidence: &archived.evidence,
             last_clock: None,
+            last_quote: None,
             policy: Some(&policy),
             settings: &settings,
             now_seconds: now_ms.div_euclid(1000),

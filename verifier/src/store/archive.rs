@@ -183,12 +183,16 @@ impl VerifierStore {
         }
         insert_evidence(&mut tx, new).await.map_err(failed())?;
         if let Some(clock) = new.clock {
-            sqlx::query("UPDATE identities SET last_clock = $1 WHERE node = $2")
-                .bind(serde_json::to_string(clock).unwrap_or_default())
-                .bind(new.attester.node.as_str())
-                .execute(&mut *tx)
-                .await
-                .map_err(failed())?;
+            sqlx::query(
+                "UPDATE identities SET last_clock = $1, last_boot = $2, last_machine_resets = $3 WHERE node = $4",
+            )
+            .bind(serde_json::to_string(clock).unwrap_or_default())
+            .bind(new.attester.airlock.boot.to_string())
+            .bind(new.attester.airlock.machine_resets.and_then(|resets| i64::try_from(resets).ok()))
+            .bind(new.attester.node.as_str())
+            .execute(&mut *tx)
+            .await
+            .map_err(failed())?;
         }
         if let Outcome::Accepted(release) = new.outcome {
             super::releases::insert(&mut tx, release, self.run()).await.map_err(failed())?;

@@ -2,6 +2,7 @@
 //! transaction, and one EK is one node by the table's own constraints (CVE-2025-13609 is what happens otherwise).
 
 use super::{DbError, VerifierStore, from_json, parsed, query_failed};
+use crate::boot_count::{Boot, LastQuote};
 use crate::identity::EkDigest;
 use crate::identity::binding::{EkBinding, Identity, IdentityClaim, Origin, claim};
 use crate::quote::ClockInfo;
@@ -107,6 +108,27 @@ impl VerifierStore {
             .await
             .map_err(query_failed("reading a node's last TPM clock"))?;
         clock.and_then(|(clock,)| clock).map(|clock| from_json("a TPM clock", &clock)).transpose()
+    }
+
+    /// The last verified quote of `node`, with the boot that it was of; none if there was none, or it is older than
+    /// boots are counted.
+    ///
+    /// # Errors
+    /// The database failed.
+    pub async fn last_quote(&self, node: &NodeId) -> Result<Option<LastQuote>, DbError> {
+        let row: Option<(String, String, Option<i64>, i64)> = sqlx::query_as(
+            "SELECT last_clock, last_boot, last_machine_resets, \
+             (SELECT COUNT(*) FROM releases WHERE releases.node = identities.node AND boot = last_boot) \
+             FROM identities WHERE node = $1 AND last_clock IS NOT NULL AND last_boot IS NOT NULL",
+        )
+        .bind(node.as_str())
+        .fetch_optional(self.pool())
+        .await
+        .map_err(query_failed("reading a node's last quote"))?;
+        let Some((clock, boot, machine_resets, releases)) = row else { return Ok(None) };
+        let machine_resets = machine_resets.and_then(|resets| u64::try_from(resets).ok());
+        let boot = Boot { id: parsed("a boot id", &boot)?, machine_resets };
+        Ok(Some(LastQuote { clock: from_json("a TPM clock", &clock)?, boot, released: releases > 0 }))
     }
 
     /// All identities.

@@ -40,6 +40,7 @@ impl VerifierStore {
             .bind(attester.airlock.lease.to_string())
             .bind(attester.airlock.project.as_str())
             .bind(attester.airlock.boot.to_string())
+            .bind(attester.airlock.machine_resets.and_then(|resets| i64::try_from(resets).ok()))
             .bind(session.proof.to_hex())
             .bind(session.challenge_expires_at_ms)
             .bind(attester.created_at_ms)
@@ -120,6 +121,7 @@ struct SessionRow {
     lease: String,
     project: String,
     boot: String,
+    machine_resets: Option<i64>,
     proof_sha256: String,
     challenge_expires_at_ms: i64,
     nonce: Option<String>,
@@ -143,6 +145,7 @@ impl TryFrom<SessionRow> for Session {
                 lease: parsed("a lease id", &row.lease)?,
                 project: parsed("a project name", &row.project)?,
                 boot: parsed("a boot id", &row.boot)?,
+                machine_resets: row.machine_resets.and_then(|resets| u64::try_from(resets).ok()),
             },
             created_at_ms: row.created_at_ms,
             expires_at_ms: row.expires_at_ms,
@@ -170,13 +173,13 @@ impl TryFrom<SessionRow> for Session {
     }
 }
 
-const SELECT: &str = "SELECT id, node, state, ek_public, ak_public, lease, project, boot, proof_sha256, \
-     challenge_expires_at_ms, nonce, nonce_issued_at_ms, nonce_expires_at_ms, admission, created_at_ms, expires_at_ms \
+const SELECT: &str = "SELECT id, node, state, ek_public, ak_public, lease, project, boot, \
+     machine_resets, proof_sha256, challenge_expires_at_ms, nonce, nonce_issued_at_ms, nonce_expires_at_ms, admission, created_at_ms, expires_at_ms \
      FROM sessions WHERE id = $1";
 
-const INSERT: &str = "INSERT INTO sessions (id, node, state, ek_public, ak_public, lease, project, boot, proof_sha256, \
-     challenge_expires_at_ms, nonce_issued_at_ms, nonce_expires_at_ms, created_at_ms, expires_at_ms) \
-     VALUES ($1, $2, 'challenged', $3, $4, $5, $6, $7, $8, $9, 0, 0, $10, $11)";
+const INSERT: &str = "INSERT INTO sessions (id, node, state, ek_public, ak_public, lease, project, boot, machine_resets, \
+     proof_sha256, challenge_expires_at_ms, nonce_issued_at_ms, nonce_expires_at_ms, created_at_ms, expires_at_ms) \
+     VALUES ($1, $2, 'challenged', $3, $4, $5, $6, $7, $8, $9, $10, 0, 0, $11, $12)";
 
 /// Keeps the newest `$2` half-open sessions of node `$1` with EK `$3`. Who claims a node's name with another EK pushes
 /// out none of the node's own.

@@ -69,7 +69,7 @@ pub(crate) struct Site {
 
 /// isolation and imaging in one.
 pub(crate) struct ScriptedPeers {
-    airlock: Mutex<BTreeMap<String, AirlockContext>>,
+    pub(crate) airlock: Mutex<BTreeMap<String, AirlockContext>>,
     trusted: Mutex<Option<VerifierKey>>,
     calls: watch::Sender<Vec<PeerCall>>,
     refusing: Mutex<Option<ApiError>>,
@@ -177,8 +177,12 @@ impl Site {
 
     /// The same for a project.
     pub(crate) fn lease_to(&self, node: &str, project: &str) -> AirlockContext {
-        let context =
-            AirlockContext { lease: LeaseId::random(), project: project.parse().unwrap(), boot: BootId::random() };
+        let context = AirlockContext {
+            lease: LeaseId::random(),
+            project: project.parse().unwrap(),
+            boot: BootId::random(),
+            machine_resets: None,
+        };
         self.peers.airlock.lock().unwrap().insert(node.to_owned(), context.clone());
         context
     }
