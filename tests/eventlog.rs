@@ -6,6 +6,7 @@
 use assay_tpm::algorithm::HashAlgorithm;
 use assay_verifier::event_log::event_type::EventType;
 use assay_verifier::event_log::writer::LogWriter;
+use assay_verifier::ima::writer::ListWriter;
 use serde_json::{Value, json};
 use std::fs;
 use std::io::Write as _;
@@ -218,6 +219,23 @@ fn what_cannot_be_read_is_said_in_one_line_with_status_2() {
         unreadable(&["verify", good.to_str().unwrap(), "--pcrs", file.to_str().unwrap()], &words);
     }
     unreadable(&["verify", good.to_str().unwrap(), "--pcrs", nowhere.to_str().unwrap()], &["none"]);
+}
+
+#[test]
+fn a_measurement_list_gives_pcr_10_and_its_oddities_are_said() {
+    let folder = Folder::new();
+    let log = folder.file("log", boot(LogWriter::new()).finish());
+    let list =
+        ListWriter::after([0; 32]).boot_aggregate(&[[0; 32]; 10]).file("/usr/bin/true", &[7; 32]).violation("/tmp/x");
+    let binary = folder.file("list", list.bytes());
+    let shown = show(&log, &["--ima", binary.to_str().unwrap()]);
+    assert_eq!(shown["ima_pcr10"]["sha256"], hex_of(&list.pcr10()));
+    assert_eq!(shown["ima_pcr10"]["sha1"].as_str().unwrap().len(), 40);
+    assert_eq!(shown["ima_entries"], 3);
+    let warnings = shown["warnings"].to_string();
+    assert!(warnings.contains("measurement list: 1 of 3 entries are violations"), "{warnings}");
+    let cut = folder.file("cut", &list.bytes()[..list.bytes().len() - 1]);
+    unreadable(&["show", log.to_str().unwrap(), "--ima", cut.to_str().unwrap()], &["cut", "measurement list, entry 2"]);
 }
 
 /// The corpus's event logs, if it is there.

@@ -177,6 +177,24 @@ fn event_logs() {
         .separators()
         .event(11, EventType::IPL, sha256(b"initrd"), b".initrd");
     seed("event_log", "startup-locality", small.finish());
+    let registers = LogWriter::of_banks(&[HashAlgorithm::Sha384])
+        .measured(1, EventType::EFI_HANDOFF_TABLES2, &[0; 9])
+        .measured(1, EventType::EFI_VARIABLE_BOOT2, &variable("BootOrder", &[1, 0]))
+        .measured(2, EventType::EFI_GPT_EVENT2, &[0; 100])
+        .measured(3, EventType::EVENT_TAG, &[1, 0, 0, 0, 1, 0, 0, 0, b'x']);
+    seed("event_log", "ccel", registers.finish());
+    let old = LogWriter::tpm12()
+        .measured(0, EventType::S_CRTM_VERSION, b"1.0")
+        .measured(4, EventType::IPL, b"grub_cmd: boot\0")
+        .separators();
+    seed("event_log", "tpm-1.2", old.finish());
+    let database = [&[0x26; 16][..], &92u32.to_le_bytes(), &[0; 4], &32u32.to_le_bytes(), &[9; 64]].concat();
+    let banks = LogWriter::of_banks(&HashAlgorithm::ALL)
+        .measured(7, EventType::EFI_VARIABLE_DRIVER_CONFIG, &variable("dbx", &database))
+        .measured(7, EventType::EFI_VARIABLE_AUTHORITY, &variable("Shim", b"certificate"))
+        .measured(2, EventType::EFI_SPDM_FIRMWARE_BLOB, b"SPDM Device Sec2\x02\0\0\0\0\0\0\0\x01\0\0\0")
+        .separators();
+    seed("event_log", "four-banks", banks.finish());
 }
 
 /// A list with an entry of each kind, binary and as the kernel prints it.
@@ -212,6 +230,13 @@ fn ima_lists() {
         line(10, &format!("ima {} /init", "01".repeat(20))),
     ];
     seed("ima_list", "ascii", text.concat());
+}
+
+/// `UEFI_VARIABLE_DATA`.
+fn variable(name: &str, content: &[u8]) -> Vec<u8> {
+    let units: Vec<u8> = name.encode_utf16().flat_map(u16::to_le_bytes).collect();
+    let sizes = [units.len() / 2, content.len()].map(|size| u64::try_from(size).unwrap().to_le_bytes());
+    [&[0x61; 16], &sizes[0][..], &sizes[1], &units, content].concat()
 }
 
 fn policies(policy: &Policy) {

@@ -2,10 +2,12 @@
 
 use super::output::{self, Format, Row};
 use super::{BoxError, Exit};
+use assay_service::error::chain;
 use assay_tpm::algorithm::HashAlgorithm;
 use assay_verifier::event_log::data::EventData;
 use assay_verifier::event_log::quirks::DataDigest;
 use assay_verifier::event_log::{Event, Limits, Origin, UnverifiedLog};
+use assay_verifier::ima::{self, Extension, IMA_PCR, MeasurementList, Replay};
 use clap::{Args, Subcommand, ValueEnum};
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -21,6 +23,7 @@ Examples:
   assay eventlog show /sys/kernel/security/tpm0/binary_bios_measurements
   ssh node cat /sys/kernel/security/tpm0/binary_bios_measurements | assay eventlog show - --output json
   assay eventlog show /sys/firmware/acpi/tables/data/CCEL
+  assay eventlog show log.bin --ima /sys/kernel/security/ima/ascii_runtime_measurements
 
 Nobody vouches for a log that is merely shown: compare it with PCR values (`assay eventlog verify`).
 Exit status: 0, or 2 if a file cannot be read.")]
@@ -39,6 +42,9 @@ Exit status: 0 if all of them replay; 1 if not, and each that does not is named;
 pub(crate) struct ShowArguments {
     #[command(flatten)]
     log: LogArguments,
+    /// The kernel's runtime measurement list, binary or ASCII, to say what PCR 10 comes to
+    #[arg(long, value_name = "FILE")]
+    ima: Option<PathBuf>,
     /// How to print
     #[arg(long, value_enum, default_value_t = Format::Table)]
     output: Format,
@@ -91,7 +97,10 @@ struct Shown<'a> {
     startup_locality: u8,
     events: Vec<ShownEvent<'a>>,
     pcrs: BTreeMap<&'static str, BTreeMap<u8, String>>,
+    /// What the runtime measurement list comes to, where one was given.
     ima_pcr10: Option<BTreeMap<&'static str, String>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ima_entries: Option<u64>,
     warnings: Vec<String>,
 }
 
@@ -114,7 +123,10 @@ struct ShownEvent<'a> {
 fn show(arguments: &ShowArguments) -> Result<(), BoxError> {
     let (name, bytes) = read_log(&arguments.log.file)?;
     let log = parse(&arguments.log, &name, &bytes)?;
-    let shown = shown(&log);
+    let mut shown = shown(&log);
+    if let Some(path) = &arguments.ima {
+        replay_ima(path, &mut shown)?;
+    }
     match arguments.output {
         Format::Json => output::json(&shown),
         Format::Table => {
@@ -125,7 +137,9 @@ fn show(arguments: &ShowArguments) -> Result<(), BoxError> {
             let rows = shown.pcrs.iter().flat_map(|(bank, pcrs)| {
                 pcrs.iter().map(|(pcr, value)| PcrRow { bank, pcr: *pcr, value: value.clone() })
             });
-            output::list(Format::Table, &rows.collect::<Vec<_>>())?;
+            let ima = shown.ima_pcr10.iter().flatten();
+            let ima = ima.map(|(bank, value)| PcrRow { bank, pcr: IMA_PCR, value: format!("{value} (IMA)") });
+            output::list(Format::Table, &rows.chain(ima).collect::<Vec<_>>())?;
             say_warnings(&shown.warnings)
         }
     }
@@ -145,8 +159,41 @@ fn shown<'a>(log: &UnverifiedLog<'a>) -> Shown<'a> {
         events: log.inspect().iter().map(shown_event).collect(),
         pcrs: pcrs.collect(),
         ima_pcr10: None,
+        ima_entries: None,
         warnings,
     }
+}
+
+/// What the kernel's list comes to, beginning with PCR 10 as a reset leaves it. Kernels from 5.8 on extend each bank
+/// with its own digest.
+fn replay_ima(path: &Path, shown: &mut Shown<'_>) -> Result<(), Exit> {
+    let (name, bytes) = read(path, "the measurement list", ima::Limits::FILE.list_bytes)?;
+    let unreadable = |cause: &ima::ImaError| Exit::new(2, format!("reading {name}: {}", chain(cause)));
+    let list = MeasurementList::from_file(&bytes).map_err(|cause| unreadable(&cause))?;
+    let mut replays = HashAlgorithm::ALL.map(|bank| (bank, Replay::start(bank, Extension::Rehashed)));
+    let (mut entries, mut violations, mut elsewhere, mut forged) = (0u64, 0u64, 0u64, 0u64);
+    for entry in list.entries() {
+        let entry = entry.map_err(|cause| unreadable(&cause))?;
+        entries += 1;
+        violations += u64::from(entry.is_violation());
+        forged += u64::from(entry.template_digest_matches() == Some(false));
+        if entry.pcr() == u32::from(IMA_PCR) {
+            replays.iter_mut().for_each(|(_, replay)| replay.extend(&entry));
+        } else {
+            elsewhere += 1;
+        }
+    }
+    let mut warn = |count: u64, what: &str| {
+        if count > 0 {
+            shown.warnings.push(format!("measurement list: {count} of {entries} entries {what}"));
+        }
+    };
+    warn(violations, "are violations: a file was open for writing while it was measured");
+    warn(elsewhere, "are for another PCR than 10, and not in its value");
+    warn(forged, "have a template digest that is not of their data");
+    shown.ima_pcr10 = Some(replays.iter().map(|(bank, replay)| (bank.as_str(), hex::encode(replay.value()))).collect());
+    shown.ima_entries = Some(entries);
+    Ok(())
 }
 
 fn shown_event<'a>(event: &Event<'a>) -> ShownEvent<'a> {
@@ -287,7 +334,7 @@ fn compare(log: &UnverifiedLog<'_>, expected: &ExpectedPcrs) -> Verified {
 type ExpectedPcrs = BTreeMap<HashAlgorithm, BTreeMap<u8, Vec<u8>>>;
 
 fn read_pcrs(path: &Path) -> Result<ExpectedPcrs, Exit> {
-    let (name, bytes) = read(path, "PCR values")?;
+    let (name, bytes) = read(path, "PCR values", Limits::default().log_bytes)?;
     let unreadable = |problem: String| Exit::new(2, format!("reading PCR values from {name}: {problem}"));
     let banks: BTreeMap<String, BTreeMap<String, String>> =
         serde_json::from_slice(&bytes).map_err(|cause| unreadable(cause.to_string()))?;
@@ -327,17 +374,17 @@ fn parse<'a>(arguments: &LogArguments, name: &str, bytes: &'a [u8]) -> Result<Un
         let hint = "this is the ACPI table that says where the log is; the log is /sys/firmware/acpi/tables/data/CCEL";
         return Err(Exit::new(2, format!("reading {name}: {hint}")));
     }
-    UnverifiedLog::parse_from(origin, bytes)
-        .map_err(|cause| Exit::new(2, format!("reading {name}: {}", assay_service::error::chain(&cause))))
+    UnverifiedLog::parse_from(origin, bytes).map_err(|cause| Exit::new(2, format!("reading {name}: {}", chain(&cause))))
 }
 
 fn read_log(path: &Path) -> Result<(String, Vec<u8>), Exit> {
-    read(path, "the event log")
+    read(path, "the event log", Limits::default().log_bytes)
 }
 
 /// The file's name and its octets, of which there are no more than are looked at.
-fn read(path: &Path, what: &str) -> Result<(String, Vec<u8>), Exit> {
-    let most = u64::try_from(Limits::default().log_bytes).unwrap_or(u64::MAX).saturating_add(1);
+fn read(path: &Path, what: &str, limit: usize) -> Result<(String, Vec<u8>), Exit> {
+    // One octet more, so that a file that is too long is seen to be.
+    let most = u64::try_from(limit).unwrap_or(u64::MAX).saturating_add(1);
     let mut bytes = Vec::new();
     let is_stdin = path == Path::new("-");
     let name = if is_stdin { "standard input".to_owned() } else { path.display().to_string() };
