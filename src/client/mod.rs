@@ -8,6 +8,7 @@ mod image;
 mod lease;
 mod node;
 mod output;
+mod policy;
 mod project;
 mod secret;
 pub(crate) mod site;
@@ -100,7 +101,7 @@ pub(crate) enum Command {
     Verdict(verdict::VerdictCommand),
     /// Policies and their Reference Values
     #[command(subcommand)]
-    Policy(verdict::PolicyCommand),
+    Policy(policy::PolicyCommand),
     /// Boot event logs, without a site: show one, compare one with PCR values
     #[command(subcommand)]
     Eventlog(eventlog::EventlogCommand),
@@ -146,7 +147,7 @@ pub(crate) async fn run(command: Command) -> Result<(), BoxError> {
         Command::Events(arguments) => event::run(arguments).await,
         Command::Secret(command) => secret::run(command).await,
         Command::Verdict(command) => verdict::run_verdict(command).await,
-        Command::Policy(command) => verdict::run_policy(command).await,
+        Command::Policy(command) => policy::run_policy(command).await,
         Command::Eventlog(command) => eventlog::run(command),
         Command::Release(command) => verdict::run_release(command).await,
         Command::Identity(command) => identity::run_identity(command).await,

@@ -1,14 +1,18 @@
-//! `assay verdict`, `policy`, `release` and `key`.
+//! `assay verdict`, `release` and `key`.
 
 use super::output::{self, Row};
+use super::policy::{read, write};
 use super::{BoxError, Options, Site};
 use assay_verifier::api::{
-    LearnRequest, PolicyDraft, PolicyRecord, PolicyRequest, ReleaseRecord, VerdictRecord, VerdictWord, VerifierKeys,
+    CaseFile, Explanation, Reappraisal, ReleaseRecord, VerdictRecord, VerdictWord, VerifierKeys,
 };
+use assay_verifier::appraisal::Deviation;
+use assay_verifier::policy::Policy;
+use assay_verifier::policy::signature::PolicyKeys;
+use assay_verifier::reappraisal::reappraise;
 use assay_wire::id::NodeId;
-use clap::{Args, Subcommand};
-use std::fs;
-use std::path::PathBuf;
+use clap::Subcommand;
+use std::path::{Path, PathBuf};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum VerdictCommand {
@@ -21,35 +25,35 @@ pub(crate) enum VerdictCommand {
         #[command(flatten)]
         options: Options,
     },
-}
-
-#[derive(Debug, Subcommand)]
-pub(crate) enum PolicyCommand {
-    /// Draft a policy from a node's last evidence and the artefacts' Reference Values; read it before you approve it
-    Learn(LearnArguments),
-    /// Approve a policy: from now on it judges
-    Approve {
-        /// The policy, TOML or JSON
-        file: PathBuf,
+    /// Why the latest verdict of a node is what it is: which event, what was expected, who approved that, since when
+    Explain {
+        /// The node
+        node: NodeId,
         #[command(flatten)]
         options: Options,
     },
-    /// List policies
-    List(Options),
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct LearnArguments {
-    /// The node whose firmware is to be trusted
-    node: NodeId,
-    /// `reference-values.json` of the agent's image
-    #[arg(long)]
-    artefacts: PathBuf,
-    /// Where to write the draft; default: standard output
-    #[arg(long)]
-    out: Option<PathBuf>,
-    #[command(flatten)]
-    options: Options,
+    /// Write a node's latest evidence with its verdict and all that this depended on, to be appraised again offline
+    Export {
+        /// The node
+        node: NodeId,
+        /// Where to; default: standard output
+        #[arg(long)]
+        out: Option<PathBuf>,
+        #[command(flatten)]
+        options: Options,
+    },
+    /// Appraise an exported verdict's evidence again, without a site; fails if it is rejected
+    ///
+    /// Without `--policy`, by the policy that judged then, as of then. With it, by that policy as of now.
+    Replay {
+        /// What `assay verdict export` wrote
+        file: PathBuf,
+        /// Another policy, TOML or JSON
+        #[arg(long)]
+        policy: Option<PathBuf>,
+        #[command(flatten)]
+        options: Options,
+    },
 }
 
 #[derive(Debug, Subcommand)]
@@ -63,20 +67,23 @@ impl Row for VerdictRecord {
     fn cells(&self) -> Vec<String> {
         let policy = self.policy.as_deref().unwrap_or("none").chars().take(23).collect();
         let at = output::time(self.received_at_ms);
-        let word = match self.verdict {
-            VerdictWord::Accepted => "accepted",
-            VerdictWord::Rejected => "rejected",
-        };
-        vec![self.node.to_string(), word.to_owned(), at, policy, self.reasons.join("\n")]
+        vec![self.node.to_string(), self.verdict.to_string(), at, policy, self.reasons.join("\n")]
     }
 }
 
-impl Row for PolicyRecord {
-    const HEAD: &'static [&'static str] = &["POLICY", "DIGEST", "APPROVED BY", "AT", "ACTIVE"];
+impl Row for Deviation {
+    const HEAD: &'static [&'static str] = &["RULE", "PCR", "EVENT", "EXPECTED", "FOUND", "WHAT"];
     fn cells(&self) -> Vec<String> {
-        let active = if self.active { "yes" } else { "no" };
-        let digest = self.digest.chars().take(23).collect();
-        vec![self.name.clone(), digest, self.added_by.clone(), output::time(self.added_at_ms), active.to_owned()]
+        let event = self.event.map(|event| event.to_string()).unwrap_or_default();
+        let event = [event, self.event_type.clone().unwrap_or_default()].join(" ").trim().to_owned();
+        vec![
+            self.rule.clone(),
+            self.pcr.map(|pcr| pcr.to_string()).unwrap_or_default(),
+            event,
+            self.expected.iter().take(4).map(|one| short(one)).collect::<Vec<_>>().join("\n"),
+            self.found.as_deref().map(short).unwrap_or_default(),
+            self.sentence.clone(),
+        ]
     }
 }
 
@@ -99,26 +106,23 @@ pub(crate) async fn run_verdict(command: VerdictCommand) -> Result<(), BoxError>
             let verdict: VerdictRecord = Site::open(&options)?.verifier.get(&format!("/v1/verdicts/{node}")).await?;
             output::one(options.output, &verdict)
         }
-    }
-}
-
-pub(crate) async fn run_policy(command: PolicyCommand) -> Result<(), BoxError> {
-    match command {
-        PolicyCommand::Learn(arguments) => learn(arguments).await,
-        PolicyCommand::Approve { file, options } => {
-            let document = read(&file)?;
-            let request = PolicyRequest { name: None, document };
-            let policy: PolicyRecord = Site::open(&options)?.verifier.post("/v1/policies", &request).await?;
-            output::done(
-                options.output,
-                &format!("policy {} judges from now on ({})", policy.name, policy.digest),
-                &policy,
-            )
+        VerdictCommand::Explain { node, options } => {
+            let path = format!("/v1/verdicts/{node}/explanation");
+            let explanation: Explanation = Site::open(&options)?.verifier.get(&path).await?;
+            explain(&explanation, options.output)
         }
-        PolicyCommand::List(options) => {
-            let policies: Vec<PolicyRecord> = Site::open(&options)?.verifier.get("/v1/policies").await?;
-            output::list(options.output, &policies)
+        VerdictCommand::Export { node, out, options } => {
+            let case: CaseFile = Site::open(&options)?.verifier.get(&format!("/v1/verdicts/{node}/case")).await?;
+            match out {
+                None => output::json(&case),
+                Some(path) => {
+                    write(&path, &serde_json::to_string_pretty(&case)?)?;
+                    let next = format!("written to {0}; offline: assay verdict replay {0}", path.display());
+                    output::done(options.output, &next, &case.archived.verdict)
+                }
+            }
         }
+        VerdictCommand::Replay { file, policy, options } => replay(&file, policy.as_deref(), options.output),
     }
 }
 
@@ -138,20 +142,82 @@ pub(crate) async fn verifier_key(site: &Site) -> Result<String, BoxError> {
     Ok(keys.result_key)
 }
 
-async fn learn(LearnArguments { node, artefacts, out, options }: LearnArguments) -> Result<(), BoxError> {
-    let artefacts = serde_json::from_str(&read(&artefacts)?)?;
-    let request = LearnRequest { node, name: None, artefacts };
-    let draft: PolicyDraft = Site::open(&options)?.verifier.post("/v1/policies/learn", &request).await?;
-    match out {
-        None => output::line(&draft.document),
-        Some(path) => {
-            fs::write(&path, &draft.document).map_err(|cause| format!("writing {}: {cause}", path.display()))?;
-            let next = format!("draft written to {0}; read it, then: assay policy approve {0}", path.display());
-            output::done(options.output, &next, &draft)
+fn explain(explanation: &Explanation, format: output::Format) -> Result<(), BoxError> {
+    if format == output::Format::Json {
+        return output::json(explanation);
+    }
+    let VerdictRecord { node, verdict, received_at_ms, reasons, policy, .. } = &explanation.verdict;
+    output::line(&format!("node {node} was {verdict} at {}", output::time(*received_at_ms)))?;
+    match (&explanation.policy_name, policy) {
+        (Some(name), Some(digest)) => output::line(&format!("by policy {name} ({digest})"))?,
+        (None, Some(digest)) => output::line(&format!("by policy {digest}, which is no longer on record"))?,
+        (_, None) => output::line("by no policy: none was active")?,
+    }
+    if let Some(approval) = &explanation.approval {
+        let at = output::time(approval.approved_at_ms);
+        output::line(&format!("  approved by {} since {at}", approval.approved_by))?;
+    }
+    let sources = [
+        ("signed by", explanation.signed_by.map(|key| key.to_string())),
+        ("firmware values learnt from", explanation.learned_from.clone()),
+        ("boot images from the Reference Values of", explanation.artefacts.clone()),
+    ];
+    for (what, source) in sources {
+        if let Some(source) = source {
+            output::line(&format!("  {what} {}", output::printable(&source)))?;
         }
+    }
+    if !explanation.reproduced {
+        output::line("  appraised again, the archived evidence comes to another verdict: look at the database")?;
+    }
+    if explanation.deviations.is_empty() {
+        return reasons.iter().try_for_each(|reason| output::line(&output::printable(reason)));
+    }
+    output::list(format, &explanation.deviations)
+}
+
+fn replay(file: &Path, policy: Option<&Path>, format: output::Format) -> Result<(), BoxError> {
+    let case = CaseFile::from_json(&read(file)?).map_err(|cause| naming(file, &cause))?;
+    let (judge, now_seconds) = match policy {
+        Some(path) => {
+            let policy = Policy::parse(&read(path)?).map_err(|cause| naming(path, &cause))?;
+            (Some(policy), time::OffsetDateTime::now_utc().unix_timestamp())
+        }
+        None => {
+            let judged = case.policy.as_ref().map(|record| record.admit(&PolicyKeys::default())).transpose();
+            (judged.map_err(|cause| naming(file, &cause))?, case.context.now_seconds)
+        }
+    };
+    let again = reappraise(&case.archived, &case.context, judge.as_ref(), now_seconds)?;
+    show_again(&case, &again, format)?;
+    match again.verdict {
+        VerdictWord::Accepted => Ok(()),
+        VerdictWord::Rejected => Err(format!("{}: the evidence is rejected", file.display()).into()),
     }
 }
 
-fn read(path: &PathBuf) -> Result<String, BoxError> {
-    fs::read_to_string(path).map_err(|cause| format!("reading {}: {cause}", path.display()).into())
+fn show_again(case: &CaseFile, again: &Reappraisal, format: output::Format) -> Result<(), BoxError> {
+    if format == output::Format::Json {
+        return output::json(again);
+    }
+    let recorded = &case.archived.verdict;
+    let by = again.policy.as_deref().unwrap_or("no policy");
+    output::line(&format!("node {} is {} by {by}; on record: {}", recorded.node, again.verdict, recorded.verdict))?;
+    if again.deviations.is_empty() {
+        return again.reasons.iter().try_for_each(|reason| output::line(&output::printable(reason)));
+    }
+    output::list(format, &again.deviations)
+}
+
+fn naming(path: &Path, cause: &dyn std::error::Error) -> BoxError {
+    format!("{}: {}", path.display(), assay_service::error::chain(cause)).into()
+}
+
+/// Digests are cut, words are not.
+fn short(text: &str) -> String {
+    if text.len() == 64 && text.bytes().all(|octet| octet.is_ascii_hexdigit()) {
+        format!("{}…", &text[..12])
+    } else {
+        text.to_owned()
+    }
 }

@@ -2,6 +2,7 @@
 
 use crate::attestation::AttestationTimes;
 use crate::identity::binding::EkBinding;
+use crate::policy::signature::PolicyKey;
 use crate::release::journal::ReleaseTimeouts;
 use crate::store::StoreLimits;
 use crate::store::events::EventKind;
@@ -61,6 +62,8 @@ pub struct Config {
     pub session: SessionTimes,
     /// How long a good result is good for: the first one of an admission.
     pub result_lifetime: Duration,
+    /// Whose signatures on policies and Reference Values count. None of them: policies need no signature.
+    pub policy_keys: Vec<PolicyKey>,
     /// Whether nodes that are released go on attesting.
     pub continuous: bool,
     /// How often they do, and how long that is good for.
@@ -206,6 +209,8 @@ struct File {
     settings_say: Option<SettingsSay>,
     #[serde(default)]
     co_verifiers: Vec<ProjectVerifier>,
+    #[serde(default)]
+    policy_keys: Vec<PolicyKey>,
     #[serde(default = "minute")]
     challenge_seconds: u32,
     #[serde(default = "two_minutes")]
@@ -340,6 +345,7 @@ impl TryFrom<File> for Config {
             ek_crl_files: file.ek_crl_files,
             iak_ca_files: file.iak_ca_files,
             ek_binding: file.ek_binding,
+            policy_keys: file.policy_keys,
             release,
             limits: StoreLimits::default(),
             session,

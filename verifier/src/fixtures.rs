@@ -1,10 +1,12 @@
 //! Values for this crate's unit tests, and the two peers of a release as scripted HTTP services: they keep the state
 //! that isolation and imaging would, and fail when told to. The lab's tests run the real ones.
 
+use crate::policy::Policy;
 use crate::release::journal::ReleaseStep;
 use crate::release::peers::Peers;
 use crate::session::{Attester, Challenged, Enrolled, IssuedNonce, Nonce, Proof};
 use crate::store::archive::{EvidenceId, NewVerdict, Outcome};
+use crate::store::policies::PolicyRecord;
 use crate::store::releases::Release;
 use crate::store::{StoreLimits, VerifierStore};
 use assay_service::CancellationToken;
@@ -146,9 +148,23 @@ pub(crate) fn verdict<'a>(enrolled: &'a Enrolled, outcome: Outcome<'a>, received
         received_at_ms,
         policy: Some("sha256:00"),
         clock: None,
+        context: None,
         outcome,
         attestation: None,
     }
+}
+
+/// A small policy, approved by alice.
+pub(crate) fn policy_record(name: &str, added_at_ms: i64) -> PolicyRecord {
+    let rule = |index: u8| {
+        let event = serde_json::json!({"description": "image", "type": "EV_IPL", "sha256": [hex::encode([index; 32])]});
+        serde_json::json!({"index": index, "mode": "enforce", "event": [event]})
+    };
+    let rules: Vec<_> = [0, 2, 4, 7, 11, 12].into_iter().map(rule).collect();
+    let document = serde_json::json!({"name": name, "pcr": rules}).to_string();
+    let digest = Policy::parse(&document).unwrap().digest().to_string();
+    let added_by = "alice".to_owned();
+    PolicyRecord { name: name.to_owned(), digest, document, signature: None, added_by, added_at_ms, active: true }
 }
 
 const BODY: &str = r#"{"attest":"","signature":"","pcrs":[],"event_log":"","agent_measurements":[]}"#;

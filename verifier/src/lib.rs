@@ -4,7 +4,7 @@
 //! | deciding, pure | doing |
 //! |---|---|
 //! | [`identity`], [`quote`], [`event_log`], [`ima`], [`evidence`]: is it what it says? | [`server`]: the two HTTP APIs |
-//! | [`policy`], [`appraisal`], [`learn`], [`verdict`]: is it good? | [`store`]: the database |
+//! | [`policy`], [`appraisal`], [`learn`], [`verdict`], [`reappraisal`]: is it good? | [`store`]: the database |
 //! | [`session`]: may this agent go on? | [`signer`]: the key of the results |
 //! | [`release::journal`]: what is to be done next? | [`release::driver`], [`release::peers`]: doing it |
 //! | [`attestation`]: is it still good? | [`attestation::endings`], [`attestation::renewals`]: saying so |
@@ -24,6 +24,7 @@ pub mod learn;
 mod openapi;
 pub mod policy;
 pub mod quote;
+pub mod reappraisal;
 pub mod release;
 mod run;
 pub mod secret;

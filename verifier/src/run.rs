@@ -4,6 +4,7 @@ use crate::attestation::Attestations;
 use crate::config::{Config, EndorserFiles, PeerConfig, Role, SettingsSay};
 use crate::identity::anchors::AnchorError;
 use crate::identity::{Endorsers, TrustAnchors};
+use crate::policy::signature::PolicyKeys;
 use crate::release::Releases;
 use crate::release::peers::Peers;
 use crate::release::reports::Reports;
@@ -237,7 +238,7 @@ async fn assemble(config: &Config, context: &ServiceContext, agent_key: &str) ->
     let ours = || SettingsSay { verifier: config.agent_url.clone(), key_sha256: agent_key.to_owned() };
     let told = config.settings_say.clone().unwrap_or_else(ours);
     let store = VerifierStore::open(&config.database, config.limits).await.map_err(RunError::Store)?;
-    let store = store.named(&name_of(config));
+    let store = store.named(&name_of(config)).trusting(PolicyKeys::new(config.policy_keys.clone()));
     let keys = SharedKeys { result_key: signer.public().to_string(), agent_key_sha256: agent_key.to_owned() };
     check_keys(config, &store, &keys).await?;
     let releases = Releases::new(

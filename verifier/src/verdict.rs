@@ -151,7 +151,7 @@ pub(crate) fn printable(reasons: &[String]) -> Vec<String> {
     clean
 }
 
-const NO_POLICY: &str = "no policy is active: an operator must approve one";
+pub(crate) const NO_POLICY: &str = "no policy is active: an operator must approve one";
 const MOST_REASONS: usize = 32;
 const MOST_CHARACTERS: usize = 600;
 

@@ -198,7 +198,7 @@ async fn a10_agents_and_tenants_are_no_operators() {
     let site = Site::start(&agent.ek_cas).await;
     site.lease("n1");
     let session = agent.session(&site).await.unwrap();
-    let policy = PolicyRequest { name: None, document: String::new() };
+    let policy = PolicyRequest { document: String::new(), ..PolicyRequest::default() };
     // An agent's proof on the operators' API, which is another listener.
     let proof = session.proof.clone();
     let with_proof = client_with(&site, &proof);
@@ -250,12 +250,18 @@ async fn bad_input_gets_one_clear_error_and_opens_nothing() {
     assert_eq!(refusal(client.get::<Value>("/agent/v1/sessions/nonsense/release").await).0, 404);
     // A wrong policy changes nothing.
     for document in ["", "name = ", "{\"name\": 1}", "name = \"empty\""] {
-        let request = PolicyRequest { name: None, document: document.to_owned() };
+        let request = PolicyRequest { document: document.to_owned(), ..PolicyRequest::default() };
         let (status, kind, _) = refusal(site.operator.post::<_, Value>("/v1/policies", &request).await);
         assert_eq!((status, kind.as_str()), (400, "invalid-policy"), "{document}");
     }
     assert_eq!(site.operator.get::<Vec<PolicyRecord>>("/v1/policies").await.unwrap(), []);
-    let learn = LearnRequest { node: "n9".parse().unwrap(), name: None, artefacts: json!({}) };
+    let learn = LearnRequest {
+        node: "n9".parse().unwrap(),
+        name: None,
+        artefacts: json!({}),
+        artefacts_signature: None,
+        from_rejected: false,
+    };
     assert_eq!(refusal(site.operator.post::<_, Value>("/v1/policies/learn", &learn).await).1, "invalid-artefacts");
     site.stop().await;
 }

@@ -222,7 +222,7 @@ async fn policy_is_read(site: &Site, pusher: &Pusher, agent: &Agent, digest: &st
 }
 
 async fn activate(site: &Site, document: &str) -> PolicyRecord {
-    let request = PolicyRequest { name: None, document: document.to_owned() };
+    let request = PolicyRequest { document: document.to_owned(), ..PolicyRequest::default() };
     site.operator.post("/v1/policies", &request).await.unwrap()
 }
 

@@ -45,14 +45,12 @@ impl Group<'_> {
     /// Notes the alternative that matches; or, if none does, what the nearest one wants.
     pub(super) fn appraise(&self, log: &ReplayedLog<'_>, claims: &Claims, node: &str, findings: &mut Findings) {
         let for_node = |alternative: &&Alternative| is_for(alternative, node);
-        let events: Vec<_> = self.rules.iter().map(|rule| remaining(rule, log, claims)).collect();
-        let try_one = |name: &&'_ str| {
-            let named = |rule: &PcrRule| {
-                rule.alternative.iter().find(|alternative| alternative.name == **name).filter(for_node).cloned()
-            };
+        let try_one = |name: &str| {
             let mut problems = Vec::new();
-            for (rule, events) in self.rules.iter().zip(&events) {
-                problems.push(sequence_problems(&named(rule)?.event, events, rule.index));
+            for rule in &self.rules {
+                let named = rule.alternative.iter().find(|alternative| alternative.name == name).filter(for_node)?;
+                let events = remaining(rule, &named.event, log, claims);
+                problems.push(sequence_problems(&named.event, &events, rule.index));
             }
             Some(problems)
         };

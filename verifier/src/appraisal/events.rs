@@ -24,7 +24,7 @@ pub(crate) fn appraise_firmware(policy: &Policy, evidence: &ReplayedEvidence<'_>
         match listed(pcr) {
             Some(listed) if !listed.alternative.is_empty() => {} // with its group, below
             Some(listed) => {
-                let problems = sequence_problems(&listed.event, &remaining(listed, log, &claims), pcr);
+                let problems = sequence_problems(&listed.event, &remaining(listed, &listed.event, log, &claims), pcr);
                 findings.record(&rule, listed.mode, problems, "every event matched");
             }
             None => findings.record(&rule, Mode::Enforce, Vec::<Problem>::new(), "replayed, not enforced"),
@@ -47,13 +47,20 @@ pub(crate) fn appraise_firmware(policy: &Policy, evidence: &ReplayedEvidence<'_>
     findings
 }
 
-/// The events of the rule's PCR that must be in its list: no named rule decided on them, and they may not just occur.
-pub(super) fn remaining<'l, 'a>(rule: &PcrRule, log: &'l ReplayedLog<'a>, claims: &'l Claims) -> Vec<&'l Event<'a>> {
-    let passes = |event: &&Event<'_>| {
+/// The events of the rule's PCR that must be in `list`: those that no named rule decided on, unless the list has them
+/// all the same, and that may not just occur.
+pub(super) fn remaining<'l, 'a>(
+    rule: &PcrRule,
+    list: &[ExpectedEvent],
+    log: &'l ReplayedLog<'a>,
+    claims: &Claims,
+) -> Vec<&'l Event<'a>> {
+    let passes = |event: &Event<'_>| {
         rule.allow.iter().any(|allowed| is_allowed(allowed, event))
             || rule.varying.iter().any(|varying| may_vary(varying, event))
+            || (claims.has(event) && !list.iter().any(|wanted| is(wanted, event)))
     };
-    claims.unclaimed(log, rule.index).filter(|event| !passes(event)).collect()
+    log.events_of(rule.index).filter(|event| !passes(event)).collect()
 }
 
 /// `events` against the list, in order. Good means no problem: each event is the next expected one, and none is left

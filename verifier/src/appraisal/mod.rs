@@ -8,6 +8,7 @@ mod claims;
 mod events;
 mod findings;
 mod rules;
+mod secure_boot;
 mod settings;
 mod varying;
 

@@ -2,6 +2,7 @@
 
 use super::claims::Claims;
 use super::findings::{Findings, Problem, all_digests, subject};
+use super::secure_boot::secure_boot;
 use crate::event_log::data::{EventData, shown};
 use crate::event_log::event_type::EventType;
 use crate::event_log::{Event, ReplayedLog};
@@ -24,6 +25,9 @@ pub(super) fn named_rules(file: &File, log: &ReplayedLog<'_>, claims: &mut Claim
     }
     if let Some(rule) = &file.command_line {
         findings.record("command-line", rule.mode, command_line(rule, log, claims), "as listed");
+    }
+    if let Some(rule) = &file.secure_boot {
+        findings.record("secure-boot", rule.mode, secure_boot(rule, log, claims), "state, keys and revocations hold");
     }
 }
 

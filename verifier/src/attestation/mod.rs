@@ -32,8 +32,9 @@ pub mod sweep;
 
 use crate::policy::Policy;
 use crate::release::peers::Peers;
+use crate::store::VerifierStore;
 use crate::store::attestations::{Ending, TPM_SUBMOD};
-use crate::store::{DbError, VerifierStore};
+use crate::store::policies::ActivePolicyError;
 use assay_service::CancellationToken;
 use assay_service::clock::Clock;
 use assay_wire::id::AdmissionId;
@@ -116,44 +117,22 @@ impl Attestations {
     /// The policy that judges now, at most a second old: thousands of pushes a second need not ask for it each.
     ///
     /// # Errors
-    /// The database failed. What was read before judges nobody then.
-    pub async fn policy(&self, store: &VerifierStore, now_ms: i64) -> Result<Option<Arc<Policy>>, PolicyUnreadable> {
-        let known = {
+    /// The database failed, or holds something else than what was approved. What was read before judges nobody then.
+    pub async fn policy(&self, store: &VerifierStore, now_ms: i64) -> Result<Option<Arc<Policy>>, ActivePolicyError> {
+        {
             let read = self.policy.lock().unwrap_or_else(PoisonError::into_inner);
-            match read.as_ref() {
-                // A clock that went back makes the copy old, too.
-                Some(read) if (0..POLICY_READ_MS).contains(&now_ms.saturating_sub(read.read_at_ms)) => {
-                    return Ok(read.policy.clone());
-                }
-                Some(read) => read.policy.clone(),
-                None => None,
+            // A clock that went back makes the copy old, too.
+            let fresh =
+                read.as_ref().filter(|read| (0..POLICY_READ_MS).contains(&now_ms.saturating_sub(read.read_at_ms)));
+            if let Some(read) = fresh {
+                return Ok(read.policy.clone());
             }
-        };
-        let policy = match store.active_policy_digest().await? {
-            None => None,
-            Some(digest) => match known.filter(|known| known.digest().to_string() == digest) {
-                Some(known) => Some(known),
-                None => match store.active_policy().await? {
-                    None => None,
-                    Some(record) => Some(Arc::new(Policy::parse(&record.document)?)),
-                },
-            },
-        };
+        }
+        let policy = store.active_policy().await?;
         let read = ReadPolicy { read_at_ms: now_ms, policy: policy.clone() };
         *self.policy.lock().unwrap_or_else(PoisonError::into_inner) = Some(read);
         Ok(policy)
     }
-}
-
-/// Why there is no policy to judge by.
-#[derive(Debug, thiserror::Error)]
-pub enum PolicyUnreadable {
-    /// The database failed.
-    #[error(transparent)]
-    Store(#[from] DbError),
-    /// It was valid when it was approved.
-    #[error("reading the active policy")]
-    Policy(#[from] crate::policy::PolicyError),
 }
 
 /// The claims that renew an admission: what admitted it, with a new life.

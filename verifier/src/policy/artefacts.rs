@@ -3,6 +3,7 @@
 use super::check::check_size;
 use super::{EventDigest, PolicyError};
 use crate::event_log::event_type::EventType;
+use assay_tpm::algorithm::HashAlgorithm;
 use serde::{Deserialize, Serialize};
 
 /// The Reference Values of what we boot, as `agent-image` computes them from the artefacts.
@@ -39,5 +40,13 @@ impl ArtefactReference {
     pub fn from_json(text: &str) -> Result<Self, PolicyError> {
         check_size(text)?;
         serde_json::from_str(text).map_err(PolicyError::Artefacts)
+    }
+
+    /// SHA-256 of its canonical JSON: members in alphabetical order, no white space.
+    pub(crate) fn digest(&self) -> [u8; 32] {
+        let sorted = serde_json::to_value(self).unwrap_or_default(); // a `Value` keeps its members sorted
+        let mut digest = [0; 32];
+        digest.copy_from_slice(HashAlgorithm::Sha256.digest(sorted.to_string().as_bytes()).as_ref());
+        digest
     }
 }

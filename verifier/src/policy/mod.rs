@@ -33,9 +33,11 @@
 mod artefacts;
 mod check;
 mod check_rules;
+pub mod diff;
 mod document;
 pub(crate) mod glob;
 mod rules;
+pub mod signature;
 
 pub use self::artefacts::{ArtefactEvent, ArtefactReference};
 pub use self::check::PolicyError;
@@ -182,6 +184,12 @@ impl Policy {
 /// SHA-256 over a policy's canonical JSON.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct PolicyDigest([u8; 32]);
+
+impl PolicyDigest {
+    pub(crate) fn as_bytes(&self) -> &[u8; 32] {
+        &self.0
+    }
+}
 
 impl fmt::Display for PolicyDigest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

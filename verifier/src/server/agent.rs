@@ -6,11 +6,11 @@ use super::enrol::{activate, enrol, milliseconds, no_session, session_refused};
 use super::extract::{BearerProof, Named, Text, parse_json};
 use super::leaving::LeavingAnswer;
 use super::secrets::secret;
-use super::{Verifier, computed, db_failed};
+use super::{Verifier, computed, db_failed, policy_refused};
 use crate::config::Role;
 use crate::evidence::MAX_EVIDENCE_BYTES;
-use crate::policy::Policy;
 use crate::quote::ClockInfo;
+use crate::reappraisal::CaseContext;
 use crate::release::CallError;
 use crate::release::journal::ReleaseStep;
 use crate::session::{Appraised, Enrolled, Nonce, Proof, Session, SessionError};
@@ -87,8 +87,9 @@ pub(crate) async fn evidence(
     let node = &enrolled.attester.node;
     boot_step(Step::EvidenceReceived, node, milliseconds(received_at_ms - enrolled.nonce.issued_at_ms));
 
-    let (policy, judgement) = appraised(&verifier, &enrolled, nonce, evidence).await?;
-    let submission = Submission { received_at_ms, body: &body, body_sha256: &body_sha256, nonce, policy, supporting };
+    let (policy, context, judgement) = appraised(&verifier, &enrolled, nonce, evidence).await?;
+    let submission =
+        Submission { received_at_ms, body: &body, body_sha256: &body_sha256, nonce, policy, context, supporting };
     conclude(&verifier, &enrolled, &submission, judgement).await.map(Json)
 }
 
@@ -147,30 +148,26 @@ struct Submission<'a> {
     body_sha256: &'a str,
     nonce: Nonce,
     policy: Option<String>,
+    context: CaseContext,
     /// Results of other verifiers.
     supporting: Vec<String>,
 }
 
-/// Reaches the judgement, with the digest of the policy that judged.
+/// Reaches the judgement, with the digest of the policy that judged and what else it depended on.
 async fn appraised(
     verifier: &Arc<Verifier>,
     enrolled: &Enrolled,
     nonce: Nonce,
     evidence: Evidence,
-) -> Result<(Option<String>, Judgement), ApiError> {
+) -> Result<(Option<String>, CaseContext, Judgement), ApiError> {
     let attester = enrolled.attester.clone();
     let last_clock = verifier.store.last_clock(&attester.node).await.map_err(db_failed)?;
     let last_quote = verifier.store.last_quote(&attester.node).await.map_err(db_failed)?;
-    let policy = match verifier.store.active_policy().await.map_err(db_failed)? {
-        None => None,
-        // It was valid when it was approved; if it no longer is, nothing is accepted.
-        Some(record) => Some(
-            Policy::parse(&record.document).map_err(|error| ApiError::internal("reading the active policy", &error))?,
-        ),
-    };
+    let policy = verifier.store.active_policy().await.map_err(policy_refused)?;
     let policy_digest = policy.as_ref().map(|policy| policy.digest().to_string());
     let settings = verifier.settings_for(&attester.node);
     let now_seconds = verifier.clock.now_seconds();
+    let context = CaseContext { settings: settings.clone(), last_clock, now_seconds };
     let lifetime_seconds = i64::try_from(verifier.result_lifetime.as_secs()).unwrap_or(0);
     let judgement = computed("appraising evidence", move || {
         judge(&Case {
@@ -179,14 +176,14 @@ async fn appraised(
             evidence: &evidence,
             last_clock: last_clock.as_ref(),
             last_quote: last_quote.as_ref(),
-            policy: policy.as_ref(),
+            policy: policy.as_deref(),
             settings: &settings,
             now_seconds,
             lifetime_seconds,
         })
     })
     .await?;
-    Ok((policy_digest, judgement))
+    Ok((policy_digest, context, judgement))
 }
 
 /// Records the judgement and sets off what follows from it: the release, or the report to isolation.
@@ -268,6 +265,7 @@ async fn record(
         received_at_ms: submission.received_at_ms,
         policy: submission.policy.as_deref(),
         clock,
+        context: Some(&submission.context),
         outcome,
         attestation,
     };

@@ -5,11 +5,11 @@
 //! wrong here (the database, the policy, a panic) renews nothing, and what is not renewed ends by itself.
 
 use super::extract::{BearerProof, Named, Text, parse_json};
-use super::{Verifier, computed, db_failed};
+use super::{Verifier, computed, db_failed, policy_refused};
 use crate::attestation::appraise::{Decision, RuntimeCase, appraise_runtime};
 use crate::attestation::pushes::Recorded;
 use crate::attestation::register::{Attested, Known, Progress};
-use crate::attestation::{PolicyUnreadable, ending, renewed_claims};
+use crate::attestation::{ending, renewed_claims};
 use crate::policy::Policy;
 use crate::release::journal::ReleaseStep;
 use crate::session::{Attester, IssuedNonce, Nonce, Proof};
@@ -226,10 +226,7 @@ async fn judged_by_todays_policy(
     known: Known,
     now_ms: i64,
 ) -> Result<Result<(Known, Arc<Policy>), AttestationAnswer>, ApiError> {
-    let policy = verifier.attestations.policy(&verifier.store, now_ms).await.map_err(|error| match error {
-        PolicyUnreadable::Store(error) => db_failed(error),
-        PolicyUnreadable::Policy(error) => ApiError::internal("reading the active policy", &error),
-    })?;
+    let policy = verifier.attestations.policy(&verifier.store, now_ms).await.map_err(policy_refused)?;
     let policy = policy.ok_or_else(|| not_vouched_for("no policy is active"))?;
     let digest = policy.digest().to_string();
     if known.progress.policy == digest {

@@ -23,9 +23,10 @@ use crate::release::peers::Peers;
 use crate::release::reports::Reports;
 use crate::secret::SecretKey;
 use crate::signer::Signer;
+use crate::store::policies::ActivePolicyError;
 use crate::store::{DbError, VerifierStore};
 use assay_service::clock::Clock;
-use assay_service::error::ApiError;
+use assay_service::error::{ApiError, chain};
 use assay_wire::agent::{AgentSettings, CoVerifier};
 use assay_wire::id::{NodeId, ProjectId};
 use std::sync::{Arc, PoisonError, RwLock};
@@ -121,6 +122,20 @@ impl Verifier {
 /// Answers a failure of the database without its causes.
 fn db_failed(error: DbError) -> ApiError {
     ApiError::internal(error.to_string(), &error)
+}
+
+/// Nothing is judged by a policy that is not what was approved. No verdict is recorded, so that nodes need not suffer for
+/// what was done to a database: they try again, and what they were given expires.
+fn policy_refused(error: ActivePolicyError) -> ApiError {
+    match error {
+        ActivePolicyError::Db(error) => db_failed(error),
+        ActivePolicyError::Refused(cause) => {
+            let why = chain(&cause);
+            tracing::error!(event = "policy.refused", %why, "the active policy is not what was approved: nothing is judged");
+            ApiError::unavailable("policy-refused", format!("the active policy is refused: {why}"))
+                .with_hint("approve the policy again: assay policy approve FILE --signature FILE.sig")
+        }
+    }
 }
 
 /// Runs `work` where it does not hold up other requests.

@@ -2,7 +2,8 @@
 
 use super::extract::Named;
 use super::operator::sees;
-use super::{Verifier, db_failed};
+use super::{Verifier, computed, db_failed};
+use crate::reappraisal::{CASE_FORMAT, CaseContext, CaseFile, Explanation, explain};
 use crate::store::archive::{ArchivedEvidence, EvidenceId, VerdictRecord};
 use assay_service::auth::Caller;
 use assay_service::error::ApiError;
@@ -35,6 +36,31 @@ pub(crate) async fn verdict(
     if sees(&caller, &verdict.project) { Ok(Json(verdict)) } else { Err(no_verdict(&node)) }
 }
 
+/// Why a node's latest verdict is what it is: which event, what was expected, who approved that, since when.
+#[utoipa::path(get, path = "/v1/verdicts/{node}/explanation", tag = "operator",
+    params(("node" = String, Path, description = "node")),
+    responses((status = 200, body = Explanation), (status = 404, body = assay_wire::problem::Problem)))]
+pub(crate) async fn explanation(
+    State(verifier): State<Arc<Verifier>>,
+    caller: Caller,
+    Named(node): Named<NodeId>,
+) -> Result<Json<Explanation>, ApiError> {
+    let case = case_of(&verifier, &caller, &node).await?;
+    computed("explaining a verdict", move || explain(&case)).await?.map(Json).map_err(db_failed)
+}
+
+/// A node's latest verdict with all that it depended on: to reach it again offline.
+#[utoipa::path(get, path = "/v1/verdicts/{node}/case", tag = "operator",
+    params(("node" = String, Path, description = "node")),
+    responses((status = 200, body = CaseFile), (status = 404, body = assay_wire::problem::Problem)))]
+pub(crate) async fn case(
+    State(verifier): State<Arc<Verifier>>,
+    caller: Caller,
+    Named(node): Named<NodeId>,
+) -> Result<Json<CaseFile>, ApiError> {
+    case_of(&verifier, &caller, &node).await.map(Json)
+}
+
 /// Archived evidence.
 #[utoipa::path(get, path = "/v1/evidence/{id}", tag = "operator", params(("id" = String, Path, description = "evidence")),
     responses((status = 200, body = ArchivedEvidence), (status = 404, body = assay_wire::problem::Problem)))]
@@ -45,6 +71,30 @@ pub(crate) async fn archived(
 ) -> Result<Json<ArchivedEvidence>, ApiError> {
     let archived = evidence_by_id(&verifier, id).await?;
     if sees(&caller, &archived.verdict.project) { Ok(Json(archived)) } else { Err(no_evidence(id)) }
+}
+
+async fn case_of(verifier: &Verifier, caller: &Caller, node: &NodeId) -> Result<CaseFile, ApiError> {
+    let last = last_verdict(verifier, node).await?;
+    if !sees(caller, &last.project) {
+        return Err(no_verdict(node));
+    }
+    let archived = evidence_by_id(verifier, last.evidence).await?;
+    let (mut policy, mut approvals) = (None, Vec::new());
+    if let Some(digest) = &last.policy {
+        policy = verifier.store.policy(digest).await.map_err(db_failed)?;
+        approvals = verifier.store.approvals(digest).await.map_err(db_failed)?;
+    }
+    let context = context_of(verifier, &archived);
+    Ok(CaseFile { format: CASE_FORMAT.to_owned(), archived, context, policy, approvals })
+}
+
+/// What the verdict depended on; for evidence of before that was kept, what it would depend on now.
+pub(super) fn context_of(verifier: &Verifier, archived: &ArchivedEvidence) -> CaseContext {
+    archived.context.clone().unwrap_or_else(|| CaseContext {
+        settings: verifier.settings_for(&archived.verdict.node),
+        last_clock: None,
+        now_seconds: archived.verdict.received_at_ms.div_euclid(1000),
+    })
 }
 
 pub(super) async fn last_verdict(verifier: &Verifier, node: &NodeId) -> Result<VerdictRecord, ApiError> {

@@ -6,6 +6,7 @@ use super::events::{EventKind, NewEvent};
 use super::releases::Release;
 use super::{DbError, VerifierStore, corrupt, from_base64, from_json, parsed, query_failed, to_base64};
 use crate::quote::ClockInfo;
+use crate::reappraisal::CaseContext;
 use crate::session::{Attester, Nonce};
 use assay_wire::id::{AdmissionId, BootId, LeaseId, NodeId, ProjectId, SessionId};
 use serde::{Deserialize, Serialize};
@@ -65,6 +66,8 @@ pub struct NewVerdict<'a> {
     pub policy: Option<&'a str>,
     /// The TPM clock, if the quote was verified.
     pub clock: Option<&'a ClockInfo>,
+    /// What else the verdict depended on.
+    pub context: Option<&'a CaseContext>,
     /// Good or bad.
     pub outcome: Outcome<'a>,
     /// What begins with a good verdict, if released nodes go on attesting.
@@ -119,6 +122,15 @@ pub enum VerdictWord {
     Rejected,
 }
 
+impl fmt::Display for VerdictWord {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Accepted => "accepted",
+            Self::Rejected => "rejected",
+        })
+    }
+}
+
 /// Archived evidence with what it was verified against.
 #[derive(Debug, Clone, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct ArchivedEvidence {
@@ -134,6 +146,10 @@ pub struct ArchivedEvidence {
     pub nonce: String,
     /// The signed attestation result, if the verdict was good.
     pub result: Option<String>,
+    /// What else the verdict depended on; none on evidence of before this was kept.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Object>)]
+    pub context: Option<CaseContext>,
 }
 
 impl ArchivedEvidence {
@@ -294,7 +310,7 @@ impl VerifierStore {
             .await
             .map_err(query_failed("reading archived evidence"))?;
         let rest: Option<EvidenceRow> =
-            sqlx::query_as("SELECT body, ek_public, ak_public, nonce, result FROM evidence WHERE id = $1")
+            sqlx::query_as("SELECT body, ek_public, ak_public, nonce, result, context FROM evidence WHERE id = $1")
                 .bind(id.to_string())
                 .fetch_optional(self.pool())
                 .await
@@ -307,6 +323,7 @@ impl VerifierStore {
             ak_public: rest.ak_public,
             nonce: rest.nonce,
             result: rest.result,
+            context: rest.context.map(|text| from_json("a verdict's context", &text)).transpose()?,
         }))
     }
 }
@@ -356,6 +373,7 @@ async fn insert_evidence(tx: &mut sqlx::AnyConnection, new: &NewVerdict<'_>) -> 
         .bind(new.policy)
         .bind(release.map(|release| release.result.as_str()))
         .bind(release.map(|release| release.admission.to_string()))
+        .bind(new.context.map(|context| serde_json::to_string(context).unwrap_or_default()))
         .execute(tx)
         .await
         .map(|_| ())
@@ -384,6 +402,7 @@ struct EvidenceRow {
     ak_public: String,
     nonce: String,
     result: Option<String>,
+    context: Option<String>,
 }
 
 impl TryFrom<VerdictRow> for VerdictRecord {
@@ -428,8 +447,8 @@ const UNREPORTED: &str =
     select_verdicts!("WHERE verdict = 'rejected' AND reported_at_ms IS NULL ORDER BY id LIMIT 500");
 
 const INSERT: &str = "INSERT INTO evidence (id, session, node, lease, project, boot, received_at_ms, body, body_sha256, \
-     ek_public, ak_public, nonce, verdict, reasons, policy, result, admission) \
-     VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17)";
+     ek_public, ak_public, nonce, verdict, reasons, policy, result, admission, context) \
+     VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18)";
 
 /// Keeps the newest `$2` pieces of evidence of node `$1`, and what a standing admission rests on.
 const PRUNE: &str = "DELETE FROM evidence WHERE node = $1 AND id NOT IN \

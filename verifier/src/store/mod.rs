@@ -28,6 +28,7 @@ use verifiers::RunId;
 pub struct VerifierStore {
     store: Store,
     limits: StoreLimits,
+    gate: Arc<policies::PolicyGate>,
     /// What this process and its successors are called among those that share the database.
     name: Arc<str>,
     run: RunId,
@@ -61,7 +62,7 @@ impl VerifierStore {
     pub async fn open(url: &str, limits: StoreLimits) -> Result<Self, StoreError> {
         let store = store::open(url, &MIGRATOR).await?;
         let counters = events::Counters::default();
-        Ok(Self { store, limits, name: ONLY_VERIFIER.into(), run: RunId::random(), counters })
+        Ok(Self { store, limits, gate: Arc::default(), name: ONLY_VERIFIER.into(), run: RunId::random(), counters })
     }
 
     /// The same, as the verifier `name` among several that share the database.

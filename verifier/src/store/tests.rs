@@ -31,6 +31,8 @@ on_both! {
     a9_an_operator_settles_an_incident_once: StoreLimits::default(),
     the_tpm_clock_of_the_last_verified_quote_is_kept: StoreLimits::default(),
     one_policy_is_active_and_all_are_kept: StoreLimits::default(),
+    d7_a_policy_swapped_in_the_database_judges_nothing: StoreLimits::default(),
+    d7_where_policies_are_signed_a_whole_swapped_row_judges_nothing: StoreLimits::default(),
     the_archive_keeps_the_newest_of_each_node_and_what_is_unreported:
         StoreLimits { evidence_per_node: 2, ..StoreLimits::default() },
     the_journal_survives_and_moves_by_compare_and_set: StoreLimits::default(),
@@ -41,14 +43,17 @@ mod cases {
     use super::super::archive::{Outcome, VerdictWord};
     use super::super::identities::Allowed;
     use super::super::incidents::{NewIncident, Settled};
-    use super::super::policies::PolicyRecord;
+    use super::super::policies::{ActivePolicyError, PolicyRecord, PolicyRefused};
     use super::super::sessions::ActivatedFrom;
-    use crate::fixtures::{TestStore, admitted, challenged, enrolled, release_of, verdict};
+    use crate::fixtures::{TestStore, admitted, challenged, enrolled, policy_record, release_of, verdict};
     use crate::identity::EkDigest;
     use crate::identity::binding::{EkBinding, IdentityClaim, IncidentKind, Origin, Settlement};
+    use crate::policy::Policy;
+    use crate::policy::signature::{PolicyKeys, PolicySigner};
     use crate::quote::ClockInfo;
     use crate::release::journal::ReleaseStep;
     use crate::session::{Proof, Session};
+    use assay_service::error::chain;
     use assay_wire::id::NodeId;
 
     pub(super) async fn a1_a_nonce_is_used_once_also_by_two_at_once(test: TestStore) {
@@ -216,23 +221,72 @@ mod cases {
 
     pub(super) async fn one_policy_is_active_and_all_are_kept(test: TestStore) {
         assert!(test.store.active_policy().await.unwrap().is_none());
-        let policy = |digest: &str, at| PolicyRecord {
-            name: "p".to_owned(),
-            digest: digest.to_owned(),
-            document: "d".to_owned(),
-            added_by: "operator".to_owned(),
-            added_at_ms: at,
-            active: true,
-        };
-        for (digest, at) in [("sha256:1", 1), ("sha256:2", 2), ("sha256:1", 3)] {
-            test.store.activate_policy(&policy(digest, at)).await.unwrap();
-            assert_eq!(test.store.active_policy().await.unwrap().unwrap().digest, digest);
+        let (one, other) = (policy_record("one", 1), policy_record("other", 2));
+        let again = PolicyRecord { added_by: "bob".to_owned(), added_at_ms: 3, ..one.clone() };
+        for record in [&one, &other, &again] {
+            test.store.activate_policy(record).await.unwrap();
+            let active = test.store.active_policy().await.unwrap().unwrap();
+            assert_eq!(active.digest().to_string(), record.digest);
         }
         let all = test.store.policies().await.unwrap();
-        assert_eq!(
-            all.iter().map(|p| (p.digest.as_str(), p.active)).collect::<Vec<_>>(),
-            [("sha256:2", false), ("sha256:1", true)]
-        );
+        let listed: Vec<_> = all.iter().map(|p| (p.name.as_str(), p.active)).collect();
+        assert_eq!(listed, [("other", false), ("one", true)]);
+        let approvals = test.store.approvals(&one.digest).await.unwrap();
+        let by: Vec<_> = approvals.iter().map(|it| (it.approved_by.as_str(), it.approved_at_ms)).collect();
+        assert_eq!(by, [("bob", 3), ("alice", 1)]);
+        assert_eq!(test.store.policy(&other.digest).await.unwrap().unwrap().added_by, "alice");
+        assert!(test.store.policy("sha256:00").await.unwrap().is_none());
+    }
+
+    pub(super) async fn d7_a_policy_swapped_in_the_database_judges_nothing(test: TestStore) {
+        let (good, evil) = (policy_record("good", 1), policy_record("evil", 2));
+        test.store.activate_policy(&good).await.unwrap();
+        // Read before, so that what is in memory does not stand in for what is on disk.
+        assert!(test.store.active_policy().await.unwrap().is_some());
+        let swap = |document: String| {
+            sqlx::query("UPDATE policies SET document = $1 WHERE digest = $2")
+                .bind(document)
+                .bind(good.digest.clone())
+                .execute(test.store.pool())
+        };
+        swap(evil.document.clone()).await.unwrap();
+        let refused = test.store.active_policy().await.unwrap_err();
+        assert!(matches!(refused, ActivePolicyError::Refused(PolicyRefused::Digest { .. })), "{refused:?}");
+        swap("garbage".to_owned()).await.unwrap();
+        let refused = test.store.active_policy().await.unwrap_err();
+        assert!(matches!(refused, ActivePolicyError::Refused(PolicyRefused::Unreadable(_))), "{refused:?}");
+        // Approved again, it is what was approved.
+        test.store.activate_policy(&good).await.unwrap();
+        assert_eq!(test.store.active_policy().await.unwrap().unwrap().name(), "good");
+    }
+
+    pub(super) async fn d7_where_policies_are_signed_a_whole_swapped_row_judges_nothing(test: TestStore) {
+        let ours = PolicySigner::from_pkcs8(&PolicySigner::generate().unwrap()).unwrap();
+        let stranger = PolicySigner::from_pkcs8(&PolicySigner::generate().unwrap()).unwrap();
+        let store = test.store.clone().trusting(PolicyKeys::new(vec![ours.public()]));
+        let signed = |name: &str, signer: &PolicySigner| {
+            let mut record = policy_record(name, 1);
+            record.signature = Some(signer.sign_policy(&Policy::parse(&record.document).unwrap()));
+            record
+        };
+        let good = signed("good", &ours);
+        store.activate_policy(&good).await.unwrap();
+        assert_eq!(store.active_policy().await.unwrap().unwrap().name(), "good");
+        let mut borrowed = policy_record("evil", 1);
+        borrowed.signature = good.signature;
+        for (record, says) in [
+            (policy_record("evil", 1), "is not signed"),
+            (signed("evil", &stranger), "not one of the policy keys"),
+            (borrowed, "is not over"),
+        ] {
+            // Digest, document and signature, as whoever writes to the database can.
+            store.activate_policy(&record).await.unwrap();
+            let refused = store.active_policy().await.unwrap_err();
+            assert!(chain(&refused).contains(says), "{says}: {}", chain(&refused));
+            assert!(matches!(refused, ActivePolicyError::Refused(PolicyRefused::Signature(_))));
+        }
+        store.activate_policy(&good).await.unwrap();
+        assert_eq!(store.active_policy().await.unwrap().unwrap().name(), "good");
     }
 
     pub(super) async fn the_archive_keeps_the_newest_of_each_node_and_what_is_unreported(test: TestStore) {

@@ -399,9 +399,15 @@ pub(crate) async fn activate(site: &Site, id: SessionId, proof: &str) -> Result<
 /// Drafts a policy from the node's last evidence, and approves it.
 pub(crate) async fn learn_and_approve(site: &Site, node: &str) -> PolicyRecord {
     let artefacts = serde_json::to_value(crate::support::artefacts()).unwrap();
-    let learn = LearnRequest { node: node.parse().unwrap(), name: None, artefacts };
+    let learn = LearnRequest {
+        node: node.parse().unwrap(),
+        name: None,
+        artefacts,
+        artefacts_signature: None,
+        from_rejected: false,
+    };
     let draft: PolicyDraft = site.operator.post("/v1/policies/learn", &learn).await.unwrap();
-    let request = PolicyRequest { name: Some("default".to_owned()), document: draft.document };
+    let request = PolicyRequest { name: Some("default".to_owned()), document: draft.document, signature: None };
     let policy: PolicyRecord = site.operator.post("/v1/policies", &request).await.unwrap();
     assert_eq!(policy.digest, draft.digest);
     policy
