@@ -6,6 +6,7 @@ use assay_verifier::api::{
     CaseFile, LearnRequest, PolicyDraft, PolicyHistory, PolicyRecord, PolicyRequest, Trial, TryAnswer, TryRequest,
     VerdictWord,
 };
+use assay_verifier::policy::corim;
 use assay_verifier::policy::diff::{Change, diff};
 use assay_verifier::policy::signature::{DetachedSignature, PolicyKey, PolicyKeys, PolicySigner};
 use assay_verifier::policy::{ArtefactReference, Policy};
@@ -52,6 +53,9 @@ pub(crate) enum PolicyCommand {
         #[command(flatten)]
         options: Options,
     },
+    /// Reference Values as CoRIM (draft-ietf-rats-corim), for others to read, and back
+    #[command(subcommand)]
+    Corim(CorimCommand),
     /// Make a key that signs policies; the verifier's `policy_keys` must hold its public half
     Keygen {
         /// Where to write the private key; the file is readable by its owner only
@@ -82,6 +86,36 @@ pub(crate) enum PolicyCommand {
         signature: Option<PathBuf>,
         /// A public key whose signature counts, 64 hexadecimal digits; may be given several times
         #[arg(long = "trust", required = true)]
+        trusted: Vec<PolicyKey>,
+        #[command(flatten)]
+        options: Options,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum CorimCommand {
+    /// Write `reference-values.json` as a CoRIM
+    Export {
+        /// The Reference Values
+        file: PathBuf,
+        /// Where to write the CoRIM
+        #[arg(long)]
+        out: PathBuf,
+        /// Sign it (COSE_Sign1, EdDSA) with a key of `assay policy keygen`
+        #[arg(long)]
+        key: Option<PathBuf>,
+        #[command(flatten)]
+        options: Options,
+    },
+    /// Read a CoRIM into `reference-values.json`
+    Import {
+        /// The CoRIM
+        file: PathBuf,
+        /// Where to write the Reference Values
+        #[arg(long)]
+        out: PathBuf,
+        /// A public key that must have signed it, 64 hexadecimal digits; may be given several times
+        #[arg(long = "trust")]
         trusted: Vec<PolicyKey>,
         #[command(flatten)]
         options: Options,
@@ -167,6 +201,7 @@ pub(crate) async fn run_policy(command: PolicyCommand) -> Result<(), BoxError> {
             output::list(options.output, &policies)
         }
         PolicyCommand::Show { digest, options } => show(&digest, &options).await,
+        PolicyCommand::Corim(command) => run_corim(command),
         PolicyCommand::Keygen { out, options } => keygen(&out, &options),
         PolicyCommand::Sign { file, key, out, options } => sign(&file, &key, out, &options),
         PolicyCommand::Verify { file, signature, trusted, options } => verify(&file, signature, trusted, &options),
@@ -278,10 +313,36 @@ fn keygen(out: &Path, options: &Options) -> Result<(), BoxError> {
     output::done(options.output, &next, &Made { key: public })
 }
 
-fn sign(file: &Path, key: &Path, out: Option<PathBuf>, options: &Options) -> Result<(), BoxError> {
+fn run_corim(command: CorimCommand) -> Result<(), BoxError> {
+    match command {
+        CorimCommand::Export { file, out, key, options } => {
+            let artefacts = ArtefactReference::from_json(&read(&file)?).map_err(|cause| naming(&file, cause))?;
+            let signer = key.map(|key| signer(&key)).transpose()?;
+            let corim = corim::export(&artefacts, signer.as_ref())?;
+            fs::write(&out, corim).map_err(|cause| format!("writing {}: {cause}", out.display()))?;
+            output::done(options.output, &format!("CoRIM written to {}", out.display()), &artefacts)
+        }
+        CorimCommand::Import { file, out, trusted, options } => {
+            let bytes = fs::read(&file).map_err(|cause| format!("reading {}: {cause}", file.display()))?;
+            let now_seconds = time::OffsetDateTime::now_utc().unix_timestamp();
+            let imported = corim::import(&bytes, &PolicyKeys::new(trusted), now_seconds);
+            let (artefacts, signed_by) = imported.map_err(|cause| naming(&file, cause))?;
+            write(&out, &serde_json::to_string_pretty(&artefacts)?)?;
+            let by = signed_by.map_or_else(|| "nobody".to_owned(), |key| key.to_string());
+            let next = format!("{} events, signed by {by}, written to {}", artefacts.events.len(), out.display());
+            output::done(options.output, &next, &artefacts)
+        }
+    }
+}
+
+fn signer(key: &Path) -> Result<PolicySigner, BoxError> {
     let pkcs8 = fs::read(key).map_err(|cause| format!("reading {}: {cause}", key.display()))?;
-    let signer = PolicySigner::from_pkcs8(&pkcs8)
-        .map_err(|_| format!("{} holds no key of `assay policy keygen`", key.display()))?;
+    let unusable = |_| format!("{} holds no key of `assay policy keygen`", key.display()).into();
+    PolicySigner::from_pkcs8(&pkcs8).map_err(unusable)
+}
+
+fn sign(file: &Path, key: &Path, out: Option<PathBuf>, options: &Options) -> Result<(), BoxError> {
+    let signer = signer(key)?;
     let signature = match Signed::read(file)? {
         Signed::Policy(policy) => signer.sign_policy(&policy),
         Signed::Artefacts(artefacts) => signer.sign_artefacts(&artefacts),

@@ -33,6 +33,7 @@
 mod artefacts;
 mod check;
 mod check_rules;
+pub mod corim;
 pub mod diff;
 mod document;
 pub(crate) mod glob;

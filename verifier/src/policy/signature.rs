@@ -15,6 +15,17 @@ use std::str::FromStr;
 #[schema(value_type = String)]
 pub struct PolicyKey(#[serde_as(as = "serde_with::hex::Hex")] [u8; 32]);
 
+impl PolicyKey {
+    /// From the key's 32 octets.
+    pub(crate) fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        bytes.try_into().ok().map(Self)
+    }
+
+    pub(crate) fn as_bytes(&self) -> &[u8; 32] {
+        &self.0
+    }
+}
+
 impl fmt::Display for PolicyKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&hex::encode(self.0))
@@ -150,18 +161,33 @@ impl PolicyKeys {
         signable: &Signable,
         signature: Option<&DetachedSignature>,
     ) -> Result<Option<PolicyKey>, SignatureError> {
-        let what = || signable.what.clone();
-        let Some(DetachedSignature { key, signature }) = signature else {
-            let keys = self.0.len();
-            return if keys == 0 { Ok(None) } else { Err(SignatureError::Unsigned { what: what(), keys }) };
-        };
-        if !self.is_empty() && !self.0.contains(key) {
-            return Err(SignatureError::Stranger { what: what(), key: *key });
+        match signature {
+            None => self.check_unsigned(&signable.what).map(|()| None),
+            Some(DetachedSignature { key, signature }) => {
+                self.check_bytes(&signable.what, *key, &signable.message, signature).map(|()| Some(*key))
+            }
+        }
+    }
+
+    /// What nobody signed counts only where no signature is needed.
+    pub(super) fn check_unsigned(&self, what: &str) -> Result<(), SignatureError> {
+        let keys = self.0.len();
+        if keys == 0 { Ok(()) } else { Err(SignatureError::Unsigned { what: what.to_owned(), keys }) }
+    }
+
+    /// One of these keys, or any where no signature is needed, has signed `message`.
+    pub(super) fn check_bytes(
+        &self,
+        what: &str,
+        key: PolicyKey,
+        message: &[u8],
+        signature: &[u8],
+    ) -> Result<(), SignatureError> {
+        if !self.is_empty() && !self.0.contains(&key) {
+            return Err(SignatureError::Stranger { what: what.to_owned(), key });
         }
         let public = UnparsedPublicKey::new(&ED25519, key.0);
-        let wrong = |_| SignatureError::Wrong { what: what(), key: *key };
-        public.verify(&signable.message, signature).map_err(wrong)?;
-        Ok(Some(*key))
+        public.verify(message, signature).map_err(|_| SignatureError::Wrong { what: what.to_owned(), key })
     }
 }
 
@@ -207,9 +233,14 @@ impl PolicySigner {
     }
 
     fn sign(&self, signable: &Signable) -> DetachedSignature {
+        DetachedSignature { key: self.public(), signature: self.sign_bytes(&signable.message) }
+    }
+
+    /// For formats with a frame of their own around what is signed.
+    pub(super) fn sign_bytes(&self, message: &[u8]) -> [u8; 64] {
         let mut signature = [0; 64];
-        signature.copy_from_slice(self.0.sign(&signable.message).as_ref());
-        DetachedSignature { key: self.public(), signature }
+        signature.copy_from_slice(self.0.sign(message).as_ref());
+        signature
     }
 }
 
