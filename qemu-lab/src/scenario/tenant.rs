@@ -13,9 +13,16 @@ pub(super) async fn goes_on_attesting(bench: &Bench, node: &str) -> Result<()> {
     match bench.services.wait_for_renewals(node, RENEWALS, RENEWAL_LIMIT).await {
         Ok(attestation) => {
             let entries = attestation.get("ima_entries").and_then(Value::as_u64);
-            bench.events.lab("node.renewed", &json!({ "node": node, "renewals": RENEWALS, "ima_entries": entries }));
-            let entries = entries.unwrap_or_default();
-            bench.tell(&format!("  {node} goes on attesting from its tenant's system ({entries} IMA entries seen)"));
+            let memory = peak_memory_kib(&act(bench, node, "agent").await?);
+            bench.events.lab(
+                "node.renewed",
+                &json!({ "node": node, "renewals": RENEWALS, "ima_entries": entries, "memory_kib": memory }),
+            );
+            bench.tell(&format!(
+                "  {node} goes on attesting from its tenant's system ({} IMA entries seen, the agent has {} KiB)",
+                entries.unwrap_or_default(),
+                memory.unwrap_or_default()
+            ));
             Ok(())
         }
         Err(error) => {
@@ -24,6 +31,11 @@ pub(super) async fn goes_on_attesting(bench: &Bench, node: &str) -> Result<()> {
             Err(LabError::unexpected(error.to_string(), format!("the agent says: {words}")))
         }
     }
+}
+
+/// What the agent in the tenant's system says that it used at most: `(I used 9000 KiB at most)`.
+fn peak_memory_kib(words: &str) -> Option<u64> {
+    words.split("(I used ").nth(1)?.split(' ').next()?.parse().ok()
 }
 
 /// A program runs in the tenant's system that the policy does not know: the next evidence costs the node its network.
@@ -98,5 +110,11 @@ mod tests {
         assert_eq!(file_digest("10 aa ima-ng sha256:bb /usr/bin/true"), Some("sha256:bb"));
         assert_eq!(file_digest("10 aa ima-ng sha256:bb boot_aggregate"), None);
         assert_eq!(file_digest("10 aa ima sha1"), None);
+    }
+
+    #[test]
+    fn the_agent_says_what_it_used() {
+        assert_eq!(peak_memory_kib("next in 4000 ms (I used 9216 KiB at most)"), Some(9216));
+        assert_eq!(peak_memory_kib("nothing"), None);
     }
 }

@@ -14,6 +14,9 @@ fn attest() {
     let order = [booted, renewed, measured, revoked];
     assert!(order.iter().all(Option::is_some) && order.is_sorted(), "{order:?}\n{}", played.output);
     assert!(played.event("tenant.measured").number("entries") > Some(5.0), "the tenant's kernel measures what runs");
+    let memory = played.event("node.renewed").number("memory_kib");
+    assert!(memory.is_some_and(|memory| memory > 0.0 && memory < 65_536.0), "{memory:?} KiB");
+    println!("the agent in the tenant's system had {memory:?} KiB resident at most");
     let reasons = played.event("node.revoked").fields()["reasons"].to_string();
     assert!(reasons.contains("unknown-program"), "{reasons}");
 }
