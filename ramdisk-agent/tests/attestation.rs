@@ -266,5 +266,5 @@ async fn a_verifier_that_attests_nobody_starts_no_hooks() {
 async fn another_tpm_cannot_use_the_key() {
     let (node, other) = (Node::handed_over(1).await, SoftTpm::start());
     let mut tpm = EsapiTpm::open(&other.tcti()).unwrap();
-    assert!(tpm.load_ak(node.state.ak.clone()).is_err());
+    assert!(tpm.load_ak(node.state.ak).is_err());
 }
