@@ -128,8 +128,10 @@ struct CutOff {
 
 async fn cut_off(bench: &Bench, tenant: &SoftTenant, probe: &Probe, gateway: &Netns) -> Result<CutOff> {
     let mut initiator = busy_initiator(tenant)?;
-    wait_until("waiting for the initiator's session", STATE_LIMIT, || async {
-        sessions(gateway).await.ok().filter(|sessions| *sessions > 0)
+    // An initiator that is cut off connects again at once, and that connection may hang in its login when the port
+    // closes: what is timed is the end of this session's connection.
+    let session = wait_until("waiting for the initiator's session", STATE_LIMIT, || async {
+        gateway.act(CUT_LIMIT, || async { established_sessions() }).await.ok()?.into_iter().next()
     })
     .await?;
     let began = probe.now();
@@ -140,7 +142,7 @@ async fn cut_off(bench: &Bench, tenant: &SoftTenant, probe: &Probe, gateway: &Ne
     // All three watch before anything happens.
     let port = port_closes(bench).await?;
     let watching = gateway.clone();
-    let session = tokio::spawn(async move { watching.act(CUT_LIMIT, session_ends).await });
+    let session = tokio::spawn(async move { watching.act(CUT_LIMIT, || session_ends(session)).await });
     let sent = bad_evidence(tenant).await?;
     let port_closed = port.await.map_err(LabError::service("watching the port"))??;
     let session_ended = session.await.map_err(LabError::service("watching the session"))??;
@@ -219,28 +221,24 @@ async fn port_closes(bench: &Bench) -> Result<tokio::task::JoinHandle<Result<Ins
     }))
 }
 
-/// Waits, inside the gateway's namespace, until no iSCSI session is left.
-async fn session_ends() -> Result<Instant> {
-    let ended = || async { (established_sessions().ok()? == 0).then(Instant::now) };
+/// Waits, inside the gateway's namespace, until the session with that peer is no more.
+async fn session_ends(peer: String) -> Result<Instant> {
+    let ended = || async { (!established_sessions().ok()?.contains(&peer)).then(Instant::now) };
     wait_quickly("waiting for the iSCSI session to be cut", ended).await
 }
 
-/// How many iSCSI sessions the gateway has.
-async fn sessions(gateway: &Netns) -> Result<usize> {
-    gateway.act(CUT_LIMIT, || async { established_sessions() }).await
-}
-
-/// Established connections to this thread's port 3260 (`/proc/net/tcp`: local address, remote address, state).
-fn established_sessions() -> Result<usize> {
+/// The peers of established connections to this thread's port 3260 (`/proc/net/tcp`: local address, remote address,
+/// state).
+fn established_sessions() -> Result<Vec<String>> {
     let path = "/proc/thread-self/net/tcp";
     let table = std::fs::read_to_string(path).map_err(LabError::io(format!("reading {path}")))?;
-    Ok(table.lines().filter(|line| is_session(line)).count())
+    Ok(table.lines().filter_map(session_peer).map(str::to_owned).collect())
 }
 
-fn is_session(line: &str) -> bool {
+fn session_peer(line: &str) -> Option<&str> {
     let mut words = line.split_ascii_whitespace().skip(1);
-    let (local, _remote, state) = (words.next(), words.next(), words.next());
-    local.is_some_and(|local| local.ends_with(":0CBC")) && state == Some("01")
+    let (local, remote, state) = (words.next()?, words.next()?, words.next()?);
+    (local.ends_with(":0CBC") && state == "01").then_some(remote)
 }
 
 /// Asks every millisecond.
@@ -286,9 +284,10 @@ mod tests {
     fn sessions_are_established_connections_to_the_portal() {
         let line =
             |local: &str, state: &str| format!("   1: 0100140A:{local} 3200140A:9C40 {state} 00000000:00000000 00");
-        assert!(is_session(&line("0CBC", "01")));
-        assert!(!is_session(&line("0CBC", "0A")) && !is_session(&line("20FB", "01")));
-        assert!(!is_session("  sl  local_address rem_address   st tx_queue"));
+        assert_eq!(session_peer(&line("0CBC", "01")), Some("3200140A:9C40"));
+        assert_eq!(session_peer(&line("0CBC", "0A")), None);
+        assert_eq!(session_peer(&line("20FB", "01")), None);
+        assert_eq!(session_peer("  sl  local_address rem_address   st tx_queue"), None);
     }
 
     #[test]
