@@ -2,7 +2,7 @@
 # Benchmarks, one after another. Each figure stands beside a peer's or a ceiling's from the same run.
 #
 #   scripts/bench.sh            all of them
-#   scripts/bench.sh FILTER     those whose name has FILTER in it: verifier, ima, netboot, iscsi
+#   scripts/bench.sh FILTER     those whose name has FILTER in it: verifier, ima, netboot, iscsi, fleet
 #
 # Ends with a table; target/bench/results.jsonl has the same for programs.
 set -eu
@@ -25,9 +25,17 @@ cargo bench --locked -p assay-verifier -p assay-netboot -p assay $benches --no-r
 
 results=target/bench/results.jsonl
 mkdir -p target/bench
+# The fleet is programs, not a bench target: a verifier as it ships, and the tool that drives it.
+fleet=no
+case fleet in *"${1:-}"*) fleet=yes ;; esac
+if [ $fleet = yes ]; then
+    cargo build --release --locked -p assay -p assay-qemu-lab --bins
+fi
+: >"$results"
+
 # In a process group of its own, which `timeout` ends as one; what the benchmarks start ends with them.
 # shellcheck disable=SC2086
-timeout 480 cargo bench --locked -p assay-verifier -p assay-netboot -p assay $benches -- ${1:-} >"$results" &
+timeout 480 cargo bench --locked -p assay-verifier -p assay-netboot -p assay $benches -- ${1:-} >>"$results" &
 running=$!
 trap 'kill "$running" 2>/dev/null || true; rm -rf target/tmp/iscsi-bench-*' EXIT
 trap 'exit 130' INT TERM
@@ -35,8 +43,12 @@ wait "$running" || {
     echo "bench: a benchmark failed, or all took more than 8 minutes; what it said is above" >&2
     exit 1
 }
+if [ $fleet = yes ]; then
+    timeout 1200 scripts/bench-fleet.py target/release/qemu-lab >>"$results"
+    rm -rf target/tmp/fleet-bench
+fi
 [ -s "$results" ] || {
-    echo "bench: none is called '${1:-}'; there are verifier, ima, netboot and iscsi" >&2
+    echo "bench: none is called '${1:-}'; there are verifier, ima, netboot, iscsi and fleet" >&2
     exit 2
 }
 scripts/bench-table.py "$results"
