@@ -102,11 +102,14 @@ impl SiteIdentity {
         let certificate =
             server_params(name, names).and_then(|params| params.signed_by(&key, &issuer)).map_err(failed)?;
         let private = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
-        let server_config = ServerConfig::builder_with_provider(provider())
+        let mut server_config = ServerConfig::builder_with_provider(provider())
             .with_protocol_versions(&[&rustls::version::TLS13])
             .map(|builder| builder.with_no_client_auth())
             .and_then(|builder| builder.with_single_cert(vec![certificate.der().clone()], private))
             .map_err(|source| TlsError::Configure { name: name.to_owned(), source })?;
+        // Nobody resumes: services keep their connections, and nodes' next call may reach another verifier. What a full
+        // handshake costs more is less than two tickets a connection.
+        server_config.send_tls13_tickets = 0;
         let key_sha256 = hex::encode(digest(&SHA256, &key.subject_public_key_info()));
         Ok(Self { folder: folder.to_owned(), ca_pem, server_config: Arc::new(server_config), key_sha256 })
     }

@@ -50,9 +50,9 @@ async fn round(releases: &Releases, watched: &mut Watched) -> Result<bool, DbErr
             tracing::warn!(event = "verifier.buried", run = %dead.run, "a verifier has died: its releases are taken over");
         }
     }
-    if store.adopt_orphans().await? > 0 {
-        releases.take_up_owned().await?;
-    }
+    store.adopt_orphans().await?;
+    // Also what is this process's and not under way: its driver has panicked.
+    releases.take_up_owned().await?;
     Ok(true)
 }
 

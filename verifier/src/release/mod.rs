@@ -192,13 +192,13 @@ impl Releases {
             Entry::Occupied(_) => return,
             Entry::Vacant(vacant) => vacant.insert(Running { calls, progress }),
         };
-        let releases = self.clone();
+        let (releases, entry) = (self.clone(), RunningEntry { shared: Arc::clone(&self.shared), admission });
         self.shared.tasks.spawn(async move {
+            let _gone_with_the_driver = entry;
             if let Some(predecessors) = releases.supersede(&release, earlier).await {
                 let shared = Arc::clone(&releases.shared);
                 Driver::new(shared, release, mailbox, publish, predecessors).run().await;
             }
-            releases.running().remove(&admission);
         });
     }
 
@@ -259,7 +259,7 @@ impl Releases {
 
     /// Keeps this process on record as alive, and takes over what dead ones drove, from now on.
     pub fn start_membership(&self) {
-        self.shared.tasks.spawn(membership::run(self.clone()));
+        self.spawn_vital("membership", membership::run(self.clone()));
     }
 
     /// Whether this process had to stop because the others no longer count on it.
@@ -270,12 +270,12 @@ impl Releases {
 
     /// Reports bad verdicts from now on, the ones left over from before a restart first.
     pub fn start_reports(&self, reports: reports::Reports) {
-        self.shared.tasks.spawn(reports.run(Arc::clone(&self.shared)));
+        self.spawn_vital("reports", reports.run(Arc::clone(&self.shared)));
     }
 
     /// Acts upon what isolation ends, from now on.
     pub fn start_following(&self, endings: crate::attestation::endings::Endings) {
-        self.shared.tasks.spawn(follow::run(Arc::clone(&self.shared), endings));
+        self.spawn_vital("following", follow::run(Arc::clone(&self.shared), endings));
     }
 
     /// Cancelled when the process shall end.
@@ -411,7 +411,38 @@ impl Releases {
     }
 
     fn running(&self) -> MutexGuard<'_, HashMap<AdmissionId, Running>> {
-        self.shared.running.lock().unwrap_or_else(PoisonError::into_inner)
+        self.shared.running()
+    }
+
+    /// Spawns what must not end before the process does: if it panics, the process is shut down, so that its supervisor
+    /// starts it anew. A loop that has stopped while everything looks well is worse than no verifier.
+    fn spawn_vital(&self, name: &'static str, vital: impl Future<Output = ()> + Send + 'static) {
+        let shutdown = self.shared.shutdown.clone();
+        self.shared.tasks.spawn(async move {
+            if let Err(panicked) = tokio::spawn(vital).await {
+                tracing::error!(event = "verifier.task_died", name, %panicked, "shutting down");
+                shutdown.cancel();
+            }
+        });
+    }
+}
+
+impl Shared {
+    fn running(&self) -> MutexGuard<'_, HashMap<AdmissionId, Running>> {
+        self.running.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A driver's entry among those under way. It goes with the driver, however that ends: one that panicked is taken up
+/// again from the journal.
+struct RunningEntry {
+    shared: Arc<Shared>,
+    admission: AdmissionId,
+}
+
+impl Drop for RunningEntry {
+    fn drop(&mut self) {
+        self.shared.running().remove(&self.admission);
     }
 }
 

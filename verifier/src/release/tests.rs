@@ -451,6 +451,69 @@ async fn d4_a_database_from_before_the_revocation_brings_no_port_back() {
     assert!(!scripted.world.port_is_open(release.admission) && !scripted.world.export_is_open(release.admission));
 }
 
+/// A clock on which reading panics once, when told to: an exception in the middle of a driver.
+#[derive(Default)]
+struct FaultyClock {
+    faulty: AtomicBool,
+    fell: AtomicBool,
+}
+
+impl Clock for FaultyClock {
+    fn now_ms(&self) -> i64 {
+        if self.faulty.swap(false, Ordering::SeqCst) {
+            self.fell.store(true, Ordering::SeqCst);
+            panic!("as a bug would");
+        }
+        SystemClock.now_ms()
+    }
+}
+
+#[tokio::test]
+async fn d3_a_driver_that_panics_leaves_nothing_open() {
+    let test = TestStore::open(StoreLimits::default()).await;
+    let scripted = ScriptedPeers::start().await;
+    let (clock, shutdown) = (Arc::new(FaultyClock::default()), CancellationToken::new());
+    let timeouts = ReleaseTimeouts { grant_ms: 500, ..quick() };
+    let store = test.store.clone();
+    let releases = Releases::new(store, scripted.peers.clone(), clock.clone(), timeouts, shutdown.clone());
+    let process = Process { releases, shutdown };
+    process.releases.resume().await.unwrap();
+    let admission = admitted(&test.store, "n1", now_ms()).await.admission;
+    process.releases.begin(test.store.release(admission).await.unwrap().unwrap());
+    moved(&process, admission).await;
+    drop(process.releases.ready(admission).await.unwrap());
+    scripted.world.called("admit", 1).await;
+    // The port is open, the agent silent, and whoever has to notice it falls over.
+    clock.faulty.store(true, Ordering::SeqCst);
+    process.releases.start_membership();
+    let undone = async {
+        while test.store.release(admission).await.unwrap().unwrap().step != ReleaseStep::Unwound {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, undone).await.expect("the release was left as it was");
+    assert!(clock.fell.load(Ordering::SeqCst), "nothing fell over");
+    assert!(!scripted.world.port_is_open(admission) && !scripted.world.export_is_open(admission));
+    process.crash().await;
+}
+
+#[tokio::test]
+async fn d3_a_journal_that_cannot_be_written_ends_in_nothing_open() {
+    let test = TestStore::open(StoreLimits::default()).await;
+    let scripted = ScriptedPeers::start().await;
+    let process = Process::start(&test, &scripted, ReleaseTimeouts { agent_ready_ms: 700, ..quick() });
+    let release = admitted(&test.store, "n1", now_ms()).await;
+    process.releases.begin(release.clone());
+    moved(&process, release.admission).await;
+    test.store.refuse_writes(true).await;
+    let refused = process.releases.ready(release.admission).await.unwrap_err();
+    assert!(matches!(refused, CallError::Busy), "{refused}");
+    tokio::time::sleep(Duration::from_millis(800)).await;
+    test.store.refuse_writes(false).await;
+    assert_eq!(finished(&process, &test, release.admission).await.step, ReleaseStep::Unwound);
+    assert_eq!(scripted.world.names(), ["export", "revoke", "unexport"]);
+}
+
 #[tokio::test]
 async fn bad_verdicts_are_reported_until_isolation_has_heard() {
     let test = TestStore::open(StoreLimits::default()).await;
