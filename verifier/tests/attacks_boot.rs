@@ -34,11 +34,16 @@ async fn site_and_agent() -> (Site, Agent) {
     lease(&site, 1);
     let (_, verdict) = agent.attest(&site).await;
     assert!(matches!(verdict, Verdict::Rejected { .. }), "accepted without a policy");
-    let request =
-        LearnRequest { node: "n1".parse().unwrap(), name: None, artefacts: serde_json::to_value(artefacts()).unwrap() };
+    let request = LearnRequest {
+        node: "n1".parse().unwrap(),
+        name: None,
+        artefacts: serde_json::to_value(artefacts()).unwrap(),
+        artefacts_signature: None,
+        from_rejected: false,
+    };
     let draft: PolicyDraft = site.operator.post("/v1/policies/learn", &request).await.unwrap();
     assert!(draft.document.contains("startup_locality = 0"), "{}", draft.document);
-    let request = PolicyRequest { name: Some("default".to_owned()), document: draft.document };
+    let request = PolicyRequest { name: Some("default".to_owned()), document: draft.document, signature: None };
     let _: PolicyRecord = site.operator.post("/v1/policies", &request).await.unwrap();
     (site, agent)
 }
