@@ -1,8 +1,9 @@
 #![no_main]
-//! JSON that agents and netboot exchange.
+//! JSON that agents, netboot and the verifier exchange, and what a tenant gives the verifier for its node.
 
 use assay_wire::agent::{ActivateRequest, AgentSettings, EnrolRequest, SealedGrant};
-use assay_wire::evidence::Evidence;
+use assay_wire::attestation::SecretRequest;
+use assay_wire::evidence::{Evidence, RuntimeEvidence};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|bytes: &[u8]| {
@@ -10,5 +11,7 @@ fuzz_target!(|bytes: &[u8]| {
     let _enrol = serde_json::from_slice::<EnrolRequest>(bytes);
     let _activate = serde_json::from_slice::<ActivateRequest>(bytes);
     let _evidence = serde_json::from_slice::<Evidence>(bytes);
+    let _at_run_time = serde_json::from_slice::<RuntimeEvidence>(bytes);
+    let _secret = serde_json::from_slice::<SecretRequest>(bytes);
     let _grant = serde_json::from_slice::<SealedGrant>(bytes);
 });

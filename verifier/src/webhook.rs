@@ -8,7 +8,6 @@ use crate::store::{DbError, VerifierStore};
 use assay_service::CancellationToken;
 use assay_service::clock::Clock;
 use assay_service::error::chain;
-use assay_service::secret_file::SecretFileError;
 use assay_service::tls::{TlsError, client_config};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -44,7 +43,7 @@ pub enum WebhookError {
         /// Which.
         what: &'static str,
         /// Whose.
-        url: Url,
+        url: String,
         /// Where.
         path: PathBuf,
         /// Why.
@@ -54,7 +53,7 @@ pub enum WebhookError {
     #[error("the secret of webhook {url} has {bytes} octets: give it at least {LEAST_SECRET_BYTES}")]
     Secret {
         /// Whose.
-        url: Url,
+        url: String,
         /// How long it is.
         bytes: usize,
     },
@@ -62,7 +61,7 @@ pub enum WebhookError {
     #[error("reading the CA of webhook {url}")]
     Ca {
         /// Whose.
-        url: Url,
+        url: String,
         /// Why.
         source: TlsError,
     },
@@ -70,13 +69,10 @@ pub enum WebhookError {
     #[error("making an HTTP client for webhook {url}")]
     Http {
         /// Whose.
-        url: Url,
+        url: String,
         /// Why.
         source: reqwest::Error,
     },
-    /// The secret file.
-    #[error("reading the secret of a webhook")]
-    SecretFile(#[from] SecretFileError),
 }
 
 /// A receiver that can be delivered to.
@@ -99,11 +95,11 @@ impl Webhook {
     /// # Errors
     /// See [`WebhookError`].
     pub fn open(config: &WebhookConfig) -> Result<Self, WebhookError> {
-        let url = config.url.clone();
+        let url = config.url.to_string();
         let read = |what, path: &PathBuf| {
             std::fs::read_to_string(path).map_err(|source| WebhookError::File {
                 what,
-                url: config.url.clone(),
+                url: config.url.to_string(),
                 path: path.clone(),
                 source,
             })
@@ -113,7 +109,7 @@ impl Webhook {
         if secret.len() < LEAST_SECRET_BYTES {
             return Err(WebhookError::Secret { url, bytes: secret.len() });
         }
-        let tls = match url.scheme() {
+        let tls = match config.url.scheme() {
             "https" => {
                 let ca = read("the CA file", &config.ca_file)?;
                 client_config(&ca).map_err(|source| WebhookError::Ca { url: url.clone(), source })?
@@ -131,7 +127,7 @@ impl Webhook {
             .build()
             .map_err(|source| WebhookError::Http { url: url.clone(), source })?;
         let key = hmac::Key::new(hmac::HMAC_SHA256, &secret);
-        Ok(Self { url, key, http, events: config.events.clone() })
+        Ok(Self { url: config.url.clone(), key, http, events: config.events.clone() })
     }
 
     /// Posts events from where the receiver is, until shutdown. Of several verifiers one does.
