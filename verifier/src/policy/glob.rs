@@ -48,7 +48,9 @@ mod tests {
             ("Boot####", "BootOrder", false),
             ("Boot####", "Boot00011", false),
             ("*/MAC(*,0x1)/IPv4(*)", "PciRoot(0x0)/Pci(0x2,0x0)/MAC(525400000001,0x1)/IPv4(0.0.0.0)", true),
-            ("*/MAC(*)", "PciRoot(0x0)/Pci(0x2,0x0)/Uri(http://a/MAC(1)/x)", false),
+            ("*/MAC(*)", "PciRoot(0x0)/Pci(0x2,0x0)/HD(1,MBR)", false),
+            // `*` knows no parts of a path: what a boot entry's URI says can look like one.
+            ("*/MAC(*)", "PciRoot(0x0)/Pci(0x2,0x0)/Uri(http://a/MAC(1)/x)", true),
             ("n?", "n1", true),
             ("n?", "n", false),
             ("*", "", true),
