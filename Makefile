@@ -7,7 +7,8 @@ CARGO ?= cargo
 EVERYTHING := --workspace --features assay/failpoints --locked
 
 # What opens a database, beside the libraries.
-ON_POSTGRESQL := --lib --test api --test identity --test verifiers --test life_cycle --test faults --test crash
+ON_POSTGRESQL := --lib --test api --test identity --test attestation --test renewals --test agreement --test attacks_release \
+	--test life_cycle --test faults --test crash
 
 .DEFAULT_GOAL := help
 .PHONY: help lab test test-postgresql check bench openapi fuzz-smoke fuzz agent-image build test-build dependencies toolchain clean

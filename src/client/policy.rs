@@ -369,16 +369,12 @@ fn verify(file: &Path, signature: Option<PathBuf>, trusted: Vec<PolicyKey>, opti
         signed_by: Option<PolicyKey>,
     }
     let by = signed.map_or_else(|| "nobody".to_owned(), |key| key.to_string());
-    output::done(
-        options.output,
-        &format!("{what}: signed by {by}"),
-        &Verified { what: what.clone(), signed_by: signed },
-    )
+    output::done(options.output, &format!("{what}: signed by {by}"), &Verified { what, signed_by: signed })
 }
 
 /// What `sign` and `verify` take.
 enum Signed {
-    Policy(Policy),
+    Policy(Box<Policy>),
     Artefacts(ArtefactReference),
 }
 
@@ -392,7 +388,7 @@ impl Signed {
         if artefacts {
             ArtefactReference::from_json(&text).map(Self::Artefacts).map_err(failed)
         } else {
-            Policy::parse(&text).map(Self::Policy).map_err(failed)
+            Policy::parse(&text).map(|policy| Self::Policy(Box::new(policy))).map_err(failed)
         }
     }
 }

@@ -274,6 +274,17 @@ enum Continuous {
     Off,
 }
 
+impl Continuous {
+    /// How long a first result lives unless the file says so.
+    fn lifetime_seconds(self) -> u32 {
+        match self {
+            // Enough for the tenant's system to boot and begin.
+            Self::On => 15 * 60,
+            Self::Off => 12 * 60 * 60,
+        }
+    }
+}
+
 impl TryFrom<File> for Config {
     type Error = InvalidConfig;
 
@@ -289,11 +300,7 @@ impl TryFrom<File> for Config {
             nonce_ms: positive_ms("nonce_seconds", file.nonce_seconds)?,
             session_ms: positive_ms("session_seconds", file.session_seconds)?,
         };
-        let lifetime_seconds = file.result_lifetime_seconds.unwrap_or(match file.continuous {
-            // Enough for the tenant's system to boot and begin.
-            Continuous::On => 15 * 60,
-            Continuous::Off => 12 * 60 * 60,
-        });
+        let lifetime_seconds = file.result_lifetime_seconds.unwrap_or(file.continuous.lifetime_seconds());
         positive_ms("result_lifetime_seconds", lifetime_seconds)?;
         if lifetime_seconds > MOST_LIFETIME_SECONDS {
             return Err(invalid("result_lifetime_seconds", "a result may live for 7 days at most"));

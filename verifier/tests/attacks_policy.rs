@@ -94,7 +94,7 @@ async fn d7_a_rejected_boot_is_learnt_from_only_when_asked_for_and_says_so() {
 
     // The right images on other firmware.
     let other = LogWriter::new()
-        .measured(0, EventType::S_CRTM_VERSION, b"6\06\06\0\0\0")
+        .measured(0, EventType::S_CRTM_VERSION, b"6\x006\x006\0\0\0")
         .separators()
         .event(4, EventType::EFI_BOOT_SERVICES_APPLICATION, sha256(b"snponly.efi"), b"")
         .event(4, EventType::EFI_BOOT_SERVICES_APPLICATION, sha256(b"agent.efi"), b"")
@@ -161,7 +161,7 @@ async fn a_verdict_is_explained_and_reached_again_offline() {
     let otherwise = reappraise(&case.archived, &case.context, Some(&newer), case.context.now_seconds).unwrap();
     assert_eq!((otherwise.verdict, otherwise.reasons), (VerdictWord::Accepted, vec![]));
     // Whatever is done to the evidence in the file, it is not accepted.
-    let mut forged = case.clone();
+    let mut forged = case;
     forged.archived.evidence.event_log[200] ^= 1;
     let forged = reappraise(&forged.archived, &forged.context, Some(&newer), 0).unwrap();
     assert_eq!(forged.verdict, VerdictWord::Rejected);

@@ -101,8 +101,11 @@ fn no_key_means_nobody_and_a_strangers_support_spoils_everything() {
     assert_eq!(refused.unwrap_err(), Disagreement::TooMany { count: MAX_SUPPORTING + 1 });
 }
 
+/// Makes a claim another one.
+type Spoiler = fn(&mut Claims);
+
 /// Every way in which two results can be about different things.
-fn spoilers() -> [(&'static str, fn(&mut Claims)); 8] {
+fn spoilers() -> [(&'static str, Spoiler); 8] {
     [
         ("node", |c| c.node = "n2".parse().unwrap()),
         ("project", |c| c.project = "p2".parse().unwrap()),
