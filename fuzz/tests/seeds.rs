@@ -58,6 +58,7 @@ fn write_the_seeds() {
     revocation_lists();
     event_logs();
     ima_lists();
+    tee_quotes();
     policies(&policy);
     dhcp();
     tftp();
@@ -195,6 +196,24 @@ fn event_logs() {
         .measured(2, EventType::EFI_SPDM_FIRMWARE_BLOB, b"SPDM Device Sec2\x02\0\0\0\0\0\0\0\x01\0\0\0")
         .separators();
     seed("event_log", "four-banks", banks.finish());
+}
+
+/// Quotes of an enclave and of a trust domain, whole and signed by nobody.
+fn tee_quotes() {
+    for (name, version, kind, report) in [("sgx", 3u16, 0u32, 384), ("tdx", 4, 0x81, 584)] {
+        let header = [&version.to_le_bytes()[..], &[2, 0], &kind.to_le_bytes(), &[0; 40]].concat();
+        // Certification data: of type 5, a chain in PEM.
+        let chain = b"-----BEGIN CERTIFICATE-----";
+        let certificates = [&[5, 0, 27, 0, 0, 0][..], chain].concat();
+        let enclave = [&[0; 384 + 64][..], &[0, 0], &certificates].concat();
+        let wrapped = match version {
+            3 => enclave,
+            _ => [&[6, 0][..], &u32::try_from(enclave.len()).unwrap().to_le_bytes(), &enclave].concat(),
+        };
+        let signature = [&[0; 64 + 64][..], &wrapped].concat();
+        let length = u32::try_from(signature.len()).unwrap().to_le_bytes();
+        seed("tee_quote", name, [&header[..], &vec![0; report], &length, &signature].concat());
+    }
 }
 
 /// A list with an entry of each kind, binary and as the kernel prints it.

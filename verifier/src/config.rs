@@ -44,6 +44,8 @@ pub struct Config {
     pub iak_ca_files: Vec<PathBuf>,
     /// Who binds a node to its first EK.
     pub ek_binding: EkBinding,
+    /// A folder of collateral for quotes of trusted execution environments, one JSON document a file.
+    pub tee_collateral_dir: Option<PathBuf>,
     /// Where isolation is.
     pub isolation: PeerConfig,
     /// Where imaging is; none for a verifier that begins no releases.
@@ -202,6 +204,7 @@ struct File {
     iak_ca_files: Vec<PathBuf>,
     #[serde(default)]
     ek_binding: EkBinding,
+    tee_collateral_dir: Option<PathBuf>,
     isolation: PeerConfig,
     imaging: Option<PeerConfig>,
     #[serde(default)]
@@ -353,6 +356,7 @@ impl TryFrom<File> for Config {
             iak_ca_files: file.iak_ca_files,
             ek_binding: file.ek_binding,
             policy_keys: file.policy_keys,
+            tee_collateral_dir: file.tee_collateral_dir,
             release,
             limits: StoreLimits::default(),
             session,

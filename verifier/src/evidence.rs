@@ -8,8 +8,9 @@ use crate::event_log::{LaterExtension, LogError, ReplayError, ReplayedLog, Unver
 use crate::ima::{BootList, IMA_PCR, ImaError};
 use crate::quote::{AkPublic, ClockChange, ClockError, ClockInfo, PCR_COUNT, PcrValue, QuoteError};
 use crate::quote::{UnverifiedQuote, VerifiedQuote, check_clock, fell_back_ms, verify_quote};
+use crate::tee::{self, Collateral, TeeRule};
 use assay_tpm::algorithm::HashAlgorithm;
-use assay_wire::evidence::{AGENT_PCR, AgentMeasurement, Evidence};
+use assay_wire::evidence::{AGENT_PCR, AgentMeasurement, Evidence, TeeQuote};
 use std::error::Error;
 
 /// How large an evidence document may be as JSON: the log at its limit, in base64, and change.
@@ -35,9 +36,11 @@ pub struct ReplayedEvidence<'a> {
     log: ReplayedLog<'a>,
     measurements: &'a [AgentMeasurement],
     ima: Option<BootList<'a>>,
+    tee: &'a [TeeQuote],
+    tee_collateral: Option<&'a Collateral>,
 }
 
-impl ReplayedEvidence<'_> {
+impl<'a> ReplayedEvidence<'a> {
     /// The quote.
     #[must_use]
     pub fn quote(&self) -> &VerifiedQuote {
@@ -78,6 +81,20 @@ impl ReplayedEvidence<'_> {
     #[must_use]
     pub fn ima(&self) -> Option<&BootList<'_>> {
         self.ima.as_ref()
+    }
+
+    /// The same evidence, with what quotes of trusted execution environments are verified with.
+    #[must_use]
+    pub fn with_tee_collateral(self, collateral: &'a Collateral) -> Self {
+        Self { tee_collateral: Some(collateral), ..self }
+    }
+
+    /// What deviates from rules on quotes of trusted execution environments.
+    #[must_use]
+    pub fn tee_deviations(&self, rules: &[TeeRule], now_seconds: i64) -> Vec<String> {
+        let none = Collateral::default();
+        let bound = tee::report_data(self.quote.nonce(), self.quote.ak_name());
+        tee::deviations(rules, self.tee, self.tee_collateral.unwrap_or(&none), &bound, now_seconds)
     }
 
     /// The quoted PCR values.
@@ -167,7 +184,16 @@ pub fn verify<'a>(evidence: &'a Evidence, challenge: &Challenge<'_>) -> Result<R
     }
     let log = log.replay(&quote, &later)?;
     let measurements = &evidence.agent_measurements;
-    Ok(ReplayedEvidence { quote, clock_change, clock_fell_back_ms, log, measurements, ima })
+    Ok(ReplayedEvidence {
+        quote,
+        clock_change,
+        clock_fell_back_ms,
+        log,
+        measurements,
+        ima,
+        tee: &evidence.tee,
+        tee_collateral: None,
+    })
 }
 
 pub(crate) fn pcr_values(values: &[String]) -> Result<[PcrValue; PCR_COUNT], EvidenceError> {

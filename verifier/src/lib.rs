@@ -3,7 +3,7 @@
 //!
 //! | deciding, pure | doing |
 //! |---|---|
-//! | [`identity`], [`quote`], [`event_log`], [`ima`], [`evidence`]: is it what it says? | [`server`]: the two HTTP APIs |
+//! | [`identity`], [`quote`], [`event_log`], [`ima`], [`tee`], [`evidence`]: is it what it says? | [`server`]: the two HTTP APIs |
 //! | [`policy`], [`appraisal`], [`learn`], [`verdict`], [`reappraisal`]: is it good? | [`store`]: the database |
 //! | [`session`]: may this agent go on? | [`signer`]: the key of the results |
 //! | [`release::journal`]: what is to be done next? | [`release::driver`], [`release::peers`]: doing it |
@@ -32,6 +32,7 @@ pub mod server;
 pub mod session;
 pub mod signer;
 pub mod store;
+pub mod tee;
 pub mod verdict;
 pub mod webhook;
 

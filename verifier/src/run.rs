@@ -13,6 +13,7 @@ use crate::server::{Slots, Verifier, agent, operator};
 use crate::signer::{Signer, SignerError};
 use crate::store::verifiers::SharedKeys;
 use crate::store::{DbError, VerifierStore};
+use crate::tee::{Collateral, CollateralError};
 use crate::webhook::{Webhook, WebhookError};
 use assay_service::CancellationToken;
 use assay_service::auth::Token;
@@ -91,6 +92,9 @@ pub enum RunError {
         /// This verifier's name.
         name: String,
     },
+    /// A file of collateral.
+    #[error("reading the TEE collateral")]
+    TeeCollateral(#[source] CollateralError),
     /// Another service's client.
     #[error("preparing to call {peer}")]
     Client {
@@ -228,6 +232,7 @@ async fn check_keys(config: &Config, store: &VerifierStore, ours: &SharedKeys) -
 
 async fn assemble(config: &Config, context: &ServiceContext, agent_key: &str) -> Result<Arc<Verifier>, RunError> {
     let endorsers = endorsers(&config.endorser_files())?;
+    let tee_collateral = Arc::new(tee_collateral(config.tee_collateral_dir.as_deref())?);
     let signer = Signer::load_or_create(&config.state_dir).map_err(RunError::Signer)?;
     let isolation = client("isolation", &config.isolation, context)?;
     let peers = match &config.imaging {
@@ -265,6 +270,7 @@ async fn assemble(config: &Config, context: &ServiceContext, agent_key: &str) ->
         peers,
         endorsers: RwLock::new(Arc::new(endorsers)),
         ek_binding: config.ek_binding,
+        tee_collateral,
         signer,
         clock: Arc::clone(&context.clock),
         times: config.session,
@@ -308,6 +314,24 @@ async fn refresh_endorsers(verifier: Arc<Verifier>, files: EndorserFiles, shutdo
             }
         }
     }
+}
+
+/// Read once: an operator who renews the files starts the verifier again.
+fn tee_collateral(folder: Option<&Path>) -> Result<Collateral, RunError> {
+    let Some(folder) = folder else { return Ok(Collateral::default()) };
+    let what = "the folder of TEE collateral";
+    let failed = |source| RunError::File { what, path: folder.to_owned(), source };
+    let mut texts = Vec::new();
+    for file in std::fs::read_dir(folder).map_err(failed)? {
+        let path = file.map_err(failed)?.path();
+        if path.extension().is_some_and(|ending| ending == "json") {
+            let text = String::from_utf8_lossy(&read("TEE collateral", &path)?).into_owned();
+            texts.push((path.display().to_string(), text));
+        }
+    }
+    texts.sort();
+    let files = texts.iter().map(|(path, text)| (path.as_str(), text.as_str()));
+    Collateral::from_files(files).map_err(RunError::TeeCollateral)
 }
 
 fn client(peer: &'static str, config: &PeerConfig, context: &ServiceContext) -> Result<ServiceClient, RunError> {

@@ -7,6 +7,7 @@ use crate::evidence::{self, Challenge, ReplayedEvidence};
 use crate::policy::{Mode, Policy};
 use crate::quote::{AkPublic, ClockInfo, PCR_COUNT, PcrValue};
 use crate::session::{Attester, Nonce};
+use crate::tee::Collateral;
 use assay_service::error::chain;
 use assay_tpm::algorithm::HashAlgorithm;
 use assay_wire::agent::AgentSettings;
@@ -32,6 +33,8 @@ pub struct Case<'a> {
     pub last_quote: Option<&'a LastQuote>,
     /// The policy that judges, if one is active.
     pub policy: Option<&'a Policy>,
+    /// What quotes of trusted execution environments are verified with.
+    pub tee_collateral: &'a Collateral,
     /// What this verifier would have told this node.
     pub settings: &'a AgentSettings,
     /// Now, in seconds since the Unix epoch.
@@ -73,7 +76,7 @@ pub fn judge(case: &Case<'_>) -> Judgement {
     };
     let challenge = Challenge { ak: &ak, nonce: case.nonce.as_bytes(), last_clock: case.last_clock };
     let replayed = match evidence::verify(case.evidence, &challenge) {
-        Ok(replayed) => replayed,
+        Ok(replayed) => replayed.with_tee_collateral(case.tee_collateral),
         Err(error) => return refused(error.reasons(), None),
     };
     let clock = *replayed.clock();

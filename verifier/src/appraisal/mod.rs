@@ -150,6 +150,10 @@ pub fn appraise(
         problems,
         "the agent's settings are what this verifier says",
     );
+    if !policy.tee().is_empty() {
+        let problems = evidence.tee_deviations(policy.tee(), now_seconds);
+        findings.record("tee", Mode::Enforce, problems, "every quote that the policy demands is there and good");
+    }
     if let Some(list) = evidence.ima() {
         let (mode, problems) = list.deviations(policy.ima());
         findings.record("ima", mode, problems, "every entry of the measurement list is allowed");

@@ -10,6 +10,7 @@ use crate::ima::{self, Advanced, IMA_PCR, ImaState};
 use crate::policy::Policy;
 use crate::quote::{AkPublic, ClockInfo, PCR_COUNT, PcrValue, QuoteError, UnverifiedQuote, verify_quote};
 use crate::session::Nonce;
+use crate::tee::{self, Collateral};
 use assay_service::error::chain;
 use assay_wire::evidence::{QUOTED_PCRS, RuntimeEvidence};
 
@@ -46,6 +47,8 @@ pub struct RuntimeCase<'a> {
     pub evidence: &'a RuntimeEvidence,
     /// The policy that judges; the one under which the boot evidence is good, too.
     pub policy: &'a Policy,
+    /// What quotes of trusted execution environments are verified with.
+    pub tee_collateral: &'a Collateral,
     /// Now, in seconds since the Unix epoch.
     pub now_seconds: i64,
 }
@@ -94,6 +97,9 @@ pub fn appraise_runtime(case: &RuntimeCase<'_>) -> Decision {
     };
     let mut reasons = clock_problems(&case.baseline.clock, &case.seen.clock, quote.clock());
     reasons.extend(pcr_problems(&case.baseline.pcrs, quote.pcrs()));
+    let bound = tee::report_data(quote.nonce(), quote.ak_name());
+    let (rules, quotes) = (case.policy.tee(), &case.evidence.tee);
+    reasons.extend(tee::deviations(rules, quotes, case.tee_collateral, &bound, case.now_seconds));
     let clock = *quote.clock();
     match ima::advance(&case.seen.ima, case.evidence.ima.as_ref(), quote.pcrs(), case.policy.ima()) {
         Ok(_) if !reasons.is_empty() => Decision::Revoke(reasons),

@@ -15,6 +15,7 @@ use crate::store::archive::Outcome;
 use crate::store::attestations::{AttestationState, Ending, NewAttestation, PushRecord, StoredAttestation};
 use crate::store::events::EventKind;
 use crate::store::{StoreLimits, VerifierStore};
+use crate::tee::Collateral;
 use assay_service::CancellationToken;
 use assay_service::clock::{Clock, SystemClock};
 use assay_service::error::ApiError;
@@ -71,7 +72,15 @@ impl Admitted {
     fn decide(&self, evidence: &RuntimeEvidence, nonce: &Nonce) -> Decision {
         let policy = policy("2100-01-01T00:00:00Z");
         let (baseline, seen) = (&self.baseline, &self.seen);
-        appraise_runtime(&RuntimeCase { baseline, seen, nonce, evidence, policy: &policy, now_seconds: 1_800_000_000 })
+        appraise_runtime(&RuntimeCase {
+            baseline,
+            seen,
+            nonce,
+            evidence,
+            policy: &policy,
+            tee_collateral: &Collateral::default(),
+            now_seconds: 1_800_000_000,
+        })
     }
 }
 
@@ -141,7 +150,15 @@ fn d3_an_expired_policy_vouches_for_nobody_and_accuses_nobody() {
     let evidence = node.evidence(&nonce, &pcrs(), CLOCK);
     let decide = |now_seconds| {
         let (baseline, seen, policy) = (&node.baseline, &node.seen, &policy("2027-01-15T08:00:00Z"));
-        appraise_runtime(&RuntimeCase { baseline, seen, nonce: &nonce, evidence: &evidence, policy, now_seconds })
+        appraise_runtime(&RuntimeCase {
+            baseline,
+            seen,
+            nonce: &nonce,
+            evidence: &evidence,
+            policy,
+            tee_collateral: &Collateral::default(),
+            now_seconds,
+        })
     };
     assert!(matches!(decide(1_799_999_999), Decision::Renew { .. }));
     assert!(matches!(decide(1_800_000_000), Decision::Withhold(why) if why.contains("lab")));

@@ -33,7 +33,7 @@
 
 use super::signature::Key;
 use super::template::{DigestKind, FileDigest, digest_bytes};
-use crate::policy::Mode;
+use crate::policy::{Mode, glob};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -224,32 +224,10 @@ impl FromStr for ImaDigest {
 pub struct Glob(pub String);
 
 impl Glob {
-    /// Whether all of `text` is of this pattern. Takes at most as many steps as both lengths multiplied.
+    /// Whether all of `text` is of this pattern.
     #[must_use]
     pub fn matches(&self, text: &[u8]) -> bool {
-        let pattern = self.0.as_bytes();
-        let (mut at, mut in_text) = (0, 0);
-        // Where to go on when the octets after the last `*` turn out to differ.
-        let mut retry = None;
-        while in_text < text.len() {
-            match pattern.get(at) {
-                Some(b'*') => {
-                    retry = Some((at + 1, in_text));
-                    at += 1;
-                }
-                Some(octet) if *octet == b'?' || *octet == text[in_text] => {
-                    at += 1;
-                    in_text += 1;
-                }
-                Some(_) | None => {
-                    let Some((after_star, begun)) = retry else { return false };
-                    retry = Some((after_star, begun + 1));
-                    at = after_star;
-                    in_text = begun + 1;
-                }
-            }
-        }
-        pattern[at..].iter().all(|octet| *octet == b'*')
+        glob::matches_octets(self.0.as_bytes(), text)
     }
 }
 

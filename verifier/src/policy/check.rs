@@ -4,6 +4,7 @@ use super::check_rules::rule_problem;
 use super::{BOOT_IMAGE_PCR, File, Mode, PcrRule, VaryingEvent};
 use crate::event_log::event_type::EventType;
 use crate::ima::policy::ImaPolicy;
+use crate::tee::TeeRule;
 use assay_wire::evidence::{AGENT_PCR, QUOTED_PCRS};
 use std::collections::BTreeSet;
 
@@ -37,6 +38,14 @@ pub enum PolicyError {
     /// Its section on measurement lists has a hole.
     #[error("policy `{name}`, [ima]: {problem}")]
     Ima {
+        /// The policy.
+        name: String,
+        /// Which.
+        problem: String,
+    },
+    /// A rule on quotes of trusted execution environments has a hole.
+    #[error("policy `{name}`, [[tee]]: {problem}")]
+    Tee {
         /// The policy.
         name: String,
         /// Which.
@@ -95,6 +104,10 @@ pub(super) fn check(file: &File) -> Result<(), PolicyError> {
     let name = || file.name.clone();
     if file.clock.lacks_reason() || file.clock.reason.as_ref().is_some_and(|reason| reason.len() > MAX_TEXT_BYTES) {
         return Err(PolicyError::Clock { name: name() });
+    }
+    let too_many = (file.tee.len() > MAX_TEE_RULES).then(|| format!("more than {MAX_TEE_RULES} rules"));
+    if let Some(problem) = too_many.or_else(|| file.tee.iter().find_map(TeeRule::problem)) {
+        return Err(PolicyError::Tee { name: name(), problem });
     }
     if let Some(problem) = file.ima.as_ref().and_then(ImaPolicy::problem) {
         return Err(PolicyError::Ima { name: name(), problem });
@@ -222,6 +235,7 @@ pub(super) fn is_text(text: &str) -> bool {
     !text.is_empty() && text.len() <= MAX_TEXT_BYTES
 }
 
+const MAX_TEE_RULES: usize = 8;
 /// What a policy must speak about: firmware, option ROMs, boot images, Secure Boot, the UKI and its command line.
 const REQUIRED_PCRS: [u8; 6] = [0, 2, BOOT_IMAGE_PCR, 7, 11, 12];
 /// Where events may differ from node to node: configuration, boot entries, partition tables, what GRUB was told.

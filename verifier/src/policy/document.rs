@@ -5,6 +5,7 @@ use crate::boot_count::BootRule;
 use crate::event_log::event_type::EventType;
 use crate::ima::policy::ImaPolicy;
 use crate::quote::ClockRule;
+use crate::tee::TeeRule;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use time::OffsetDateTime;
@@ -34,6 +35,8 @@ pub(crate) struct File {
     pub(crate) provenance: Provenance,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) secure_boot: Option<SecureBootRule>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) tee: Vec<TeeRule>,
     #[serde(default, skip_serializing_if = "Option::is_none", with = "time::serde::rfc3339::option")]
     pub(crate) valid_from: Option<OffsetDateTime>,
     #[serde(default, skip_serializing_if = "Option::is_none", with = "time::serde::rfc3339::option")]
@@ -50,6 +53,7 @@ impl File {
             command_line: None,
             firmware: None,
             ima: None,
+            tee: Vec::new(),
             name: name.to_owned(),
             option_roms: None,
             pcr: Vec::new(),

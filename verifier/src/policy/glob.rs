@@ -1,14 +1,24 @@
 //! Patterns over names that policies may use: `*` is anything, `?` one character, `#` one hexadecimal digit.
 
-/// Whether `pattern` covers all of `text`. Time grows with the product of both lengths, never faster.
+/// Whether `pattern` covers all of `text`.
 pub(crate) fn matches(pattern: &str, text: &str) -> bool {
     let (pattern, text): (Vec<char>, Vec<char>) = (pattern.chars().collect(), text.chars().collect());
+    covers_all(&pattern, &text, '*', covers)
+}
+
+/// Whether `pattern` covers all of `text`, which need not be text: over octets, and without `#`, which paths may have.
+pub(crate) fn matches_octets(pattern: &[u8], text: &[u8]) -> bool {
+    covers_all(pattern, text, b'*', |wanted, found| wanted == b'?' || wanted == found)
+}
+
+/// Time grows with the product of both lengths, never faster.
+fn covers_all<T: Copy + PartialEq>(pattern: &[T], text: &[T], any: T, covers: impl Fn(T, T) -> bool) -> bool {
     let (mut at, mut read) = (0, 0);
     // Where the last `*` stands, and how much of the text it has been given.
     let mut star: Option<(usize, usize)> = None;
     while read < text.len() {
         match pattern.get(at) {
-            Some('*') => {
+            Some(wanted) if *wanted == any => {
                 star = Some((at, read));
                 at += 1;
             }
@@ -25,7 +35,7 @@ pub(crate) fn matches(pattern: &str, text: &str) -> bool {
             },
         }
     }
-    pattern[at..].iter().all(|rest| *rest == '*')
+    pattern[at..].iter().all(|rest| *rest == any)
 }
 
 fn covers(wanted: char, found: char) -> bool {

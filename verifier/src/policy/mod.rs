@@ -54,6 +54,7 @@ use self::check::{check, check_size};
 use crate::boot_count::BootRule;
 use crate::ima::policy::ImaPolicy;
 use crate::quote::ClockRule;
+use crate::tee::TeeRule;
 use assay_tpm::algorithm::HashAlgorithm;
 use std::fmt;
 use time::OffsetDateTime;
@@ -145,6 +146,12 @@ impl Policy {
     #[must_use]
     pub fn ima(&self) -> Option<&ImaPolicy> {
         self.file.ima.as_ref()
+    }
+
+    /// The quotes of trusted execution environments that evidence must have.
+    #[must_use]
+    pub fn tee(&self) -> &[TeeRule] {
+        &self.file.tee
     }
 
     /// What is expected of each PCR that the policy covers.

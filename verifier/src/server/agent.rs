@@ -166,6 +166,7 @@ async fn appraised(
     let policy = verifier.store.active_policy().await.map_err(policy_refused)?;
     let policy_digest = policy.as_ref().map(|policy| policy.digest().to_string());
     let settings = verifier.settings_for(&attester.node);
+    let tee_collateral = Arc::clone(&verifier.tee_collateral);
     let now_seconds = verifier.clock.now_seconds();
     let context = CaseContext { settings: settings.clone(), last_clock, now_seconds };
     let lifetime_seconds = i64::try_from(verifier.result_lifetime.as_secs()).unwrap_or(0);
@@ -177,6 +178,7 @@ async fn appraised(
             last_clock: last_clock.as_ref(),
             last_quote: last_quote.as_ref(),
             policy: policy.as_deref(),
+            tee_collateral: &tee_collateral,
             settings: &settings,
             now_seconds,
             lifetime_seconds,

@@ -78,6 +78,7 @@ pub(crate) async fn push(
     let Known { attested, progress, .. } = known;
     let now_seconds = now_ms.div_euclid(1000);
     let (case_of, seen, large) = (Arc::clone(&attested), progress.seen.clone(), body.len() > LARGE_BYTES);
+    let tee_collateral = Arc::clone(&verifier.tee_collateral);
     let decide = move || {
         let case = RuntimeCase {
             baseline: &case_of.baseline,
@@ -85,6 +86,7 @@ pub(crate) async fn push(
             nonce: &nonce,
             evidence: &evidence,
             policy: &policy,
+            tee_collateral: &tee_collateral,
             now_seconds,
         };
         appraise_runtime(&case)
@@ -258,6 +260,7 @@ async fn reappraised(
     let _slot = verifier.slots.appraisals.acquire().await.map_err(|error| ApiError::internal("appraising", &error))?;
     let settings = verifier.settings_for(&attested.node);
     let (attested, now_ms) = (Arc::clone(attested), verifier.clock.now_ms());
+    let tee_collateral = Arc::clone(&verifier.tee_collateral);
     let judgement = computed("appraising boot evidence again", move || {
         let nonce = archived.nonce_value()?;
         let claims = &attested.claims;
@@ -279,6 +282,7 @@ async fn reappraised(
             last_clock: None,
             last_quote: None,
             policy: Some(&policy),
+            tee_collateral: &tee_collateral,
             settings: &settings,
             now_seconds: now_ms.div_euclid(1000),
             lifetime_seconds: 0,

@@ -25,6 +25,7 @@ use crate::secret::SecretKey;
 use crate::signer::Signer;
 use crate::store::policies::ActivePolicyError;
 use crate::store::{DbError, VerifierStore};
+use crate::tee::Collateral;
 use assay_service::clock::Clock;
 use assay_service::error::{ApiError, chain};
 use assay_wire::agent::{AgentSettings, CoVerifier};
@@ -47,6 +48,8 @@ pub struct Verifier {
     pub endorsers: RwLock<Arc<Endorsers>>,
     /// Who binds a node to its first EK.
     pub ek_binding: EkBinding,
+    /// What quotes of trusted execution environments are verified with.
+    pub tee_collateral: Arc<Collateral>,
     /// Signs good results.
     pub signer: Signer,
     /// Continuous attestation.
