@@ -29,13 +29,21 @@ def main() -> int:
     with open(sys.argv[1], "rb") as file:
         rules = tomllib.load(file)
     licences = set(rules["licenses"]["allow"])
-    banned = {ban["crate"] for ban in rules["bans"]["deny"] if ":" not in ban["crate"]}
+    banned = {ban["crate"]: set(ban.get("wrappers", [])) for ban in rules["bans"]["deny"] if ":" not in ban["crate"]}
     problems = []
-    packages = json.load(sys.stdin)["packages"]
+    metadata = json.load(sys.stdin)
+    packages = metadata["packages"]
+    names = {package["id"]: package["name"] for package in packages}
+    using: dict[str, list[str]] = {}
+    for node in metadata["resolve"]["nodes"]:
+        for dependency in node["deps"]:
+            using.setdefault(dependency["pkg"], []).append(names[node["id"]])
     for package in packages:
         name = f"{package['name']} {package['version']}"
-        if package["name"] in banned:
-            problems.append(f"{name}: banned by deny.toml")
+        # A banned crate is tolerated below those that deny.toml names.
+        users = [user for user in using.get(package["id"], []) if user not in banned.get(package["name"], {user})]
+        for user in users:
+            problems.append(f"{name}: used by {user}, and banned by deny.toml")
         if package["source"] and not package["source"].startswith("registry+"):
             problems.append(f"{name}: comes from {package['source']}, not from the registry")
         if not package.get("license"):
