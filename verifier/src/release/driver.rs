@@ -62,7 +62,7 @@ impl Driver {
             resumed_at_ms: shared.clock.now_ms(),
             ready_answer: ReadyAnswer::NotAsked,
             predecessor_open: !predecessors.is_empty(),
-            superseded: false,
+            given_up: None,
         };
         let (answer_leaving, held, retry) = (None, Vec::new(), Retry::default());
         Self { shared, release, mailbox, publish, predecessors, presence, answer_leaving, held, retry }
@@ -295,12 +295,12 @@ impl Driver {
         let step = self.release.step;
         // Another process may have taken the release over since: then this one knows nothing to answer with, and who
         // asks looks in the journal.
-        if !matches!(call, AgentCall::Supersede) && !self.still_ours().await? {
+        if !matches!(call, AgentCall::GiveUp(_)) && !self.still_ours().await? {
             return Err(Trouble::Stopped(Stopped));
         }
         match call {
-            AgentCall::Supersede => {
-                self.presence.superseded = true;
+            AgentCall::GiveUp(reason) => {
+                self.presence.given_up = Some(reason);
                 Ok(())
             }
             AgentCall::Ready(reply) => {

@@ -4,7 +4,7 @@
 //! it happens.
 
 use super::Shared;
-use super::journal::ReleaseStep;
+use super::journal::{Reason, ReleaseStep};
 use crate::attestation::endings::Endings;
 use crate::store::DbError;
 use assay_service::error::chain;
@@ -100,7 +100,7 @@ enum Unfollowed {
     Imaging(super::peers::EffectError),
 }
 
-/// Answers whether nothing is left to do. Releases under way are their drivers' business.
+/// Answers whether nothing is left to do. Releases under way are undone by their drivers.
 async fn follow_one(shared: &Shared, endings: &Endings, admission: &Admission) -> Result<bool, Unfollowed> {
     let standing = shared.store.standing_attestation(admission.id).await.map_err(Unfollowed::Store)?;
     if let Some(mut ending) = standing {
@@ -124,7 +124,10 @@ async fn follow_one(shared: &Shared, endings: &Endings, admission: &Admission) -
             | ReleaseStep::Moved
             | ReleaseStep::Granted
             | ReleaseStep::Unwinding,
-        ) => Ok(false),
+        ) => {
+            shared.give_up(admission.id, Reason::AdmissionEnded);
+            Ok(false)
+        }
         // Another verifier's, or nothing is left of it.
         Some(ReleaseStep::Unwound) | None => Ok(true),
     }

@@ -254,8 +254,8 @@ pub struct Presence {
     pub ready_answer: ReadyAnswer,
     /// Whether an earlier release of the same node is still being undone. Until then its disk may be in use.
     pub predecessor_open: bool,
-    /// Whether a later release of the same node has begun.
-    pub superseded: bool,
+    /// Why it cannot be completed any more, whatever the agent does.
+    pub given_up: Option<Reason>,
 }
 
 /// What became of the answer to the agent's `ready`.
@@ -309,6 +309,8 @@ pub enum Reason {
     HandoverTimeout,
     /// The node booted again and was accepted again.
     Superseded,
+    /// isolation closed the port that it had opened: the node was reset, or an operator ended it.
+    AdmissionEnded,
 }
 
 impl fmt::Display for Reason {
@@ -321,6 +323,7 @@ impl fmt::Display for Reason {
             Self::GrantTimeout => "the agent did not fetch its grant in time after its port was moved",
             Self::HandoverTimeout => "the agent did not hand over in time after it got its grant",
             Self::Superseded => "the node was accepted anew, in a later session",
+            Self::AdmissionEnded => "isolation has ended the admission before the node was handed over",
         })
     }
 }
@@ -330,8 +333,8 @@ impl fmt::Display for Reason {
 pub fn decide(position: &Position, presence: &Presence, timeouts: &ReleaseTimeouts, now_ms: i64) -> Action {
     let deadline = |timeout_ms: i64| position.step_at_ms.saturating_add(timeout_ms).min(position.result_expires_at_ms);
     let overdue = |timeout_ms: i64, reason: Reason| {
-        if presence.superseded {
-            Some(Action::GiveUp(Reason::Superseded))
+        if let Some(reason) = presence.given_up {
+            Some(Action::GiveUp(reason))
         } else if now_ms >= position.result_expires_at_ms {
             Some(Action::GiveUp(Reason::ResultExpired))
         } else if now_ms >= deadline(timeout_ms) {

@@ -70,7 +70,7 @@ impl World {
                 resumed_at_ms: 0,
                 ready_answer: ReadyAnswer::NotAsked,
                 predecessor_open: false,
-                superseded: false,
+                given_up: None,
             },
             history: vec![ReleaseStep::Admitted],
             export_open: false,
@@ -96,7 +96,7 @@ impl World {
             resumed_at_ms: self.now_ms,
             ready_answer: ReadyAnswer::NotAsked,
             predecessor_open: false,
-            superseded: false,
+            given_up: None,
         };
     }
 
@@ -169,7 +169,7 @@ impl World {
                     self.write(ReleaseEvent::AgentHandedOver);
                 }
             }
-            Turn::Supersede => self.presence.superseded = true,
+            Turn::Supersede => self.presence.given_up = Some(Reason::Superseded),
             Turn::Pass(ms) => self.now_ms += ms,
         }
     }
@@ -259,7 +259,7 @@ fn the_move_waits_for_the_answer_and_no_longer() {
     let timeouts = ReleaseTimeouts::default();
     let position = Position { step: ReleaseStep::Ready, step_at_ms: 1_000, result_expires_at_ms: 1_000_000 };
     let presence =
-        |ready_answer| Presence { resumed_at_ms: 900, ready_answer, predecessor_open: false, superseded: false };
+        |ready_answer| Presence { resumed_at_ms: 900, ready_answer, predecessor_open: false, given_up: None };
     let at = |answer, now_ms| decide(&position, &presence(answer), &timeouts, now_ms);
     assert_eq!(at(ReadyAnswer::Leaving, 1_500), Action::Wait { until_ms: 61_000 });
     assert_eq!(at(ReadyAnswer::Left { at_ms: 1_010 }, 1_059), Action::Wait { until_ms: 1_060 });
@@ -273,7 +273,7 @@ fn the_move_waits_for_the_answer_and_no_longer() {
 fn a_successor_waits_until_its_predecessor_is_undone() {
     let position = Position { step: ReleaseStep::Admitted, step_at_ms: 0, result_expires_at_ms: 1_000_000 };
     let presence =
-        Presence { resumed_at_ms: 0, ready_answer: ReadyAnswer::NotAsked, predecessor_open: true, superseded: false };
+        Presence { resumed_at_ms: 0, ready_answer: ReadyAnswer::NotAsked, predecessor_open: true, given_up: None };
     let timeouts = ReleaseTimeouts::default();
     assert_eq!(decide(&position, &presence, &timeouts, 1), Action::Wait { until_ms: 60_000 });
     assert_eq!(decide(&position, &presence, &timeouts, 60_000), Action::GiveUp(Reason::ExportTimeout));

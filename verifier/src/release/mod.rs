@@ -24,7 +24,7 @@ use assay_wire::agent::{ReleaseStatus, SealedGrant};
 use assay_wire::id::AdmissionId;
 use driver::{AnswerLeaving, Driver};
 use elsewhere::Elsewhere;
-use journal::{ReleaseEvent, ReleaseStep, ReleaseTimeouts};
+use journal::{Reason, ReleaseEvent, ReleaseStep, ReleaseTimeouts};
 use peers::Peers;
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -75,8 +75,8 @@ pub(crate) enum AgentCall {
     Grant(oneshot::Sender<Result<SealedGrant, CallError>>),
     /// The agent hands over.
     Handover(oneshot::Sender<Result<(), CallError>>),
-    /// The node was accepted anew.
-    Supersede,
+    /// It cannot be completed any more: the node was accepted anew, or isolation has ended the admission.
+    GiveUp(Reason),
 }
 
 /// How far a release has come, for those who wait for it.
@@ -237,7 +237,7 @@ impl Releases {
             }
             if let Some(predecessor) = self.running().get(&admission) {
                 // A full mailbox has a driver that is awake; it will see the deadline of its step instead.
-                let _superseded = predecessor.calls.try_send(AgentCall::Supersede);
+                let _superseded = predecessor.calls.try_send(AgentCall::GiveUp(Reason::Superseded));
                 predecessors.push(predecessor.progress.clone());
             }
         }
@@ -428,6 +428,14 @@ impl Releases {
 }
 
 impl Shared {
+    /// Has the release of `admission` undone, if it is driven here and not complete.
+    fn give_up(&self, admission: AdmissionId, reason: Reason) {
+        if let Some(running) = self.running().get(&admission) {
+            // A full mailbox has a driver that is awake; it will see the deadline of its step instead.
+            let _given_up = running.calls.try_send(AgentCall::GiveUp(reason));
+        }
+    }
+
     fn running(&self) -> MutexGuard<'_, HashMap<AdmissionId, Running>> {
         self.running.lock().unwrap_or_else(PoisonError::into_inner)
     }
