@@ -116,8 +116,10 @@ impl Driver {
             }
             Err(error) => {
                 retry.failed(now_ms, longest_ms);
+                let explained = self.failed(progress, action, reason, &error).await;
+                // Only now: who waits reads the record, which must say what is wrong.
                 self.tell_reconciled();
-                self.failed(progress, action, reason, &error).await
+                explained
             }
         };
         if let Err(error) = explained {
