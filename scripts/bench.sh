@@ -8,8 +8,11 @@
 set -eu
 cd "$(dirname "$0")/.."
 
+results=target/bench/results.jsonl
+mkdir -p target/bench
+
 # The peers come with services that listen everywhere. We start them ourselves, on loopback.
-if ! dpkg-query --show tgt tftpd-hpa >/dev/null 2>&1; then
+if ! dpkg-query --show tgt tftpd-hpa libefivar1 >/dev/null 2>&1; then
     scripts/install-dependencies.sh scripts/bench-packages.txt
     if [ -d /run/systemd/system ]; then
         sudo=''
@@ -18,24 +21,38 @@ if ! dpkg-query --show tgt tftpd-hpa >/dev/null 2>&1; then
     fi
 fi
 
-# One command for all, so that nothing is compiled twice.
+# Keylime's verifier, which reads boot logs with tpm2-tools and libefivar. Without PyPI the figures have ceilings only.
+keylime=target/bench/keylime
+if [ ! -e "$keylime/ready" ]; then
+    if python3 -m venv "$keylime" && "$keylime/bin/pip" install -q keylime==7.14.3; then
+        touch "$keylime/ready"
+    else
+        echo "bench: Keylime could not be installed; its figures are left out" >&2
+    fi
+fi
+if [ -e "$keylime/ready" ]; then
+    ASSAY_BENCH_KEYLIME=$PWD/$keylime/bin/python
+    export ASSAY_BENCH_KEYLIME
+fi
+
+# One selection of crates for all, so that nothing is compiled twice.
+crates='-p assay -p assay-qemu-lab -p assay-verifier -p assay-netboot'
 benches='--bench verifier --bench ima --bench netboot --bench iscsi'
 # shellcheck disable=SC2086
-cargo bench --locked -p assay-verifier -p assay-netboot -p assay $benches --no-run
+cargo bench --locked $crates $benches --no-run
 
-results=target/bench/results.jsonl
-mkdir -p target/bench
 # The fleet is programs, not a bench target: a verifier as it ships, and the tool that drives it.
 fleet=no
 case fleet in *"${1:-}"*) fleet=yes ;; esac
 if [ $fleet = yes ]; then
-    cargo build --release --locked -p assay -p assay-qemu-lab --bins
+    # shellcheck disable=SC2086
+    cargo build --release --locked $crates --bins
 fi
 : >"$results"
 
 # In a process group of its own, which `timeout` ends as one; what the benchmarks start ends with them.
 # shellcheck disable=SC2086
-timeout 480 cargo bench --locked -p assay-verifier -p assay-netboot -p assay $benches -- ${1:-} >>"$results" &
+timeout 480 cargo bench --locked $crates $benches -- ${1:-} >>"$results" &
 running=$!
 trap 'kill "$running" 2>/dev/null || true; rm -rf target/tmp/iscsi-bench-*' EXIT
 trap 'exit 130' INT TERM

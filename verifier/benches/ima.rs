@@ -1,10 +1,11 @@
 //! What a measurement list costs, on one core. The ceiling is hashing the same octets and nothing else: SHA-1 and SHA-256
-//! of each entry's template data, and the extension of PCR 10.
+//! of each entry's template data, and the extension of PCR 10. The peer is Keylime.
 
 #![allow(clippy::unwrap_used, reason = "a benchmark may end where it cannot go on")]
 
 #[path = "../../benches/figure/mod.rs"]
 mod figure;
+mod keylime;
 
 use assay_tpm::algorithm::HashAlgorithm;
 use assay_verifier::ima::policy::ImaPolicy;
@@ -13,6 +14,7 @@ use assay_verifier::ima::{Advanced, Extension, ImaState, Limits, MeasurementList
 use assay_verifier::quote::{PCR_COUNT, PcrValue};
 use assay_wire::evidence::ImaList;
 use figure::{Better, Figure, in_turns, rate, wanted};
+use keylime::Keylime;
 use openssl::sha::{Sha1, Sha256};
 use std::hint::black_box;
 
@@ -62,6 +64,41 @@ fn main() {
         let (ours, theirs) = in_turns(|| rate(appraise), || rate(&ceiling));
         figure(name, ours, theirs);
     }
+    beside_keylime(&list, &paths, &sent, &state, &pcrs, &policy);
+}
+
+/// The same list with the same policy, ours and Keylime's in turns.
+fn beside_keylime(
+    list: &ListWriter,
+    paths: &[String],
+    sent: &ImaList,
+    state: &ImaState,
+    pcrs: &[PcrValue; PCR_COUNT],
+    policy: &ImaPolicy,
+) {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("list"), as_text(paths)).unwrap();
+    std::fs::write(folder.path().join("pcr10"), hex::encode(list.pcr10())).unwrap();
+    let Some(mut peer) = Keylime::start(folder.path()) else { return };
+    let ours = || {
+        let advanced = advance(state, Some(sent), pcrs, Some(policy)).unwrap();
+        assert!(matches!(black_box(advanced), Advanced::Explained { .. }));
+        list.entries()
+    };
+    let (ours, theirs) = in_turns(|| rate(ours), || peer.rate("ima"));
+    let (name, against) = ("list: appraisal, a digest for each path", "Keylime");
+    Figure { bench: "ima", name, unit: "entries/s", ours, against, theirs, better: Better::Higher }.report();
+}
+
+/// The list as `ascii_runtime_measurements` has it, which is how Keylime reads lists.
+fn as_text(paths: &[String]) -> String {
+    let line = |name: &str, digest: &[u8; 32]| {
+        let data = sized_fields(&[&digest_ng("sha256", digest), &string(name)]);
+        format!("10 {} ima-ng sha256:{} {name}\n", hex::encode(openssl::sha::sha1(&data)), hex::encode(digest))
+    };
+    let aggregate = openssl::sha::sha256(&[0; 320]);
+    let files = paths.iter().enumerate().map(|(number, path)| line(path, &digest(number)));
+    std::iter::once(line("boot_aggregate", &aggregate)).chain(files).collect()
 }
 
 fn bare_hashing(paths: &[String]) -> impl Fn() -> u64 {

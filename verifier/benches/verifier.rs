@@ -1,11 +1,12 @@
 //! What a verdict costs, on one core: the quote of an RSA-2048 AK, a log of 45 KB, the policy. The ceiling of the whole
-//! is the bare verification of the AK's signature. The log stands beside hashing its octets once, which replay need not
-//! do: it hashes digests.
+//! is the bare verification of the AK's signature; the peer is Keylime, with the policy that accepts all. The log stands
+//! beside hashing its octets once.
 
 #![allow(clippy::unwrap_used, reason = "a benchmark may end where it cannot go on")]
 
 #[path = "../../benches/figure/mod.rs"]
 mod figure;
+mod keylime;
 
 use assay_verifier::appraisal::{Appraisal, Expected, appraise};
 use assay_verifier::event_log::event_type::EventType;
@@ -18,6 +19,7 @@ use assay_verifier::quote::{AkPublic, PCR_COUNT, PcrValue, UnverifiedQuote, veri
 use assay_wire::agent::AgentSettings;
 use assay_wire::evidence::{AGENT_PCR, AgentMeasurement, Evidence, MeasurementKind};
 use figure::{Better, Figure, in_turns, rate, wanted};
+use keylime::Keylime;
 use openssl::hash::MessageDigest;
 use openssl::pkey::{PKey, Private};
 use openssl::rsa::Rsa;
@@ -39,17 +41,41 @@ fn main() {
     let policy = policy(&evidence, &ak);
     appraisals(&evidence, &ak, &policy, &settings);
     replays(&evidence, &ak);
+    beside_keylime(&evidence, &ak, &policy, &settings);
+}
+
+/// The same evidence, ours and Keylime's in turns.
+fn beside_keylime(evidence: &Evidence, ak: &[u8], policy: &Policy, settings: &AgentSettings) {
+    let folder = tempfile::tempdir().unwrap();
+    keylime::write_boot(folder.path(), evidence, ak, &NONCE);
+    let Some(mut peer) = Keylime::start(folder.path()) else { return };
+    let figure = |name, (ours, theirs)| {
+        let against = "Keylime";
+        Figure { bench: "verifier", name, unit: "1/s", ours, against, theirs, better: Better::Higher }.report();
+    };
+    figure("quote check", in_turns(|| rate(|| quote_only(evidence, ak)), || peer.rate("quote")));
+    let whole = || rate(|| appraised(evidence, ak, policy, settings));
+    figure("appraisal: quote, log, policy", in_turns(whole, || peer.rate("appraise")));
+}
+
+fn appraised(evidence: &Evidence, ak: &[u8], policy: &Policy, settings: &AgentSettings) -> u64 {
+    let ak = AkPublic::parse(ak).unwrap();
+    let replayed = verify(evidence, &Challenge { ak: &ak, nonce: &NONCE, last_clock: None }).unwrap();
+    let verdict = appraise(policy, &replayed, &Expected { settings }, 0);
+    assert!(matches!(verdict, Appraisal::Accepted(_)), "{verdict:?}");
+    1
+}
+
+fn quote_only(evidence: &Evidence, ak: &[u8]) -> u64 {
+    let ak = AkPublic::parse(ak).unwrap();
+    let pcrs = pcr_values(evidence);
+    black_box(verify_quote(&unverified(evidence, &pcrs), &ak, &NONCE).unwrap());
+    1
 }
 
 fn appraisals(evidence: &Evidence, ak: &[u8], policy: &Policy, settings: &AgentSettings) {
     let document = serde_json::to_vec(evidence).unwrap();
-    let appraised = |evidence: &Evidence| {
-        let ak = AkPublic::parse(ak).unwrap();
-        let replayed = verify(evidence, &Challenge { ak: &ak, nonce: &NONCE, last_clock: None }).unwrap();
-        let verdict = appraise(policy, &replayed, &Expected { settings }, 0);
-        assert!(matches!(verdict, Appraisal::Accepted(_)), "{verdict:?}");
-        1
-    };
+    let appraised = |evidence: &Evidence| appraised(evidence, ak, policy, settings);
     let ceiling = bare_verification(ak, evidence);
     let figure = |name, ours, theirs| {
         let against = "RSA-2048 verifications alone";
@@ -60,13 +86,7 @@ fn appraisals(evidence: &Evidence, ak: &[u8], policy: &Policy, settings: &AgentS
     let from_json = || appraised(&serde_json::from_slice(&document).unwrap());
     let (ours, theirs) = in_turns(|| rate(from_json), || rate(&ceiling));
     figure("the same from the JSON document", ours, theirs);
-    let quote_only = || {
-        let ak = AkPublic::parse(ak).unwrap();
-        let pcrs = pcr_values(evidence);
-        black_box(verify_quote(&unverified(evidence, &pcrs), &ak, &NONCE).unwrap());
-        1
-    };
-    let (ours, theirs) = in_turns(|| rate(quote_only), || rate(&ceiling));
+    let (ours, theirs) = in_turns(|| rate(|| quote_only(evidence, ak)), || rate(&ceiling));
     figure("quote check", ours, theirs);
 }
 
@@ -111,31 +131,70 @@ fn bare_verification(ak: &[u8], evidence: &Evidence) -> impl Fn() -> u64 {
 
 /// The boot of a server: some 120 events, most of their octets in Secure Boot's databases.
 fn boot_log() -> LogWriter {
-    let filled = |name: &str, bytes: usize| variable(name, &vec![0x5a; bytes]);
     let secure_boot = EventType::EFI_VARIABLE_DRIVER_CONFIG;
+    let certificates = |bytes: usize| signature_list(X509_GUID, &vec![0x5a; bytes], 1);
     let mut log = LogWriter::new()
         .measured(0, EventType::S_CRTM_VERSION, b"1\0.\x000\0\0\0")
         .event(0, EventType::EFI_PLATFORM_FIRMWARE_BLOB, sha256(b"firmware"), &[0; 16])
-        .measured(7, secure_boot, &variable("SecureBoot", &[1]))
-        .measured(7, secure_boot, &filled("PK", 1500))
-        .measured(7, secure_boot, &filled("KEK", 3000))
-        .measured(7, secure_boot, &filled("db", 6500))
-        .measured(7, secure_boot, &filled("dbx", 20_000));
+        .measured(7, secure_boot, &variable(GLOBAL, "SecureBoot", &[1]))
+        .measured(7, secure_boot, &variable(GLOBAL, "PK", &certificates(1500)))
+        .measured(7, secure_boot, &variable(GLOBAL, "KEK", &certificates(3000)))
+        .measured(7, secure_boot, &variable(SECURITY, "db", &certificates(6500)))
+        .measured(7, secure_boot, &variable(SECURITY, "dbx", &signature_list(SHA256_GUID, &[0x5a; 32], 416)));
     for entry in 0..40 {
-        log = log.measured(1, EventType::EFI_VARIABLE_BOOT, &filled(&format!("Boot{entry:04X}"), 120));
+        log = log.measured(
+            1,
+            EventType::EFI_VARIABLE_BOOT,
+            &variable(GLOBAL, &format!("Boot{entry:04X}"), &boot_option()),
+        );
     }
     for driver in 0..30u8 {
-        log = log.event(2, EventType::EFI_BOOT_SERVICES_DRIVER, sha256(&[driver]), &[driver; 64]);
+        log = log.event(2, EventType::EFI_BOOT_SERVICES_DRIVER, sha256(&[driver]), &image_load());
     }
     log = log.measured(4, EventType::EFI_ACTION, b"Calling EFI Application from Boot Option").separators();
     for image in ["snponly.efi", "agent.efi", "kernel"] {
-        log = log.event(4, EventType::EFI_BOOT_SERVICES_APPLICATION, sha256(image.as_bytes()), &[0; 64]);
+        log = log.event(4, EventType::EFI_BOOT_SERVICES_APPLICATION, sha256(image.as_bytes()), &image_load());
     }
     for section in [".linux", ".osrel", ".cmdline", ".initrd", ".uname"] {
         log = log.event(11, EventType::IPL, sha256(section.as_bytes()), section.as_bytes());
     }
     log.event(12, EventType::IPL, sha256(b"command line"), b"agent.efi quiet")
 }
+
+/// `EFI_SIGNATURE_LIST` (UEFI 32.4.1) of `count` equal signatures.
+fn signature_list(kind: [u8; 16], signature: &[u8], count: usize) -> Vec<u8> {
+    let one = [&[0x77; 16][..], signature].concat();
+    let size = |bytes: usize| u32::try_from(bytes).unwrap().to_le_bytes();
+    [&kind[..], &size(28 + one.len() * count), &size(0), &size(one.len()), &one.repeat(count)].concat()
+}
+
+/// `EFI_LOAD_OPTION` (UEFI 3.1.3): a name and a path that ends at once.
+fn boot_option() -> Vec<u8> {
+    let name: Vec<u8> = "UEFI PXEv4 (MAC 525400123456), network card of some maker\0"
+        .encode_utf16()
+        .flat_map(u16::to_le_bytes)
+        .collect();
+    [&[1, 0, 0, 0][..], &[4, 0], &name, &END_OF_PATH].concat()
+}
+
+/// `UEFI_IMAGE_LOAD_EVENT` (PFP 10.2.3) with a path that ends at once.
+fn image_load() -> Vec<u8> {
+    [&[0x10; 24][..], &4_u64.to_le_bytes(), &END_OF_PATH].concat()
+}
+
+const END_OF_PATH: [u8; 4] = [0x7f, 0xff, 4, 0];
+/// `EFI_CERT_X509_GUID`, as it lies in memory.
+const X509_GUID: [u8; 16] =
+    [0xa1, 0x59, 0xc0, 0xa5, 0xe4, 0x94, 0xa7, 0x4a, 0x87, 0xb5, 0xab, 0x15, 0x5c, 0x2b, 0xf0, 0x72];
+/// `EFI_CERT_SHA256_GUID`.
+const SHA256_GUID: [u8; 16] =
+    [0x26, 0x16, 0xc4, 0xc1, 0x4c, 0x50, 0x92, 0x40, 0xac, 0xa9, 0x41, 0xf9, 0x36, 0x93, 0x43, 0x28];
+/// `EFI_GLOBAL_VARIABLE`.
+const GLOBAL: [u8; 16] =
+    [0x61, 0xdf, 0xe4, 0x8b, 0xca, 0x93, 0xd2, 0x11, 0xaa, 0x0d, 0x00, 0xe0, 0x98, 0x03, 0x2b, 0x8c];
+/// `EFI_IMAGE_SECURITY_DATABASE_GUID`.
+const SECURITY: [u8; 16] =
+    [0xcb, 0xb2, 0x19, 0xd7, 0x3a, 0x3d, 0x96, 0x45, 0xa3, 0xbc, 0xda, 0xd0, 0x0e, 0x67, 0x65, 0x6f];
 
 fn artefacts() -> ArtefactReference {
     let event = |pcr: u8, kind: EventType, measured: &str| serde_json::json!({"pcr": pcr, "type": kind, "sha256": hex::encode(sha256(measured.as_bytes())), "description": measured});
@@ -225,9 +284,9 @@ fn unverified<'a>(evidence: &'a Evidence, pcrs: &'a [PcrValue; PCR_COUNT]) -> Un
 }
 
 /// `UEFI_VARIABLE_DATA`.
-fn variable(name: &str, content: &[u8]) -> Vec<u8> {
+fn variable(vendor: [u8; 16], name: &str, content: &[u8]) -> Vec<u8> {
     let units: Vec<u8> = name.encode_utf16().flat_map(u16::to_le_bytes).collect();
-    let mut data = vec![0x61; 16];
+    let mut data = vendor.to_vec();
     data.extend(u64::try_from(units.len() / 2).unwrap().to_le_bytes());
     data.extend(u64::try_from(content.len()).unwrap().to_le_bytes());
     data.extend(units);
