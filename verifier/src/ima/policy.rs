@@ -32,10 +32,10 @@
 //! executable is judged even there.
 
 use super::signature::Key;
-use super::template::{DigestKind, FileDigest, digest_bytes};
+use super::template::{DigestKind, FileDigest};
 use crate::policy::{Mode, glob};
-use serde::{Deserialize, Serialize};
-use std::collections::{BTreeMap, BTreeSet};
+use serde::{Deserialize, Serialize, Serializer};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
 use std::str::FromStr;
 
@@ -55,9 +55,9 @@ pub struct ImaPolicy {
     /// Buffers that are not judged.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub exclude_buffers: Vec<Glob>,
-    /// Digests of files by path.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub files: BTreeMap<String, Vec<ImaDigest>>,
+    /// Digests of files by path. Looked up for each entry of a list, and written in alphabetical order.
+    #[serde(default, serialize_with = "in_order", skip_serializing_if = "HashMap::is_empty")]
+    pub files: HashMap<String, Vec<ImaDigest>>,
     /// Whose signatures make a file good.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub keys: Vec<SigningKey>,
@@ -112,6 +112,11 @@ pub struct MeasuredPolicy {
     pub path: String,
 }
 
+/// As a policy's digest needs it: the same files, the same octets.
+fn in_order<S: Serializer>(files: &HashMap<String, Vec<ImaDigest>>, serializer: S) -> Result<S::Ok, S::Error> {
+    files.iter().collect::<BTreeMap<_, _>>().serialize(serializer)
+}
+
 impl ImaPolicy {
     /// Puts problems where the mode says that they belong.
     pub(super) fn sort(&self, problems: Vec<String>, reasons: &mut Vec<String>, warnings: &mut Vec<String>) {
@@ -159,7 +164,8 @@ impl ImaPolicy {
 pub struct ImaDigest {
     algorithm: StrongAlgorithm,
     verity: bool,
-    octets: Vec<u8>,
+    /// Filled with zeros: in place, because one is made for every entry of a list.
+    octets: [u8; 64],
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -179,6 +185,14 @@ impl StrongAlgorithm {
             Self::Sha512 => "sha512",
         }
     }
+
+    fn digest_bytes(self) -> usize {
+        match self {
+            Self::Sha256 => 32,
+            Self::Sha384 => 48,
+            Self::Sha512 => 64,
+        }
+    }
 }
 
 impl ImaDigest {
@@ -190,14 +204,20 @@ impl ImaDigest {
             DigestKind::Ima => false,
             DigestKind::Verity => true,
         };
-        known.map(|(algorithm, _)| Self { algorithm, verity, octets: digest.octets.to_vec() })
+        known.and_then(|(algorithm, _)| Self::new(algorithm, verity, digest.octets))
+    }
+
+    fn new(algorithm: StrongAlgorithm, verity: bool, digest: &[u8]) -> Option<Self> {
+        let mut octets = [0; 64];
+        (digest.len() == algorithm.digest_bytes()).then(|| octets[..digest.len()].copy_from_slice(digest))?;
+        Some(Self { algorithm, verity, octets })
     }
 }
 
 impl fmt::Display for ImaDigest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let verity = if self.verity { "verity:" } else { "" };
-        write!(f, "{verity}{}:{}", self.algorithm.name(), hex::encode(&self.octets))
+        write!(f, "{verity}{}:{}", self.algorithm.name(), hex::encode(&self.octets[..self.algorithm.digest_bytes()]))
     }
 }
 
@@ -211,10 +231,7 @@ impl FromStr for ImaDigest {
         let known = StrongAlgorithm::ALL.into_iter().find(|(_, known)| *known == name);
         let (algorithm, _) = known.ok_or(problem)?;
         let octets = hex::decode(digits).map_err(|_| problem)?;
-        if digest_bytes(name) != Some(octets.len()) {
-            return Err(problem);
-        }
-        Ok(Self { algorithm, verity: rest.is_some(), octets })
+        Self::new(algorithm, rest.is_some(), &octets).ok_or(problem)
     }
 }
 

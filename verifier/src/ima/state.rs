@@ -110,30 +110,15 @@ pub fn advance(
         )]);
     }
     let entries = MeasurementList::binary(&list.entries, Limits::EVIDENCE).map_err(|error| vec![sentence(&error)])?;
-    let mut walk = Walk::new(state, pcrs, policy);
-    let carried = if state.entries == 0 { carried_entries(&entries, &state.pcr10, &quoted) } else { None };
-    if let Some(carried) = carried {
-        // What comes before was appraised at the admission; a new kernel's boot_aggregate may follow.
-        walk.next.entries = carried;
-        walk.may_continue = true;
+    let straight = Walk::new(state, pcrs, policy).over(&entries, state);
+    if state.entries > 0 || matches!(straight, Ok(Advanced::Explained { .. })) {
+        return straight;
     }
-    let mut explained = walk.next.pcr10 == *quoted.as_bytes();
-    for entry in entries.entries().skip(usize::try_from(carried.unwrap_or(0)).unwrap_or(usize::MAX)) {
-        if explained {
-            break; // measured after the quote: the next evidence's
-        }
-        let entry = entry.map_err(|error| vec![sentence(&error)])?;
-        walk.see(&entry, list.first_entry + entry.index())?;
-        explained = walk.next.pcr10 == *quoted.as_bytes();
+    // The first list of a kernel, and it does not go on from the admission: it may have been carried over.
+    match carried_entries(&entries, &state.pcr10, &quoted) {
+        Some(carried) => Walk::after(state, pcrs, policy, carried).over(&entries, state),
+        None => straight,
     }
-    if explained {
-        return walk.explained();
-    }
-    let full = entries.len() >= FULL_EVIDENCE_BYTES && state.behind < MOST_BEHIND;
-    if full {
-        return walk.behind();
-    }
-    Err(vec![mismatch(state, &entries, &quoted, walk.next.entries)])
 }
 
 /// A kernel that keeps no list extends nothing.
@@ -175,6 +160,37 @@ impl<'a> Walk<'a> {
             judge: policy.map(Judge::new),
             may_continue: false,
         }
+    }
+
+    /// One over a list that was carried over: what comes before was appraised at the admission, and a new kernel's
+    /// `boot_aggregate` may follow.
+    fn after(state: &ImaState, pcrs: &'a [PcrValue; PCR_COUNT], policy: Option<&'a ImaPolicy>, carried: u64) -> Self {
+        let mut walk = Self::new(state, pcrs, policy);
+        walk.next.entries = carried;
+        walk.may_continue = true;
+        walk
+    }
+
+    /// Walks until the entries explain the quote, or end.
+    fn over(mut self, list: &MeasurementList<'_>, state: &ImaState) -> Result<Advanced, Vec<String>> {
+        let quoted = &self.pcrs[usize::from(IMA_PCR)];
+        let mut explained = self.next.pcr10 == *quoted.as_bytes();
+        let skipped = self.next.entries - state.entries;
+        for entry in list.entries().skip(usize::try_from(skipped).unwrap_or(usize::MAX)) {
+            if explained {
+                break; // measured after the quote: the next evidence's
+            }
+            let entry = entry.map_err(|error| vec![sentence(&error)])?;
+            self.see(&entry, state.entries + entry.index())?;
+            explained = self.next.pcr10 == *quoted.as_bytes();
+        }
+        if explained {
+            return self.explained();
+        }
+        if list.len() >= FULL_EVIDENCE_BYTES && state.behind < MOST_BEHIND {
+            return self.behind();
+        }
+        Err(vec![mismatch(state, list, quoted, self.next.entries)])
     }
 
     /// What no policy allows ends the walk; what a policy decides is collected.
