@@ -24,7 +24,7 @@ fi
 # Keylime's verifier, which reads boot logs with tpm2-tools and libefivar. Without PyPI the figures have ceilings only.
 keylime=target/bench/keylime
 if [ ! -e "$keylime/ready" ]; then
-    if python3 -m venv "$keylime" && "$keylime/bin/pip" install -q keylime==7.14.3; then
+    if python3 -m venv "$keylime" && "$keylime/bin/pip" install -q -r verifier/benches/keylime/requirements.txt; then
         touch "$keylime/ready"
     else
         echo "bench: Keylime could not be installed; its figures are left out" >&2

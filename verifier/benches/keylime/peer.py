@@ -4,14 +4,21 @@ Each line on standard input names what to do; each answer is one line: how often
 """
 
 import base64
+import logging
 import pathlib
 import struct
 import sys
 import time
+import types
+
+# Signatures of policies are not measured here, and the binding to GnuPG is in C.
+sys.modules.setdefault("gpg", types.ModuleType("gpg"))
+# It says of each boot what it has no opinion on.
+logging.disable(logging.WARNING)
 
 from keylime.common.algorithms import Hash
 from keylime.ima import ima
-from keylime.mba import mba
+from keylime.mba.elparsing import tpm2_tools_elparser
 from keylime.tpm.tpm_main import Tpm
 
 MOMENT = 0.25
@@ -52,10 +59,9 @@ class Boot:
 
     def appraise(self):
         self.quote()
-        pcrs, _, events, failure = mba.bootlog_parse(self.log, "sha256")
-        assert pcrs and not failure, failure.events
-        failure = mba.bootlog_evaluate("accept-all", "{}", events, set(), "bench")
-        assert not failure, failure.events
+        # By default it accepts any log that can be read, so there is nothing to do after this.
+        pcrs, _, _, failure = tpm2_tools_elparser.bootlog_parse(self.log, "sha256")
+        assert pcrs and not failure, [event.context for event in failure.events]
         return 1
 
 
