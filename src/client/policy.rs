@@ -3,14 +3,15 @@
 use super::output::{self, Row};
 use super::{BoxError, Options, Site};
 use assay_verifier::api::{
-    CaseFile, LearnRequest, PolicyDraft, PolicyHistory, PolicyRecord, PolicyRequest, Trial, TryAnswer, TryRequest,
-    VerdictWord,
+    Again, CaseFile, LearnRequest, PolicyDraft, PolicyHistory, PolicyRecord, PolicyRequest, ReappraisedWord, Trial,
+    TryAnswer, TryRequest,
 };
 use assay_verifier::policy::corim;
 use assay_verifier::policy::diff::{Change, diff};
 use assay_verifier::policy::signature::{DetachedSignature, PolicyKey, PolicyKeys, PolicySigner};
 use assay_verifier::policy::{ArtefactReference, Policy};
 use assay_verifier::reappraisal::reappraise;
+use assay_verifier::tee::read_folder;
 use assay_wire::id::NodeId;
 use clap::{Args, Subcommand};
 use serde::Serialize;
@@ -33,6 +34,10 @@ pub(crate) enum PolicyCommand {
         options: Options,
     },
     /// Say what a policy would make of the last evidence of nodes; fails if it would refuse any
+    ///
+    /// The policy must be valid now. All else is as it was when the evidence came: the TPM's counts, and the collateral
+    /// of quotes of trusted execution environments. A fact that the policy asks for and an older version did not keep
+    /// makes a node undecided, which fails too.
     Try(TryArguments),
     /// Approve a policy: from now on it judges. A digest (`sha256:…`) of an older version goes back to that
     Approve {
@@ -155,6 +160,9 @@ pub(crate) struct TryArguments {
     /// On the last evidence of this node only
     #[arg(long)]
     node: Option<NodeId>,
+    /// With `--node`: a folder of collateral (`*.json`), valid now, where the verdict had or kept none
+    #[arg(long, requires = "node")]
+    tee_collateral: Option<PathBuf>,
     #[command(flatten)]
     options: Options,
 }
@@ -181,7 +189,7 @@ impl Row for Change {
 impl Row for Trial {
     const HEAD: &'static [&'static str] = &["NODE", "NOW", "WOULD BE", "WHY"];
     fn cells(&self) -> Vec<String> {
-        let why = [&self.would.reasons[..], &self.would.warnings].concat();
+        let why = [&self.would.reasons[..], &self.would.unrecorded, &self.would.warnings].concat();
         vec![self.node.to_string(), self.verdict.to_string(), self.would.verdict.to_string(), why.join("\n")]
     }
 }
@@ -263,7 +271,8 @@ async fn learn(arguments: LearnArguments) -> Result<(), BoxError> {
     }
 }
 
-async fn try_policy(TryArguments { policy, fleet: _, node, options }: TryArguments) -> Result<(), BoxError> {
+async fn try_policy(arguments: TryArguments) -> Result<(), BoxError> {
+    let TryArguments { policy, fleet: _, node, tee_collateral, options } = arguments;
     let document = read(&policy)?;
     let verifier = Site::open(&options)?.verifier;
     let mut trials = Vec::new();
@@ -271,7 +280,9 @@ async fn try_policy(TryArguments { policy, fleet: _, node, options }: TryArgumen
         let case: CaseFile = verifier.get(&format!("/v1/verdicts/{node}/case")).await?;
         let judge = Policy::parse(&document).map_err(|cause| naming(&policy, cause))?;
         let now_seconds = time::OffsetDateTime::now_utc().unix_timestamp();
-        let would = reappraise(&case.archived, &case.context, Some(&judge), now_seconds)?;
+        let given = tee_collateral.as_deref().map(read_folder).transpose()?;
+        let by = Again { policy: Some(&judge), now_seconds, tee_collateral: given.as_ref() };
+        let would = reappraise(&case, &by)?;
         let (evidence, verdict) = (case.archived.verdict.evidence, case.archived.verdict.verdict);
         trials.push(Trial { node, evidence, verdict, would });
     } else {
@@ -287,11 +298,14 @@ async fn try_policy(TryArguments { policy, fleet: _, node, options }: TryArgumen
         }
     }
     output::list(options.output, &trials)?;
-    let refused = trials.iter().filter(|trial| trial.would.verdict == VerdictWord::Rejected).count();
-    if refused == 0 {
-        Ok(())
-    } else {
-        Err(format!("{} would refuse {refused} of {} nodes", policy.display(), trials.len()).into())
+    let of = |word| trials.iter().filter(|trial| trial.would.verdict == word).count();
+    match (of(ReappraisedWord::Rejected), of(ReappraisedWord::Undecided)) {
+        (0, 0) => Ok(()),
+        (refused, undecided) => {
+            let known = format!("{} would refuse {refused} of {} nodes", policy.display(), trials.len());
+            let unknown = if undecided > 0 { format!("; {undecided} are undecided") } else { String::new() };
+            Err(format!("{known}{unknown}").into())
+        }
     }
 }
 

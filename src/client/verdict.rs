@@ -4,12 +4,13 @@ use super::output::{self, Row};
 use super::policy::{read, write};
 use super::{BoxError, Options, Site};
 use assay_verifier::api::{
-    CaseFile, Explanation, Reappraisal, ReleaseRecord, VerdictRecord, VerdictWord, VerifierKeys,
+    Again, CaseFile, Explanation, Reappraisal, ReappraisedWord, ReleaseRecord, VerdictRecord, VerifierKeys,
 };
 use assay_verifier::appraisal::Deviation;
 use assay_verifier::policy::Policy;
 use assay_verifier::policy::signature::PolicyKeys;
 use assay_verifier::reappraisal::reappraise;
+use assay_verifier::tee::read_folder;
 use assay_wire::id::NodeId;
 use clap::Subcommand;
 use std::path::{Path, PathBuf};
@@ -44,13 +45,19 @@ pub(crate) enum VerdictCommand {
     },
     /// Appraise an exported verdict's evidence again, without a site; fails if it is rejected
     ///
-    /// Without `--policy`, by the policy that judged then, as of then. With it, by that policy as of now.
+    /// What the verdict depended on is as it was then: the boot, the TPM's counts, the collateral of quotes of trusted
+    /// execution environments, and whether that was valid. Without `--policy`, by the policy that judged then, as of
+    /// then. With it, by that policy, which must be valid now. A fact that the policy asks for and an older version did
+    /// not keep makes it undecided, which fails too.
     Replay {
         /// What `assay verdict export` wrote
         file: PathBuf,
         /// Another policy, TOML or JSON
         #[arg(long)]
         policy: Option<PathBuf>,
+        /// A folder of collateral (`*.json`), where the verdict had or kept none: valid then, or with `--policy` now
+        #[arg(long)]
+        tee_collateral: Option<PathBuf>,
         #[command(flatten)]
         options: Options,
     },
@@ -122,7 +129,9 @@ pub(crate) async fn run_verdict(command: VerdictCommand) -> Result<(), BoxError>
                 }
             }
         }
-        VerdictCommand::Replay { file, policy, options } => replay(&file, policy.as_deref(), options.output),
+        VerdictCommand::Replay { file, policy, tee_collateral, options } => {
+            replay(&file, policy.as_deref(), tee_collateral.as_deref(), options.output)
+        }
     }
 }
 
@@ -167,7 +176,10 @@ fn explain(explanation: &Explanation, format: output::Format) -> Result<(), BoxE
             output::line(&format!("  {what} {}", output::printable(&source)))?;
         }
     }
-    if !explanation.reproduced {
+    for unrecorded in &explanation.unrecorded {
+        output::line(&format!("  {unrecorded}"))?;
+    }
+    if !explanation.reproduced && explanation.unrecorded.is_empty() {
         output::line("  appraised again, the archived evidence comes to another verdict: look at the database")?;
     }
     if explanation.deviations.is_empty() {
@@ -176,7 +188,12 @@ fn explain(explanation: &Explanation, format: output::Format) -> Result<(), BoxE
     output::list(format, &explanation.deviations)
 }
 
-fn replay(file: &Path, policy: Option<&Path>, format: output::Format) -> Result<(), BoxError> {
+fn replay(
+    file: &Path,
+    policy: Option<&Path>,
+    tee_collateral: Option<&Path>,
+    format: output::Format,
+) -> Result<(), BoxError> {
     let case = CaseFile::from_json(&read(file)?).map_err(|cause| naming(file, &cause))?;
     let (judge, now_seconds) = match policy {
         Some(path) => {
@@ -188,11 +205,15 @@ fn replay(file: &Path, policy: Option<&Path>, format: output::Format) -> Result<
             (judged.map_err(|cause| naming(file, &cause))?, case.context.now_seconds)
         }
     };
-    let again = reappraise(&case.archived, &case.context, judge.as_ref(), now_seconds)?;
+    let given = tee_collateral.map(read_folder).transpose()?;
+    let by = Again { policy: judge.as_ref(), now_seconds, tee_collateral: given.as_ref() };
+    let again = reappraise(&case, &by)?;
     show_again(&case, &again, format)?;
     match again.verdict {
-        VerdictWord::Accepted => Ok(()),
-        VerdictWord::Rejected => Err(format!("{}: the evidence is rejected", file.display()).into()),
+        ReappraisedWord::Accepted => Ok(()),
+        word @ (ReappraisedWord::Rejected | ReappraisedWord::Undecided) => {
+            Err(format!("{}: the evidence is {word}", file.display()).into())
+        }
     }
 }
 
@@ -203,6 +224,9 @@ fn show_again(case: &CaseFile, again: &Reappraisal, format: output::Format) -> R
     let recorded = &case.archived.verdict;
     let by = again.policy.as_deref().unwrap_or("no policy");
     output::line(&format!("node {} is {} by {by}; on record: {}", recorded.node, again.verdict, recorded.verdict))?;
+    for unrecorded in &again.unrecorded {
+        output::line(unrecorded)?;
+    }
     if again.deviations.is_empty() {
         return again.reasons.iter().try_for_each(|reason| output::line(&output::printable(reason)));
     }

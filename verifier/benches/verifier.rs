@@ -9,6 +9,7 @@ mod figure;
 mod keylime;
 
 use assay_verifier::appraisal::{Appraisal, Expected, appraise};
+use assay_verifier::boot_count::BootFacts;
 use assay_verifier::event_log::event_type::EventType;
 use assay_verifier::event_log::writer::LogWriter;
 use assay_verifier::event_log::{LaterExtension, UnverifiedLog};
@@ -18,6 +19,7 @@ use assay_verifier::policy::{ArtefactReference, Policy};
 use assay_verifier::quote::{AkPublic, PCR_COUNT, PcrValue, UnverifiedQuote, verify_quote};
 use assay_wire::agent::AgentSettings;
 use assay_wire::evidence::{AGENT_PCR, AgentMeasurement, Evidence, MeasurementKind};
+use assay_wire::id::BootId;
 use figure::{Better, Figure, in_turns, rate, wanted};
 use keylime::Keylime;
 use openssl::hash::MessageDigest;
@@ -61,7 +63,8 @@ fn beside_keylime(evidence: &Evidence, ak: &[u8], policy: &Policy, settings: &Ag
 fn appraised(evidence: &Evidence, ak: &[u8], policy: &Policy, settings: &AgentSettings) -> u64 {
     let ak = AkPublic::parse(ak).unwrap();
     let replayed = verify(evidence, &Challenge { ak: &ak, nonce: &NONCE, last_clock: None }).unwrap();
-    let verdict = appraise(policy, &replayed, &Expected { settings }, 0);
+    let boot = &BootFacts::first(BootId::nil());
+    let verdict = appraise(policy, &replayed, &Expected { settings, boot }, 0);
     assert!(matches!(verdict, Appraisal::Accepted(_)), "{verdict:?}");
     1
 }

@@ -2,7 +2,7 @@
 
 pub use crate::identity::EkDigest;
 pub use crate::identity::binding::{Identity, IncidentKind, Origin, Settlement};
-pub use crate::reappraisal::{CaseFile, Explanation, Reappraisal};
+pub use crate::reappraisal::{Again, CaseFile, Explanation, Reappraisal, ReappraisedWord};
 pub use crate::server::identities::{AllowRequest, ApproveRequest, SettleRequest};
 pub use crate::server::operator::{ReleaseRecord, VerifierKeys};
 pub use crate::server::policies::{

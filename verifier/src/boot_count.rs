@@ -48,16 +48,19 @@ impl BootRule {
 }
 
 /// A boot as isolation knows it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Boot {
     /// Which.
     pub id: BootId,
     /// Resets of the machine so far that isolation ordered or its BMC reported; none if isolation does not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub machine_resets: Option<u64>,
 }
 
 /// The last verified quote of the same TPM, and the boot that it was of.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct LastQuote {
     /// The TPM's counters then.
     pub clock: ClockInfo,
@@ -65,6 +68,25 @@ pub struct LastQuote {
     pub boot: Boot,
     /// Whether a tenant has had the machine since.
     pub released: bool,
+}
+
+/// What the TPM's counts in a quote are held against, as it was known when the quote came. Kept beside the verdict.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BootFacts {
+    /// The boot that the quote is of.
+    pub boot: Boot,
+    /// The quote before it; none if there was none, or it is older than boots are counted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_quote: Option<LastQuote>,
+}
+
+impl BootFacts {
+    /// Of a boot of which nothing more is known, by a TPM of which nothing was known before.
+    #[must_use]
+    pub fn first(boot: BootId) -> Self {
+        Self { boot: Boot { id: boot, machine_resets: None }, last_quote: None }
+    }
 }
 
 /// Something that the counts do not explain.
@@ -133,16 +155,11 @@ pub struct BootFinding {
     pub mode: Mode,
 }
 
-/// Holds the TPM's counts against what isolation knows of the machine. `clock` is of a verified quote of `boot`, and
-/// `startup_locality` of the log that replayed to it.
+/// Holds the TPM's counts against what isolation knows of the machine. `clock` is of a verified quote of the boot that
+/// `facts` are about, and `startup_locality` of the log that replayed to it.
 #[must_use]
-pub fn check_boot(
-    rule: &BootRule,
-    clock: &ClockInfo,
-    boot: &Boot,
-    last: Option<&LastQuote>,
-    startup_locality: u8,
-) -> Vec<BootFinding> {
+pub fn check_boot(rule: &BootRule, clock: &ClockInfo, facts: &BootFacts, startup_locality: u8) -> Vec<BootFinding> {
+    let BootFacts { boot, last_quote } = facts;
     let mut findings = Vec::new();
     let mut find = |mode, problem| findings.push(BootFinding { problem, mode });
     if clock.restart_count > 0 && !rule.allow_resume {
@@ -151,7 +168,7 @@ pub fn check_boot(
     if let Some(expected) = rule.startup_locality.filter(|expected| *expected != startup_locality) {
         find(Mode::Enforce, BootProblem::StartupLocality { expected, found: startup_locality });
     }
-    let Some(last) = last else { return findings };
+    let Some(last) = last_quote else { return findings };
     // Counts that went back were refused with the quote's clock.
     let resets = clock.reset_count.saturating_sub(last.clock.reset_count);
     if boot.id == last.boot.id {
@@ -190,7 +207,7 @@ mod tests {
 
     fn after(last: &LastQuote, resets: u32, boot: &Boot) -> Vec<BootFinding> {
         let clock = ClockInfo { reset_count: CLOCK.reset_count + resets, ..CLOCK };
-        check_boot(&BootRule::default(), &clock, boot, Some(last), 0)
+        check_boot(&BootRule::default(), &clock, &BootFacts { boot: *boot, last_quote: Some(*last) }, 0)
     }
 
     fn enforced(findings: &[BootFinding]) -> Vec<&BootProblem> {
@@ -226,7 +243,8 @@ mod tests {
         // Firmware that resets itself on its way has a policy that says so.
         let twice = BootRule { most_tpm_resets: 2, ..BootRule::default() };
         let clock = ClockInfo { reset_count: CLOCK.reset_count + 6, ..CLOCK };
-        assert_eq!(check_boot(&twice, &clock, &boot(13), Some(&last), 0), []);
+        let facts = BootFacts { boot: boot(13), last_quote: Some(last) };
+        assert_eq!(check_boot(&twice, &clock, &facts, 0), []);
     }
 
     #[test]
@@ -241,17 +259,17 @@ mod tests {
 
     #[test]
     fn b12_a_tpm_that_resumed_is_refused() {
-        let resumed = ClockInfo { restart_count: 1, ..CLOCK };
-        let findings = check_boot(&BootRule::default(), &resumed, &boot(1), None, 0);
+        let (resumed, first) = (ClockInfo { restart_count: 1, ..CLOCK }, BootFacts::first(BootId::random()));
+        let findings = check_boot(&BootRule::default(), &resumed, &first, 0);
         assert_eq!(enforced(&findings), [&BootProblem::Resumed { restarts: 1 }]);
         let allowed = BootRule { allow_resume: true, ..BootRule::default() };
-        assert_eq!(check_boot(&allowed, &resumed, &boot(1), None, 0), []);
+        assert_eq!(check_boot(&allowed, &resumed, &first, 0), []);
     }
 
     #[test]
     fn b12_another_startup_locality_than_the_policys_is_refused() {
         let locality = |expected| BootRule { startup_locality: expected, ..BootRule::default() };
-        let check = |rule: &BootRule| check_boot(rule, &CLOCK, &boot(1), None, 3);
+        let check = |rule: &BootRule| check_boot(rule, &CLOCK, &BootFacts::first(BootId::random()), 3);
         assert_eq!(check(&locality(None)), []);
         assert_eq!(check(&locality(Some(3))), []);
         let findings = check(&locality(Some(0)));

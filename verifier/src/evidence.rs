@@ -37,7 +37,7 @@ pub struct ReplayedEvidence<'a> {
     measurements: &'a [AgentMeasurement],
     ima: Option<BootList<'a>>,
     tee: &'a [TeeQuote],
-    tee_collateral: Option<&'a Collateral>,
+    tee_collateral: Option<(&'a Collateral, i64)>,
 }
 
 impl<'a> ReplayedEvidence<'a> {
@@ -83,18 +83,19 @@ impl<'a> ReplayedEvidence<'a> {
         self.ima.as_ref()
     }
 
-    /// The same evidence, with what quotes of trusted execution environments are verified with.
+    /// The same evidence, with what quotes of trusted execution environments are verified with, and as of when.
     #[must_use]
-    pub fn with_tee_collateral(self, collateral: &'a Collateral) -> Self {
-        Self { tee_collateral: Some(collateral), ..self }
+    pub fn with_tee_collateral(self, collateral: &'a Collateral, at_seconds: i64) -> Self {
+        Self { tee_collateral: Some((collateral, at_seconds)), ..self }
     }
 
     /// What deviates from rules on quotes of trusted execution environments.
     #[must_use]
-    pub fn tee_deviations(&self, rules: &[TeeRule], now_seconds: i64) -> Vec<String> {
+    pub fn tee_deviations(&self, rules: &[TeeRule]) -> Vec<String> {
         let none = Collateral::default();
         let bound = tee::report_data(self.quote.nonce(), self.quote.ak_name());
-        tee::deviations(rules, self.tee, self.tee_collateral.unwrap_or(&none), &bound, now_seconds)
+        let (collateral, at_seconds) = self.tee_collateral.unwrap_or((&none, 0));
+        tee::deviations(rules, self.tee, collateral, &bound, at_seconds)
     }
 
     /// The quoted PCR values.

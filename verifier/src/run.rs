@@ -13,7 +13,7 @@ use crate::server::{Slots, Verifier, agent, operator};
 use crate::signer::{Signer, SignerError};
 use crate::store::verifiers::SharedKeys;
 use crate::store::{DbError, VerifierStore};
-use crate::tee::{Collateral, CollateralError};
+use crate::tee::{Collateral, FolderError, read_folder};
 use crate::webhook::{Webhook, WebhookError};
 use assay_service::CancellationToken;
 use assay_service::auth::Token;
@@ -94,7 +94,10 @@ pub enum RunError {
     },
     /// A file of collateral.
     #[error("reading the TEE collateral")]
-    TeeCollateral(#[source] CollateralError),
+    TeeCollateral(#[source] FolderError),
+    /// The database does not take the collateral.
+    #[error(transparent)]
+    KeepCollateral(crate::store::DbError),
     /// Another service's client.
     #[error("preparing to call {peer}")]
     Client {
@@ -246,6 +249,7 @@ async fn assemble(config: &Config, context: &ServiceContext, agent_key: &str) ->
     let store = store.named(&name_of(config)).trusting(PolicyKeys::new(config.policy_keys.clone()));
     let keys = SharedKeys { result_key: signer.public().to_string(), agent_key_sha256: agent_key.to_owned() };
     check_keys(config, &store, &keys).await?;
+    store.keep_collateral(&tee_collateral, context.clock.now_ms()).await.map_err(RunError::KeepCollateral)?;
     let releases = Releases::new(
         store.clone(),
         peers.clone(),
@@ -318,20 +322,7 @@ async fn refresh_endorsers(verifier: Arc<Verifier>, files: EndorserFiles, shutdo
 
 /// Read once: an operator who renews the files starts the verifier again.
 fn tee_collateral(folder: Option<&Path>) -> Result<Collateral, RunError> {
-    let Some(folder) = folder else { return Ok(Collateral::default()) };
-    let what = "the folder of TEE collateral";
-    let failed = |source| RunError::File { what, path: folder.to_owned(), source };
-    let mut texts = Vec::new();
-    for file in std::fs::read_dir(folder).map_err(failed)? {
-        let path = file.map_err(failed)?.path();
-        if path.extension().is_some_and(|ending| ending == "json") {
-            let text = String::from_utf8_lossy(&read("TEE collateral", &path)?).into_owned();
-            texts.push((path.display().to_string(), text));
-        }
-    }
-    texts.sort();
-    let files = texts.iter().map(|(path, text)| (path.as_str(), text.as_str()));
-    Collateral::from_files(files).map_err(RunError::TeeCollateral)
+    folder.map_or_else(|| Ok(Collateral::default()), |folder| read_folder(folder).map_err(RunError::TeeCollateral))
 }
 
 fn client(peer: &'static str, config: &PeerConfig, context: &ServiceContext) -> Result<ServiceClient, RunError> {

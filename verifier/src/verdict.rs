@@ -2,9 +2,9 @@
 //! Joins [`evidence::verify`] and [`appraisal::appraise`]; decides nothing that they do not. Pure: values and `now` in.
 
 use crate::appraisal::{self, Accepted, Appraisal, Expected};
-use crate::boot_count::{Boot, BootFinding, LastQuote, check_boot};
-use crate::evidence::{self, Challenge, ReplayedEvidence};
-use crate::policy::{Mode, Policy};
+use crate::boot_count::BootFacts;
+use crate::evidence::{self, Challenge};
+use crate::policy::Policy;
 use crate::quote::{AkPublic, ClockInfo, PCR_COUNT, PcrValue};
 use crate::session::{Attester, Nonce};
 use crate::tee::Collateral;
@@ -18,29 +18,67 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use std::collections::BTreeMap;
 
-/// All that a verdict depends on.
-#[derive(Debug)]
+/// Evidence with all that a verdict on it depends on.
+#[derive(Debug, Clone, Copy)]
 pub struct Case<'a> {
-    /// Who sent it.
-    pub attester: &'a Attester,
+    /// `TPMT_PUBLIC` of the AK that must have signed.
+    pub ak_public: &'a [u8],
     /// What the quote must carry.
     pub nonce: &'a Nonce,
     /// What was sent.
     pub evidence: &'a Evidence,
-    /// The TPM clock of the node's last verified quote.
-    pub last_clock: Option<&'a ClockInfo>,
-    /// The same with the boot that it was of.
-    pub last_quote: Option<&'a LastQuote>,
-    /// The policy that judges, if one is active.
-    pub policy: Option<&'a Policy>,
-    /// What quotes of trusted execution environments are verified with.
-    pub tee_collateral: &'a Collateral,
     /// What this verifier would have told this node.
     pub settings: &'a AgentSettings,
-    /// Now, in seconds since the Unix epoch.
+    /// The TPM clock of the node's last verified quote.
+    pub last_clock: Option<&'a ClockInfo>,
+    /// What the TPM's counts are held against.
+    pub boot: &'a BootFacts,
+    /// What quotes of trusted execution environments are verified with.
+    pub tee_collateral: &'a Collateral,
+    /// As of when they are verified: seconds since the Unix epoch.
+    pub tee_at_seconds: i64,
+    /// The policy that judges, if one is active.
+    pub policy: Option<&'a Policy>,
+    /// When the policy must be valid: seconds since the Unix epoch.
     pub now_seconds: i64,
-    /// How long a good result is good for.
-    pub lifetime_seconds: i64,
+}
+
+/// What evidence comes to. The one path to a verdict, at boot ([`judge`]) and from the archive
+/// ([`crate::reappraisal`]).
+#[derive(Debug)]
+pub enum Weighed {
+    /// Not even what it says, and why.
+    Untrue(Vec<String>),
+    /// What it says, and there is no policy to judge it.
+    Unjudged(ClockInfo),
+    /// Judged.
+    Judged {
+        /// The TPM clock of the quote.
+        clock: ClockInfo,
+        /// The quoted PCRs.
+        pcrs: Box<[PcrValue; PCR_COUNT]>,
+        /// What the policy says.
+        appraisal: Box<Appraisal>,
+    },
+}
+
+/// Verifies, replays and appraises.
+#[must_use]
+pub fn weigh(case: &Case<'_>) -> Weighed {
+    let ak = match AkPublic::parse(case.ak_public) {
+        Ok(ak) => ak,
+        Err(error) => return Weighed::Untrue(vec![chain(&error)]),
+    };
+    let challenge = Challenge { ak: &ak, nonce: case.nonce.as_bytes(), last_clock: case.last_clock };
+    let replayed = match evidence::verify(case.evidence, &challenge) {
+        Ok(replayed) => replayed.with_tee_collateral(case.tee_collateral, case.tee_at_seconds),
+        Err(error) => return Weighed::Untrue(error.reasons()),
+    };
+    let clock = *replayed.clock();
+    let Some(policy) = case.policy else { return Weighed::Unjudged(clock) };
+    let expected = Expected { settings: case.settings, boot: case.boot };
+    let appraisal = Box::new(appraisal::appraise(policy, &replayed, &expected, case.now_seconds));
+    Weighed::Judged { clock, pcrs: Box::new(*replayed.quote().pcrs()), appraisal }
 }
 
 /// The verdict.
@@ -66,55 +104,31 @@ pub enum Judgement {
     },
 }
 
-/// Reaches the verdict.
+/// Reaches the verdict on what `attester` sent. A good result is good for `lifetime_seconds`.
 #[must_use]
-pub fn judge(case: &Case<'_>) -> Judgement {
-    let refused = |reasons: Vec<String>, clock| Judgement::Rejected { reasons: printable(&reasons), clock };
-    let ak = match AkPublic::parse(&case.attester.ak_public) {
-        Ok(ak) => ak,
-        Err(error) => return refused(vec![chain(&error)], None),
-    };
-    let challenge = Challenge { ak: &ak, nonce: case.nonce.as_bytes(), last_clock: case.last_clock };
-    let replayed = match evidence::verify(case.evidence, &challenge) {
-        Ok(replayed) => replayed.with_tee_collateral(case.tee_collateral),
-        Err(error) => return refused(error.reasons(), None),
-    };
-    let clock = *replayed.clock();
-    let Some(policy) = case.policy else {
-        return refused(vec![NO_POLICY.to_owned()], Some(clock));
-    };
-    let (refusals, cautions) = boot_problems(case, policy, &replayed);
-    match appraisal::appraise(policy, &replayed, &Expected { settings: case.settings }, case.now_seconds) {
-        Appraisal::Accepted(accepted) if refusals.is_empty() => Judgement::Accepted {
-            claims: Box::new(claims(case, &accepted)),
-            clock,
-            pcrs: Box::new(*replayed.quote().pcrs()),
-            warnings: printable(&[accepted.warnings(), &cautions].concat()),
+pub fn judge(case: &Case<'_>, attester: &Attester, lifetime_seconds: i64) -> Judgement {
+    let refused = |reasons: &[String], clock| Judgement::Rejected { reasons: printable(reasons), clock };
+    match weigh(case) {
+        Weighed::Untrue(reasons) => refused(&reasons, None),
+        Weighed::Unjudged(clock) => refused(&[NO_POLICY.to_owned()], Some(clock)),
+        Weighed::Judged { clock, pcrs, appraisal } => match *appraisal {
+            Appraisal::Accepted(accepted) => Judgement::Accepted {
+                claims: Box::new(claims(attester, &accepted, case.now_seconds, lifetime_seconds)),
+                clock,
+                pcrs,
+                warnings: printable(accepted.warnings()),
+            },
+            Appraisal::Refused(refusal) => refused(refusal.reasons(), Some(clock)),
         },
-        Appraisal::Accepted(_) => refused(refusals, Some(clock)),
-        Appraisal::Refused(refusal) => refused([refusal.reasons(), &refusals].concat(), Some(clock)),
     }
 }
 
-/// What the TPM's counts do not explain: what refuses the node, and what is only said.
-fn boot_problems(case: &Case<'_>, policy: &Policy, replayed: &ReplayedEvidence<'_>) -> (Vec<String>, Vec<String>) {
-    let airlock = &case.attester.airlock;
-    let boot = Boot { id: airlock.boot, machine_resets: airlock.machine_resets };
-    let locality = replayed.log().startup_locality();
-    let findings = check_boot(policy.boot(), replayed.clock(), &boot, case.last_quote, locality);
-    let (refusals, cautions): (Vec<_>, Vec<_>) =
-        findings.into_iter().partition(|finding| finding.mode == Mode::Enforce);
-    let words = |findings: Vec<BootFinding>| findings.iter().map(|finding| finding.problem.to_string()).collect();
-    (words(refusals), words(cautions))
-}
-
 /// The claims of a good verdict. Takes an [`Accepted`], which only the appraisal makes.
-fn claims(case: &Case<'_>, accepted: &Accepted) -> Claims {
-    let attester = case.attester;
+fn claims(attester: &Attester, accepted: &Accepted, now_seconds: i64, lifetime_seconds: i64) -> Claims {
     Claims {
         eat_profile: EAR_PROFILE.to_owned(),
-        iat: case.now_seconds,
-        exp: case.now_seconds.saturating_add(case.lifetime_seconds),
+        iat: now_seconds,
+        exp: now_seconds.saturating_add(lifetime_seconds),
         jti: AdmissionId::random(),
         verifier_id: VerifierId { developer: "assay".to_owned(), build: env!("CARGO_PKG_VERSION").to_owned() },
         eat_nonce: URL_SAFE_NO_PAD.encode(accepted.nonce()),

@@ -15,7 +15,9 @@ use assay_verifier::quote::ClockInfo;
 use assay_wire::agent::AgentSettings;
 use assay_wire::result::EarStatus;
 use proptest::prelude::*;
-use support::{ACTION, Node, artefacts, boot_log, boot_log_until_images, boot_log_with, settings, variable};
+use support::{
+    ACTION, Node, artefacts, boot_log, boot_log_until_images, boot_log_with, first_boot, settings, variable,
+};
 
 /// The policy that a good node teaches.
 fn policy() -> Policy {
@@ -29,7 +31,7 @@ fn verdict(policy: &Policy, log: &LogWriter, expected: &AgentSettings) -> Apprai
     let node = Node::boot(log, KeyKind::Ecc);
     let evidence = node.evidence();
     let replayed = verify(&evidence, &node.challenge()).unwrap();
-    appraise(policy, &replayed, &Expected { settings: expected }, 0)
+    appraise(policy, &replayed, &Expected { settings: expected, boot: &first_boot() }, 0)
 }
 
 fn reasons(policy: &Policy, log: &LogWriter) -> Vec<String> {
@@ -168,8 +170,8 @@ fn a14_an_unsafe_clock_is_refused_unless_the_policy_says_otherwise() {
     let evidence = node.evidence();
     let replayed = verify(&evidence, &node.challenge()).unwrap();
     assert!(!replayed.clock().safe, "a TPM that lost power says that its clock is safe");
-    let settings = settings();
-    let expected = Expected { settings: &settings };
+    let (settings, boot) = (settings(), first_boot());
+    let expected = Expected { settings: &settings, boot: &boot };
     let Appraisal::Refused(refusal) = appraise(&strict, &replayed, &expected, 0) else { panic!("accepted") };
     assert!(refusal.reasons()[0].starts_with("the TPM's clock is not safe"));
     // What is learnt from this very node says so, and why.
@@ -194,8 +196,8 @@ fn a14_a_clock_that_fell_back_over_a_reset_is_refused_unless_the_policy_says_oth
     // As if the last quote had been made an hour later, in the boot before.
     let before = ClockInfo { clock_ms: now.clock_ms + 3_600_000, reset_count: now.reset_count - 1, ..now };
     let replayed = verify(&evidence, &Challenge { last_clock: Some(&before), ..node.challenge() }).unwrap();
-    let settings = settings();
-    let expected = Expected { settings: &settings };
+    let (settings, boot) = (settings(), first_boot());
+    let expected = Expected { settings: &settings, boot: &boot };
     let Appraisal::Refused(refusal) = appraise(&policy(), &replayed, &expected, 0) else { panic!("accepted") };
     assert!(refusal.reasons()[0].contains("fell back by 3600000 ms"), "{:?}", refusal.reasons());
     let mut json: serde_json::Value = serde_json::from_str(&policy().to_json()).unwrap();
@@ -261,7 +263,7 @@ fn warn_is_accepted_and_said_and_expiry_is_refused() {
     let node = Node::boot(&boot_log(), KeyKind::Ecc);
     let evidence = node.evidence();
     let replayed = verify(&evidence, &node.challenge()).unwrap();
-    let late = appraise(&warning, &replayed, &Expected { settings: &settings() }, 1_767_225_600);
+    let late = appraise(&warning, &replayed, &Expected { settings: &settings(), boot: &first_boot() }, 1_767_225_600);
     let Appraisal::Refused(refusal) = late else { panic!("an expired policy accepted") };
     assert!(refusal.reasons()[0].starts_with("policy `lab` was valid until 2026-01-01"));
 }

@@ -15,7 +15,7 @@ use assay_verifier::event_log::{LogError, UnverifiedLog};
 use assay_verifier::evidence::verify;
 use assay_verifier::learn::learn;
 use proptest::prelude::*;
-use support::{ACTION, Node, artefacts, boot_log, boot_log_until_images, settings, variable};
+use support::{ACTION, Node, artefacts, boot_log, boot_log_until_images, first_boot, settings, variable};
 
 /// Octets of [`LogWriter::new`]: header of the SHA-1 form and the Spec ID.
 const SPEC_ID_BYTES: usize = 32 + 33;
@@ -204,7 +204,7 @@ fn verdict_on(log: &LogWriter, shown: &LogWriter) -> Result<Vec<String>, Vec<Str
     node.log = shown.finish();
     let evidence = node.evidence();
     let replayed = verify(&evidence, &node.challenge()).unwrap_or_else(|error| panic!("{:?}", error.reasons()));
-    match appraise(&policy, &replayed, &Expected { settings: &settings() }, 0) {
+    match appraise(&policy, &replayed, &Expected { settings: &settings(), boot: &first_boot() }, 0) {
         Appraisal::Accepted(accepted) => Ok(accepted.warnings().to_vec()),
         Appraisal::Refused(refusal) => Err(refusal.reasons().to_vec()),
     }

@@ -19,7 +19,7 @@ use openssl::nid::Nid;
 use openssl::pkey::{PKey, Private};
 use openssl::pkey_ctx::PkeyCtx;
 use openssl::rsa::Rsa;
-use support::{Node, artefacts, boot_log, settings};
+use support::{Node, artefacts, boot_log, first_boot, settings};
 
 const LS: [u8; 32] = [0x15; 32];
 const CAT: [u8; 32] = [0xca; 32];
@@ -502,7 +502,7 @@ fn boot_with(
     change(&mut sent);
     evidence.ima = Some(sent);
     let replayed = verify(&evidence, &node.challenge()).map_err(|error| error.reasons())?;
-    match appraise(&policy, &replayed, &Expected { settings: &settings() }, 0) {
+    match appraise(&policy, &replayed, &Expected { settings: &settings(), boot: &first_boot() }, 0) {
         Appraisal::Accepted(accepted) => Ok(accepted.warnings().to_vec()),
         Appraisal::Refused(refusal) => Err(refusal.reasons().to_vec()),
     }

@@ -19,13 +19,13 @@ use assay_verifier::evidence::verify;
 use assay_verifier::learn::learn;
 use assay_verifier::policy::Policy;
 use assay_verifier::policy::signature::{PolicyKeys, PolicySigner};
-use assay_verifier::reappraisal::reappraise;
+use assay_verifier::reappraisal::{Again, ReappraisedWord, reappraise};
 use assay_wire::agent::Verdict;
 use proptest::prelude::*;
 use serde_json::{Value, json};
 use site::{Agent, Site, learn_and_approve, refusal};
 use std::sync::Arc;
-use support::{Node, artefacts, boot_log, boot_log_with, settings};
+use support::{Node, artefacts, boot_log, boot_log_with, first_boot, settings};
 
 fn learning(node: &str) -> LearnRequest {
     LearnRequest {
@@ -117,8 +117,9 @@ async fn d7_a_rejected_boot_is_learnt_from_only_when_asked_for_and_says_so() {
     let tried = |document: String| TryRequest { document, after: None };
     let answer: TryAnswer = site.operator.post("/v1/policies/try", &tried(draft.document)).await.unwrap();
     let would: Vec<_> = answer.trials.iter().map(|it| (it.node.as_str(), it.verdict, it.would.verdict)).collect();
-    let (accepted, rejected) = (VerdictWord::Accepted, VerdictWord::Rejected);
-    assert_eq!(would, [("n1", rejected, rejected), ("n2", rejected, accepted)]);
+    let (accepted, rejected) = (ReappraisedWord::Accepted, ReappraisedWord::Rejected);
+    let recorded = VerdictWord::Rejected;
+    assert_eq!(would, [("n1", recorded, rejected), ("n2", recorded, accepted)]);
     let answer: TryAnswer = site.operator.post("/v1/policies/try", &tried(approved.document)).await.unwrap();
     let would: Vec<_> = answer.trials.iter().map(|it| (it.node.as_str(), it.would.verdict)).collect();
     assert_eq!((would, answer.next), (vec![("n1", accepted), ("n2", rejected)], None));
@@ -153,19 +154,20 @@ async fn a_verdict_is_explained_and_reached_again_offline() {
     site.stop().await;
     let case = CaseFile::from_json(&exported.to_string()).unwrap();
     let judged = case.policy.as_ref().unwrap().admit(&PolicyKeys::default()).unwrap();
-    let again = reappraise(&case.archived, &case.context, Some(&judged), case.context.now_seconds).unwrap();
-    assert_eq!((again.verdict, &again.reasons), (VerdictWord::Rejected, &reasons));
+    let by = |policy| Again { policy: Some(policy), now_seconds: case.context.now_seconds, tee_collateral: None };
+    let again = reappraise(&case, &by(&judged)).unwrap();
+    assert_eq!((again.verdict, &again.reasons), (ReappraisedWord::Rejected, &reasons));
     // A policy that knows the new image says otherwise.
     let (old, new) = (hex::encode(sha256(b"agent.efi")), hex::encode(sha256(b"agent.efi, one octet changed")));
     let newer = Policy::parse(&judged.to_json().replace(&old, &new)).unwrap();
-    let otherwise = reappraise(&case.archived, &case.context, Some(&newer), case.context.now_seconds).unwrap();
-    assert_eq!((otherwise.verdict, otherwise.reasons), (VerdictWord::Accepted, vec![]));
+    let otherwise = reappraise(&case, &by(&newer)).unwrap();
+    assert_eq!((otherwise.verdict, otherwise.reasons), (ReappraisedWord::Accepted, vec![]));
     // Whatever is done to the evidence in the file, it is not accepted.
-    let mut forged = case;
+    let mut forged = case.clone();
     forged.archived.evidence.event_log[200] ^= 1;
-    let forged = reappraise(&forged.archived, &forged.context, Some(&newer), 0).unwrap();
-    assert_eq!(forged.verdict, VerdictWord::Rejected);
-    assert!(CaseFile::from_json(&exported.to_string().replace("assay-verdict/1", "assay-verdict/9")).is_err());
+    let forged = reappraise(&forged, &by(&newer)).unwrap();
+    assert_eq!(forged.verdict, ReappraisedWord::Rejected);
+    assert!(CaseFile::from_json(&exported.to_string().replace("assay-verdict/2", "assay-verdict/9")).is_err());
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -245,7 +247,12 @@ fn secure_boot_policy() -> Policy {
 fn deviations(policy: &Policy, log: &LogWriter) -> Vec<Deviation> {
     let node = Node::boot(log, KeyKind::Ecc);
     let evidence = node.evidence();
-    match appraise(policy, &verify(&evidence, &node.challenge()).unwrap(), &Expected { settings: &settings() }, 0) {
+    match appraise(
+        policy,
+        &verify(&evidence, &node.challenge()).unwrap(),
+        &Expected { settings: &settings(), boot: &first_boot() },
+        0,
+    ) {
         Appraisal::Accepted(_) => Vec::new(),
         Appraisal::Refused(refusal) => refusal.deviations().to_vec(),
     }

@@ -13,14 +13,14 @@ use assay_verifier::evidence::verify;
 use assay_verifier::learn::learn;
 use assay_verifier::policy::{Mode, Policy, PolicyError};
 use serde_json::{Value, json};
-use support::{ACTION, Node, artefacts, boot_log, boot_log_until_images, settings, variable};
+use support::{ACTION, Node, artefacts, boot_log, boot_log_until_images, first_boot, settings, variable};
 
 /// What the policy says of a node `n1` that booted so.
 fn verdict(policy: &Policy, log: &LogWriter, now_seconds: i64) -> Appraisal {
     let node = Node::boot(log, KeyKind::Ecc);
     let evidence = node.evidence();
     let replayed = verify(&evidence, &node.challenge()).unwrap();
-    appraise(policy, &replayed, &Expected { settings: &settings() }, now_seconds)
+    appraise(policy, &replayed, &Expected { settings: &settings(), boot: &first_boot() }, now_seconds)
 }
 
 fn accepted(policy: &Policy, log: &LogWriter) {

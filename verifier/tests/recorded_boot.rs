@@ -16,7 +16,7 @@ use assay_verifier::learn::learn;
 use assay_verifier::policy::ArtefactReference;
 use assay_verifier::quote::AkPublic;
 use assay_wire::evidence::AGENT_PCR;
-use support::{Node, settings};
+use support::{Node, first_boot, settings};
 
 const LOG: &[u8] = include_bytes!("fixtures/ovmf-ipxe-uki.log");
 const IMA_PCR: u8 = 10;
@@ -102,7 +102,7 @@ fn from_quote_to_verdict() {
     assert_eq!(evidence.pcrs[..usize::from(AGENT_PCR)], recorded);
     let replayed = verify(&evidence, &node.challenge()).unwrap_or_else(|error| panic!("{:?}", error.reasons()));
     let policy = learn("recorded", "the lab", &replayed, &artefacts()).unwrap();
-    match appraise(&policy, &replayed, &Expected { settings: &settings() }, 0) {
+    match appraise(&policy, &replayed, &Expected { settings: &settings(), boot: &first_boot() }, 0) {
         Appraisal::Accepted(accepted) => assert!(accepted.warnings().is_empty()),
         Appraisal::Refused(refusal) => panic!("{:?}", refusal.reasons()),
     }

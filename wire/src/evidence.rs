@@ -3,6 +3,7 @@
 //! against the PCR values of a verified quote.
 
 use crate::encoding::base64_bytes;
+use ring::digest::{Context, SHA256};
 use serde::{Deserialize, Serialize};
 
 /// The PCR that the agent extends with its own measurements (its settings). No firmware, shim or systemd-stub uses it
@@ -98,6 +99,23 @@ pub struct TeeQuote {
     #[schema(value_type = String)]
     pub quote: Vec<u8>,
 }
+
+impl TeeQuote {
+    /// What a quote's report data must be, so that it is of the machine whose TPM has the AK of this name, and of the
+    /// moment of this nonce.
+    #[must_use]
+    pub fn report_data(nonce: &[u8], ak_name: &[u8]) -> [u8; 64] {
+        let mut context = Context::new(&SHA256);
+        context.update(nonce);
+        context.update(ak_name);
+        let mut data = [0; 64];
+        data[..32].copy_from_slice(context.finish().as_ref());
+        data
+    }
+}
+
+/// Octets that a quote of a trusted execution environment may have. With its certificates it has about 5 KB.
+pub const MAX_TEE_QUOTE_BYTES: usize = 32 << 10;
 
 /// Which trusted execution environment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, utoipa::ToSchema)]

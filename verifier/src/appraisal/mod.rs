@@ -15,7 +15,9 @@ mod varying;
 pub(crate) use self::events::appraise_firmware;
 pub use self::findings::Deviation;
 
+use self::findings::Findings;
 use self::settings::settings_problems;
+use crate::boot_count::{BootFacts, BootFinding, check_boot};
 use crate::evidence::ReplayedEvidence;
 use crate::policy::{Mode, Policy, PolicyDigest};
 use crate::quote::ClockInfo;
@@ -25,11 +27,13 @@ use assay_wire::evidence::AGENT_PCR;
 use assay_wire::result::{EarStatus, Submod};
 use std::collections::BTreeMap;
 
-/// What this verifier would have told this node.
+/// What this verifier knows of this node without its evidence.
 #[derive(Debug, Clone, Copy)]
 pub struct Expected<'a> {
-    /// The settings, which must be what the agent measured.
+    /// The settings that it was told, which must be what the agent measured.
     pub settings: &'a AgentSettings,
+    /// What the TPM's counts are held against.
+    pub boot: &'a BootFacts,
 }
 
 /// The verdict.
@@ -134,6 +138,9 @@ impl Refusal {
     }
 }
 
+/// What deviations from `[[tee]]` are noted under.
+pub(crate) const TEE_RULE: &str = "tee";
+
 /// Appraises `evidence`. `now_seconds` is this verifier's clock, since the Unix epoch.
 #[must_use]
 pub fn appraise(
@@ -151,8 +158,8 @@ pub fn appraise(
         "the agent's settings are what this verifier says",
     );
     if !policy.tee().is_empty() {
-        let problems = evidence.tee_deviations(policy.tee(), now_seconds);
-        findings.record("tee", Mode::Enforce, problems, "every quote that the policy demands is there and good");
+        let problems = evidence.tee_deviations(policy.tee());
+        findings.record(TEE_RULE, Mode::Enforce, problems, "every quote that the policy demands is there and good");
     }
     if let Some(list) = evidence.ima() {
         let (mode, problems) = list.deviations(policy.ima());
@@ -161,6 +168,7 @@ pub fn appraise(
     findings.record("policy", Mode::Enforce, validity_problem(policy, now_seconds), "valid");
     let problems = policy.clock().problems(evidence.clock(), evidence.clock_fell_back_ms());
     findings.record("clock", Mode::Enforce, problems, "as the policy wants it");
+    record_boot(policy, evidence, expected.boot, &mut findings);
     let (good, reasons, warnings) =
         (findings.are_good(), findings.sentences(Mode::Enforce), findings.sentences(Mode::Warn));
     let (deviations, rules) = findings.into_parts();
@@ -176,6 +184,18 @@ pub fn appraise(
         })
     } else {
         Appraisal::Refused(Refusal { policy: *policy.digest(), deviations, reasons, warnings })
+    }
+}
+
+/// What the TPM's counts do not explain: some of it refuses the node, some is only said.
+fn record_boot(policy: &Policy, evidence: &ReplayedEvidence<'_>, facts: &BootFacts, findings: &mut Findings) {
+    let locality = evidence.log().startup_locality();
+    let found = check_boot(policy.boot(), evidence.clock(), facts, locality);
+    let (refusals, cautions): (Vec<_>, Vec<_>) = found.into_iter().partition(|finding| finding.mode == Mode::Enforce);
+    let words = |found: Vec<BootFinding>| found.into_iter().map(|finding| finding.problem.to_string());
+    findings.record("boot", Mode::Warn, words(cautions), "the TPM's counts are those of a boot");
+    if !refusals.is_empty() {
+        findings.record("boot", Mode::Enforce, words(refusals), "");
     }
 }
 

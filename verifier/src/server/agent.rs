@@ -7,6 +7,7 @@ use super::extract::{BearerProof, Named, Text, parse_json};
 use super::leaving::LeavingAnswer;
 use super::secrets::secret;
 use super::{Verifier, computed, db_failed, policy_refused};
+use crate::boot_count::{Boot, BootFacts};
 use crate::config::Role;
 use crate::evidence::MAX_EVIDENCE_BYTES;
 use crate::quote::ClockInfo;
@@ -168,21 +169,30 @@ async fn appraised(
     let settings = verifier.settings_for(&attester.node);
     let tee_collateral = Arc::clone(&verifier.tee_collateral);
     let now_seconds = verifier.clock.now_seconds();
-    let context = CaseContext { settings: settings.clone(), last_clock, now_seconds };
+    let machine_resets = attester.airlock.machine_resets;
+    let boot = BootFacts { boot: Boot { id: attester.airlock.boot, machine_resets }, last_quote };
+    let context = CaseContext {
+        settings: settings.clone(),
+        last_clock,
+        now_seconds,
+        boot: Some(boot),
+        tee_collateral: (!evidence.tee.is_empty()).then(|| tee_collateral.digests()),
+    };
     let lifetime_seconds = i64::try_from(verifier.result_lifetime.as_secs()).unwrap_or(0);
     let judgement = computed("appraising evidence", move || {
-        judge(&Case {
-            attester: &attester,
+        let case = Case {
+            ak_public: &attester.ak_public,
             nonce: &nonce,
             evidence: &evidence,
-            last_clock: last_clock.as_ref(),
-            last_quote: last_quote.as_ref(),
-            policy: policy.as_deref(),
-            tee_collateral: &tee_collateral,
             settings: &settings,
+            last_clock: last_clock.as_ref(),
+            boot: &boot,
+            tee_collateral: &tee_collateral,
+            tee_at_seconds: now_seconds,
+            policy: policy.as_deref(),
             now_seconds,
-            lifetime_seconds,
-        })
+        };
+        judge(&case, &attester, lifetime_seconds)
     })
     .await?;
     Ok((policy_digest, context, judgement))

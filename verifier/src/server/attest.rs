@@ -5,22 +5,23 @@
 //! wrong here (the database, the policy, a panic) renews nothing, and what is not renewed ends by itself.
 
 use super::extract::{BearerProof, Named, Text, parse_json};
+use super::verdicts::case_with;
 use super::{Verifier, computed, db_failed, policy_refused};
 use crate::attestation::appraise::{Decision, RuntimeCase, appraise_runtime};
 use crate::attestation::pushes::Recorded;
 use crate::attestation::register::{Attested, Known, Progress};
 use crate::attestation::{ending, renewed_claims};
 use crate::policy::Policy;
+use crate::reappraisal::{Again, Reappraisal, ReappraisedWord, reappraise};
 use crate::release::journal::ReleaseStep;
-use crate::session::{Attester, IssuedNonce, Nonce, Proof};
-use crate::store::attestations::{PushRecord, TPM_SUBMOD};
+use crate::session::{IssuedNonce, Nonce, Proof};
+use crate::store::attestations::PushRecord;
 use crate::store::events::{EventKind, notices_of};
-use crate::verdict::{Case, Judgement, judge};
 use assay_service::error::ApiError;
 use assay_wire::attestation::{AttestationAnswer, AttestationRequest, RevocationNotices};
 use assay_wire::evidence::{QUOTED_PCRS, RuntimeEvidence};
-use assay_wire::id::{AdmissionId, SessionId};
-use assay_wire::isolation::{AirlockContext, Renewal};
+use assay_wire::id::AdmissionId;
+use assay_wire::isolation::Renewal;
 use assay_wire::result::Submod;
 use axum::Json;
 use axum::extract::{Query, State};
@@ -257,44 +258,19 @@ async fn reappraised(
 ) -> Result<Result<Submod, Vec<String>>, ApiError> {
     let archived = verifier.store.evidence(attested.evidence).await.map_err(db_failed)?;
     let archived = archived.ok_or_else(|| not_vouched_for("the evidence at boot is no longer in the archive"))?;
+    let case = case_with(verifier, archived).await?;
     let _slot = verifier.slots.appraisals.acquire().await.map_err(|error| ApiError::internal("appraising", &error))?;
-    let settings = verifier.settings_for(&attested.node);
-    let (attested, now_ms) = (Arc::clone(attested), verifier.clock.now_ms());
-    let tee_collateral = Arc::clone(&verifier.tee_collateral);
-    let judgement = computed("appraising boot evidence again", move || {
-        let nonce = archived.nonce_value()?;
-        let claims = &attested.claims;
-        let (lease, project) = (claims.lease, claims.project.clone());
-        let airlock = AirlockContext { lease, project, boot: claims.boot, machine_resets: None };
-        let attester = Attester {
-            session: SessionId::random(),
-            node: attested.node.clone(),
-            ek_public: attested.ek_public.clone(),
-            ak_public: archived.ak_public_bytes()?,
-            airlock,
-            created_at_ms: now_ms,
-            expires_at_ms: now_ms,
-        };
-        Ok(judge(&Case {
-            attester: &attester,
-            nonce: &nonce,
-            evidence: &archived.evidence,
-            last_clock: None,
-            last_quote: None,
-            policy: Some(&policy),
-            tee_collateral: &tee_collateral,
-            settings: &settings,
-            now_seconds: now_ms.div_euclid(1000),
-            lifetime_seconds: 0,
-        }))
+    let (tee_collateral, now_seconds) = (Arc::clone(&verifier.tee_collateral), verifier.clock.now_seconds());
+    let again = computed("appraising boot evidence again", move || {
+        let again = Again { policy: Some(&policy), now_seconds, tee_collateral: Some(&tee_collateral) };
+        reappraise(&case, &again)
     });
-    match judgement.await?.map_err(db_failed)? {
-        Judgement::Accepted { mut claims, .. } => claims
-            .submods
-            .remove(TPM_SUBMOD)
-            .map(Ok)
-            .ok_or_else(|| not_vouched_for("the appraisal of the boot evidence is empty")),
-        Judgement::Rejected { reasons, .. } => Ok(Err(reasons)),
+    let Reappraisal { verdict, reasons, unrecorded, submod, .. } = again.await?.map_err(db_failed)?;
+    match (verdict, submod) {
+        (ReappraisedWord::Rejected, _) => Ok(Err(reasons)),
+        (ReappraisedWord::Accepted, Some(submod)) => Ok(Ok(submod)),
+        (ReappraisedWord::Accepted, None) => Err(not_vouched_for("the appraisal of the boot evidence is empty")),
+        (ReappraisedWord::Undecided, _) => Err(not_vouched_for(unrecorded.join("; "))),
     }
 }
 

@@ -1,14 +1,14 @@
 //! The operators' API, policies: approve, list, show, learn, try.
 
 use super::extract::{JsonBody, Named};
-use super::verdicts::{context_of, evidence_by_id, last_verdict};
+use super::verdicts::{case_with, evidence_by_id, last_verdict};
 use super::{Verifier, computed, db_failed};
 use crate::evidence::{self, Challenge};
 use crate::learn;
 use crate::policy::signature::DetachedSignature;
 use crate::policy::{ArtefactReference, Policy};
 use crate::quote::AkPublic;
-use crate::reappraisal::{Reappraisal, reappraise};
+use crate::reappraisal::{Again, Reappraisal, reappraise};
 use crate::store::archive::{ArchivedEvidence, EvidenceId, VerdictRecord, VerdictWord};
 use crate::store::policies::{Approval, PolicyRecord};
 use assay_service::auth::Caller;
@@ -241,9 +241,12 @@ pub(crate) async fn try_policy(
     for VerdictRecord { node, evidence, verdict, .. } in left.by_ref().take(TRIED_AT_ONCE) {
         // Gone since: the node has sent newer evidence, and will be judged by that.
         let Some(archived) = verifier.store.evidence(evidence).await.map_err(db_failed)? else { continue };
-        let context = context_of(&verifier, &archived);
-        let policy = Arc::clone(&policy);
-        let would = computed("trying a policy", move || reappraise(&archived, &context, Some(&policy), now_seconds));
+        let case = case_with(&verifier, archived).await?;
+        let (policy, tee_collateral) = (Arc::clone(&policy), Arc::clone(&verifier.tee_collateral));
+        let would = computed("trying a policy", move || {
+            let again = Again { policy: Some(&policy), now_seconds, tee_collateral: Some(&tee_collateral) };
+            reappraise(&case, &again)
+        });
         trials.push(Trial { node, evidence, verdict, would: would.await?.map_err(db_failed)? });
     }
     let next = left.next().and_then(|_| trials.last()).map(|trial| trial.node.clone());

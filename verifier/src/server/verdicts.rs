@@ -79,21 +79,30 @@ async fn case_of(verifier: &Verifier, caller: &Caller, node: &NodeId) -> Result<
         return Err(no_verdict(node));
     }
     let archived = evidence_by_id(verifier, last.evidence).await?;
+    case_with(verifier, archived).await
+}
+
+/// Archived evidence with all that the verdict on it depended on.
+pub(super) async fn case_with(verifier: &Verifier, archived: ArchivedEvidence) -> Result<CaseFile, ApiError> {
     let (mut policy, mut approvals) = (None, Vec::new());
-    if let Some(digest) = &last.policy {
+    if let Some(digest) = &archived.verdict.policy {
         policy = verifier.store.policy(digest).await.map_err(db_failed)?;
         approvals = verifier.store.approvals(digest).await.map_err(db_failed)?;
     }
     let context = context_of(verifier, &archived);
-    Ok(CaseFile { format: CASE_FORMAT.to_owned(), archived, context, policy, approvals })
+    let named = context.tee_collateral.as_deref().unwrap_or_default();
+    let tee_collateral = verifier.store.collateral(named).await.map_err(db_failed)?;
+    Ok(CaseFile { format: CASE_FORMAT.to_owned(), archived, context, policy, approvals, tee_collateral })
 }
 
-/// What the verdict depended on; for evidence of before that was kept, what it would depend on now.
-pub(super) fn context_of(verifier: &Verifier, archived: &ArchivedEvidence) -> CaseContext {
+/// What the verdict depended on; for evidence of before that was kept, the settings of now and nothing else.
+fn context_of(verifier: &Verifier, archived: &ArchivedEvidence) -> CaseContext {
     archived.context.clone().unwrap_or_else(|| CaseContext {
         settings: verifier.settings_for(&archived.verdict.node),
         last_clock: None,
         now_seconds: archived.verdict.received_at_ms.div_euclid(1000),
+        boot: None,
+        tee_collateral: None,
     })
 }
 

@@ -6,6 +6,7 @@
 
 pub mod archive;
 pub mod attestations;
+pub mod collateral;
 pub mod events;
 pub mod identities;
 pub mod incidents;

@@ -36,11 +36,13 @@ on_both! {
     the_archive_keeps_the_newest_of_each_node_and_what_is_unreported:
         StoreLimits { evidence_per_node: 2, ..StoreLimits::default() },
     the_journal_survives_and_moves_by_compare_and_set: StoreLimits::default(),
+    collateral_is_kept_once_and_found_by_its_digest: StoreLimits::default(),
     incidents_are_bounded: StoreLimits { incidents: 3, ..StoreLimits::default() },
 }
 
 mod cases {
     use super::super::archive::{Outcome, VerdictWord};
+    use super::super::collateral::MOST_KEPT;
     use super::super::identities::Allowed;
     use super::super::incidents::{NewIncident, Settled};
     use super::super::policies::{ActivePolicyError, PolicyRecord, PolicyRefused};
@@ -53,8 +55,42 @@ mod cases {
     use crate::quote::ClockInfo;
     use crate::release::journal::ReleaseStep;
     use crate::session::{Proof, Session};
+    use crate::tee::Collateral;
     use assay_service::error::chain;
     use assay_wire::id::NodeId;
+
+    pub(super) async fn collateral_is_kept_once_and_found_by_its_digest(test: TestStore) {
+        let field = |name: &str| (name.to_owned(), serde_json::Value::from(""));
+        let names = ["pck_crl_issuer_chain", "tcb_info_issuer_chain", "tcb_info", "qe_identity_issuer_chain"];
+        let octets = ["root_ca_crl", "pck_crl", "tcb_info_signature", "qe_identity_signature"];
+        let whole = names.iter().chain(&octets).chain(&["qe_identity"]).map(|name| field(name));
+        let document = serde_json::Value::Object(whole.collect()).to_string();
+        let other = format!(" {document}");
+        let read = |texts: &[&str]| Collateral::from_files(texts.iter().map(|text| ("a file", *text))).unwrap();
+        let (both, one) = (read(&[&document, &other]), read(&[&document]));
+        test.store.keep_collateral(&both, 1_000).await.unwrap();
+        test.store.keep_collateral(&one, 2_000).await.unwrap();
+        let digests = both.digests();
+        assert_eq!(digests.len(), 2);
+        assert_eq!(test.store.collateral(&digests).await.unwrap(), [document.clone(), other.clone()]);
+        let reversed: Vec<_> = digests.iter().rev().copied().collect();
+        assert_eq!(test.store.collateral(&reversed).await.unwrap(), [other, document]);
+        // Of more than are kept, those go that were given the longest ago.
+        sqlx::query("UPDATE tee_collateral SET given_at_ms = 3000 WHERE sha256 = $1")
+            .bind(digests[0].to_string())
+            .execute(test.store.pool())
+            .await
+            .unwrap();
+        for number in 0..MOST_KEPT - 1 {
+            sqlx::query("INSERT INTO tee_collateral (sha256, document, given_at_ms) VALUES ($1, '', 2500)")
+                .bind(number.to_string())
+                .execute(test.store.pool())
+                .await
+                .unwrap();
+        }
+        test.store.keep_collateral(&Collateral::default(), 4_000).await.unwrap();
+        assert_eq!(test.store.collateral(&digests).await.unwrap().len(), 1);
+    }
 
     pub(super) async fn a1_a_nonce_is_used_once_also_by_two_at_once(test: TestStore) {
         let enrolled = enrolled(&test.store, "n1", 1_000).await;

@@ -10,25 +10,21 @@
 //! enclave. Collateral is data that an operator fetches where there is a network, and gives in files; nothing is fetched
 //! here. A quote that the policy demands and that does not come, or for which there is no collateral, is a deviation.
 
+mod folder;
 mod quote;
 mod rule;
 
-pub use self::quote::{Collateral, CollateralError, TeeError, VerifiedTeeQuote, verify};
+pub use self::folder::{FolderError, read_folder};
+pub use self::quote::{Collateral, CollateralDigest, CollateralError, TeeError, VerifiedTeeQuote, verify};
 pub use self::rule::{Attributes, Measurement, TeeRule};
 
 use assay_tpm::name::Name;
 use assay_wire::evidence::TeeQuote;
-use ring::digest::{Context, SHA256};
 
 /// What a quote's report data must be.
 #[must_use]
 pub fn report_data(nonce: &[u8; 32], ak_name: &Name) -> [u8; 64] {
-    let mut context = Context::new(&SHA256);
-    context.update(nonce);
-    context.update(ak_name.as_bytes());
-    let mut data = [0; 64];
-    data[..32].copy_from_slice(context.finish().as_ref());
-    data
+    TeeQuote::report_data(nonce, ak_name.as_bytes())
 }
 
 /// What deviates from the rules: each wants a quote that meets it. Quotes that no rule wants are not looked at.

@@ -1,16 +1,52 @@
 //! Verifying a quote: its signature, the certificates up to Intel's root, their revocation and the platform's TCB, by
 //! `dcap-qvl`. [`verify`] is the one maker of a [`VerifiedTeeQuote`].
 
-use assay_wire::evidence::{TeeKind, TeeQuote};
+use assay_tpm::algorithm::HashAlgorithm;
+use assay_wire::evidence::{MAX_TEE_QUOTE_BYTES, TeeKind, TeeQuote};
 use dcap_qvl::QuoteCollateralV3;
 use dcap_qvl::quote::{EnclaveReport, Quote, Report, TDReport10};
 use dcap_qvl::verify::QuoteVerifier;
+use serde::{Deserialize, Serialize};
 use std::fmt;
 
 /// What an operator fetched from Intel's provisioning certification service: issuers, revocation lists, TCB levels and
 /// the quoting enclaves' identities. Signed by Intel and valid for about a month.
 #[derive(Debug, Clone, Default)]
-pub struct Collateral(Vec<QuoteCollateralV3>);
+pub struct Collateral(Vec<Document>);
+
+/// One document, and the text that it was read from: what is kept beside a verdict.
+#[derive(Debug, Clone)]
+struct Document {
+    digest: CollateralDigest,
+    text: String,
+    collateral: QuoteCollateralV3,
+}
+
+/// SHA-256 of a document's text.
+#[serde_with::serde_as]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct CollateralDigest(#[serde_as(as = "serde_with::hex::Hex")] [u8; 32]);
+
+impl CollateralDigest {
+    fn of(text: &str) -> Self {
+        let mut digest = [0; 32];
+        digest.copy_from_slice(HashAlgorithm::Sha256.digest(text.as_bytes()).as_ref());
+        Self(digest)
+    }
+}
+
+impl fmt::Display for CollateralDigest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&hex::encode(self.0))
+    }
+}
+
+impl fmt::Debug for CollateralDigest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
 
 /// Why a file is no collateral.
 #[derive(Debug, thiserror::Error)]
@@ -26,6 +62,9 @@ pub enum CollateralError {
     /// More files than there are kinds of machines.
     #[error("more than {MOST_COLLATERAL} files of TEE collateral")]
     TooMany,
+    /// More octets than an exported verdict has room for.
+    #[error("more than {MAX_COLLATERAL_BYTES} octets of TEE collateral")]
+    TooLarge,
 }
 
 impl Collateral {
@@ -34,11 +73,38 @@ impl Collateral {
     /// # Errors
     /// A file holds something else.
     pub fn from_files<'a>(files: impl IntoIterator<Item = (&'a str, &'a str)>) -> Result<Self, CollateralError> {
-        let read = |(file, text): (&str, &str)| {
-            serde_json::from_str(text).map_err(|source| CollateralError::Json { file: file.to_owned(), source })
-        };
-        let documents = files.into_iter().take(MOST_COLLATERAL + 1).map(read).collect::<Result<Vec<_>, _>>()?;
-        if documents.len() > MOST_COLLATERAL { Err(CollateralError::TooMany) } else { Ok(Self(documents)) }
+        let (mut documents, mut bytes) = (Vec::new(), 0);
+        for (file, text) in files {
+            bytes += text.len();
+            if documents.len() >= MOST_COLLATERAL {
+                return Err(CollateralError::TooMany);
+            }
+            if bytes > MAX_COLLATERAL_BYTES {
+                return Err(CollateralError::TooLarge);
+            }
+            let json = |source| CollateralError::Json { file: file.to_owned(), source };
+            let collateral = serde_json::from_str(text).map_err(json)?;
+            documents.push(Document { digest: CollateralDigest::of(text), text: text.to_owned(), collateral });
+        }
+        Ok(Self(documents))
+    }
+
+    /// What each document is known by, in their order.
+    #[must_use]
+    pub fn digests(&self) -> Vec<CollateralDigest> {
+        self.0.iter().map(|document| document.digest).collect()
+    }
+
+    /// The documents as they were read.
+    pub fn texts(&self) -> impl Iterator<Item = (CollateralDigest, &str)> {
+        self.0.iter().map(|document| (document.digest, document.text.as_str()))
+    }
+
+    /// The documents of these digests, in this order; none if one is not there.
+    #[must_use]
+    pub fn named(&self, digests: &[CollateralDigest]) -> Option<Self> {
+        let find = |wanted: &CollateralDigest| self.0.iter().find(|document| document.digest == *wanted).cloned();
+        digests.iter().map(find).collect::<Option<Vec<_>>>().map(Self)
     }
 
     /// How many documents there are.
@@ -58,7 +124,7 @@ impl Collateral {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum TeeError {
     /// Larger than any quote.
-    #[error("a {kind} quote has {bytes} octets, more than {MOST_QUOTE_BYTES}")]
+    #[error("a {kind} quote has {bytes} octets, more than {MAX_TEE_QUOTE_BYTES}")]
     TooLarge {
         /// What it says to be.
         kind: &'static str,
@@ -161,7 +227,7 @@ impl VerifiedTeeQuote {
 /// See [`TeeError`].
 pub fn verify(quote: &TeeQuote, collateral: &Collateral, now_seconds: i64) -> Result<VerifiedTeeQuote, TeeError> {
     let kind = kind_name(quote.kind);
-    if quote.quote.len() > MOST_QUOTE_BYTES {
+    if quote.quote.len() > MAX_TEE_QUOTE_BYTES {
         return Err(TeeError::TooLarge { kind, bytes: quote.quote.len() });
     }
     let decoded = Quote::parse(&quote.quote).map_err(|error| TeeError::Malformed { kind, problem: words(&error) })?;
@@ -172,7 +238,7 @@ pub fn verify(quote: &TeeQuote, collateral: &Collateral, now_seconds: i64) -> Re
     let verifier = QuoteVerifier::new_prod();
     let mut refused = TeeError::NoCollateral { kind };
     for document in &collateral.0 {
-        match verifier.verify(&quote.quote, document, now) {
+        match verifier.verify(&quote.quote, &document.collateral, now) {
             Ok(verified) => {
                 return Ok(VerifiedTeeQuote {
                     kind: quote.kind,
@@ -202,7 +268,7 @@ pub(super) fn kind_name(kind: TeeKind) -> &'static str {
     }
 }
 
-/// A quote with its certificates has about 5 KB.
-const MOST_QUOTE_BYTES: usize = 32 << 10;
 const MOST_WORDS: usize = 300;
 const MOST_COLLATERAL: usize = 64;
+/// One document has about 20 KB.
+pub(super) const MAX_COLLATERAL_BYTES: usize = 2 << 20;

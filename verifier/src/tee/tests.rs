@@ -3,6 +3,7 @@
 
 use super::*;
 use assay_wire::evidence::TeeKind;
+use ring::digest::SHA256;
 use std::path::PathBuf;
 
 /// A quote with its collateral, and a moment when both were good.

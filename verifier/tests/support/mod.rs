@@ -4,6 +4,7 @@
 #![allow(dead_code, reason = "each test uses its part")]
 
 use assay_tpm::testing::{KeyKind, SoftTpm, sha256};
+use assay_verifier::boot_count::BootFacts;
 use assay_verifier::event_log::event_type::EventType;
 use assay_verifier::event_log::writer::LogWriter;
 use assay_verifier::evidence::Challenge;
@@ -11,6 +12,7 @@ use assay_verifier::policy::ArtefactReference;
 use assay_verifier::quote::AkPublic;
 use assay_wire::agent::AgentSettings;
 use assay_wire::evidence::{AGENT_PCR, AgentMeasurement, Evidence, MeasurementKind, QUOTED_PCRS};
+use assay_wire::id::BootId;
 
 pub(crate) const NONCE: [u8; 32] = [0x11; 32];
 pub(crate) const QUOTED: &str = "sha256:0,1,2,3,4,5,6,7,8,9,10,11,12,13,14";
@@ -65,6 +67,11 @@ impl Node {
     pub(crate) fn challenge(&self) -> Challenge<'_> {
         Challenge { ak: &self.ak, nonce: &NONCE, last_clock: None }
     }
+}
+
+/// A boot by a TPM that no verifier has seen.
+pub(crate) fn first_boot() -> BootFacts {
+    BootFacts::first(BootId::random())
 }
 
 /// What the verifier tells the node.
