@@ -24,6 +24,8 @@ use crate::ima::{ImaReadError, MeasurementReader};
 use crate::init::peak_memory_kib;
 use crate::session::SessionError;
 use crate::settings::sha256;
+use crate::tee::TeeQuotes;
+use crate::tee::tsm::Interface;
 use crate::tpm::esapi::EsapiTpm;
 use crate::tpm::{Tpm, TpmError};
 use assay_tpm::public::Public;
@@ -47,11 +49,18 @@ pub struct Places {
     pub hooks: PathBuf,
     /// The kernel's runtime measurement list.
     pub measurements: PathBuf,
+    /// Where quotes of a trust domain come from.
+    pub tee: Interface,
 }
 
 impl Default for Places {
     fn default() -> Self {
-        Self { run: RUN.into(), hooks: HOOKS.into(), measurements: crate::ima::MEASUREMENTS.into() }
+        Self {
+            run: RUN.into(),
+            hooks: HOOKS.into(),
+            measurements: crate::ima::MEASUREMENTS.into(),
+            tee: Interface::default(),
+        }
     }
 }
 
@@ -120,6 +129,7 @@ pub struct Attester {
     client: AttestationClient,
     tpm: EsapiTpm,
     measurements: MeasurementReader,
+    tee: TeeQuotes,
     places: Places,
     supervisor: Supervisor,
     notices: Notices,
@@ -137,7 +147,8 @@ impl Attester {
         let node = &state.node;
         tracing::info!(event = "agent.key_loaded", %node, admission = %state.admission, "loaded the attestation key of {node}");
         let measurements = MeasurementReader::new(&places.measurements);
-        Ok(Self { state, client, tpm, measurements, places, supervisor: Supervisor::from_environment(), notices })
+        let tee = TeeQuotes::new(places.tee.clone());
+        Ok(Self { state, client, tpm, measurements, tee, places, supervisor: Supervisor::from_environment(), notices })
     }
 
     /// Attests until the verifier revokes this node. The verifier, or the way to it, may be away for any time: what
@@ -180,7 +191,8 @@ impl Attester {
             let answer = match round {
                 Ok(round) => {
                     tokio::time::sleep_until(round.due).await;
-                    let evidence = runtime_evidence(&mut self.tpm, &mut self.measurements, &round.request)?;
+                    let mut evidence = runtime_evidence(&mut self.tpm, &mut self.measurements, &round.request)?;
+                    evidence.tee = self.tee.answering(&round.request.nonce, &self.state.ak.public);
                     self.client.submit(&evidence).await
                 }
                 Err(error) => Err(error),

@@ -12,6 +12,7 @@ use crate::handover::{Handover, HandoverError};
 use crate::network::{Network, NetworkError, Nic};
 use crate::run::{KERNEL_EVENT_LOG, ManagedNic, RunError, measured_settings, to_grant, to_release};
 use crate::session::SessionError;
+use crate::tee::TeeQuotes;
 use crate::tpm::TpmError;
 use crate::tpm::esapi::{DEVICE_TCTI, EsapiTpm};
 use futures_util::future::select_ok;
@@ -91,6 +92,7 @@ async fn boot() -> Result<Infallible, BootError> {
     mounts::mount_all()?;
     tracing::info!(event = "agent.started", "assay agent {}", env!("CARGO_PKG_VERSION"));
     modules::load(modules::Group::Early)?;
+    prepare_tee();
     let network = Network::open()?;
     let (nic, lease) = address(&network).await?;
     network.set_address(&nic.name, lease.address, lease.router).await?;
@@ -98,7 +100,7 @@ async fn boot() -> Result<Infallible, BootError> {
 
     let mut tpm = open_tpm().await?;
     let settings = measured_settings(&lease.settings_url, &mut tpm).await?;
-    let released = to_release(&mut tpm, &settings, Path::new(KERNEL_EVENT_LOG)).await?;
+    let released = to_release(&mut tpm, &settings, Path::new(KERNEL_EVENT_LOG), &TeeQuotes::default()).await?;
     let mac = nic.mac;
     let managed = ManagedNic { network, name: nic.name };
     let granted = to_grant(released, &mut tpm, Some(&managed)).await?;
@@ -113,6 +115,14 @@ async fn boot() -> Result<Infallible, BootError> {
     tracing::info!(event = "agent.handing_over", memory, "starting the tenant's kernel (I used {memory} KiB at most)");
     let Err(error) = prepared.start();
     Err(error.into())
+}
+
+/// Whatever gives quotes of a trust domain. A machine that is none boots as well without.
+fn prepare_tee() {
+    let prepared = modules::load(modules::Group::Tee).map_err(BootError::from);
+    if let Err(error) = prepared.and_then(|()| Ok(mounts::mount_configfs()?)) {
+        tracing::warn!(event = "agent.no_tee_interface", "{}", Chain(&error));
+    }
 }
 
 /// Asks on every NIC at once; the first that is answered is the one that this node boots from.

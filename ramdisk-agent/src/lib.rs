@@ -2,7 +2,7 @@
 //!
 //! On the boot path it stands between iPXE and the tenant's kernel. It brings a NIC up ([`dhcp`], [`network`]),
 //! measures its settings ([`settings`]), proves to the verifier what booted ([`session`] over [`client`], with the TPM
-//! behind [`tpm`]), waits for the release, opens the grant and hands the machine over to the tenant's kernel
+//! behind [`tpm`], and [`tee`] beside it), waits for the release, opens the grant and hands the machine over to the tenant's kernel
 //! ([`handover`]). There, started by the tenant's init, the same program goes on proving what runs ([`attestation`]). [`run`] puts those steps in order; [`init`] is what PID 1 of the ramdisk needs around them.
 //!
 //! Nothing that the airlock network says is believed: settings are measured before use, the verifier's key is pinned,
@@ -27,4 +27,5 @@ pub mod pin;
 pub mod run;
 pub mod session;
 pub mod settings;
+pub mod tee;
 pub mod tpm;

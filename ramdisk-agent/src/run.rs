@@ -6,6 +6,7 @@ use crate::fetch::{FetchError, settings_document};
 use crate::network::{Network, NetworkError};
 use crate::session::{Granted, Released, STEP_LIMIT, SessionError, attest};
 use crate::settings::{MeasuredSettings, SettingsError};
+use crate::tee::TeeQuotes;
 use crate::tpm::{Tpm, TpmError};
 use std::fs::File;
 use std::io::{self, Read as _};
@@ -54,10 +55,11 @@ pub async fn to_release(
     tpm: &mut dyn Tpm,
     settings: &MeasuredSettings,
     event_log: &Path,
+    tee: &TeeQuotes,
 ) -> Result<Released, RunError> {
     log_pcrs(tpm)?;
     let event_log = read_event_log(event_log)?;
-    let released = attest(tpm, settings, event_log).await?.await_release().await?;
+    let released = attest(tpm, settings, event_log, tee).await?.await_release().await?;
     let address = released.address();
     tracing::info!(
         event = "agent.released",

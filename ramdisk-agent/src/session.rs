@@ -12,6 +12,7 @@ use crate::backoff::retry;
 use crate::client::{CallError, Client};
 use crate::pin::KeyPin;
 use crate::settings::{MeasuredSettings, verifier_address};
+use crate::tee::TeeQuotes;
 use crate::tpm::{AttesterKeys, SavedAk, Tpm, TpmError};
 use assay_tpm::seal::{SealError, open_grant};
 use assay_wire::agent::{
@@ -303,6 +304,7 @@ pub async fn attest(
     tpm: &mut dyn Tpm,
     settings: &MeasuredSettings,
     event_log: Vec<u8>,
+    tee: &TeeQuotes,
 ) -> Result<Accepted, SessionError> {
     let client = Client::new(settings.verifier(), settings.pin())?;
     let keys = tpm.create_keys()?;
@@ -313,8 +315,9 @@ pub async fn attest(
     let activated = challenged.activate(tpm).await?;
     tracing::info!(event = "agent.activated", "enrolled; quoting PCRs {}", Selection(&activated.request.pcrs));
     let co_verifiers = activated.request.co_verifiers.clone();
-    let supporting = affirmations(&co_verifiers, tpm, &request, &event_log, settings).await;
+    let supporting = affirmations(&co_verifiers, tpm, &request, &event_log, settings, tee).await;
     let mut evidence = activated.quote(tpm, event_log, vec![settings.measurement().clone()])?;
+    evidence.tee = tee.answering(&activated.request.nonce, &request.ak_public);
     evidence.supporting = supporting;
     let accepted = activated.send_evidence(&evidence).await?;
     tracing::info!(event = "agent.accepted", "the verifier trusts this boot; waiting for the release");
@@ -329,10 +332,11 @@ pub async fn affirmations(
     request: &EnrolRequest,
     event_log: &[u8],
     settings: &MeasuredSettings,
+    tee: &TeeQuotes,
 ) -> Vec<String> {
     let mut results = Vec::new();
     for verifier in co_verifiers.iter().take(MAX_SUPPORTING) {
-        let asking = affirmed_by(verifier, tpm, request, event_log, settings);
+        let asking = affirmed_by(verifier, tpm, request, event_log, settings, tee);
         let url = verifier.url.as_str();
         match tokio::time::timeout(CO_VERIFIER_LIMIT, asking).await {
             Ok(Ok(result)) => {
@@ -356,12 +360,14 @@ async fn affirmed_by(
     request: &EnrolRequest,
     event_log: &[u8],
     settings: &MeasuredSettings,
+    tee: &TeeQuotes,
 ) -> Result<String, SessionError> {
     let unusable = || SessionError::CoVerifier { url: verifier.url.chars().take(200).collect() };
     let address = verifier_address(&verifier.url).ok_or_else(unusable)?;
     let client = Client::new(address, verifier.key_sha256.parse().map_err(|_| unusable())?)?;
     let activated = Session::enrol(client, request).await?.activate(tpm).await?;
-    let evidence = activated.quote(tpm, event_log.to_vec(), vec![settings.measurement().clone()])?;
+    let mut evidence = activated.quote(tpm, event_log.to_vec(), vec![settings.measurement().clone()])?;
+    evidence.tee = tee.answering(&activated.request.nonce, &request.ak_public);
     match activated.session.post("evidence", &evidence).await? {
         Verdict::Affirmed { result } => Ok(result),
         Verdict::Rejected { reasons } => Err(SessionError::Rejected { reasons }),

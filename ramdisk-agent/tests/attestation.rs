@@ -17,7 +17,7 @@ use assay_tpm::signature::{Signature, SignatureValue};
 use assay_wire::attestation::{
     AttestationAnswer, AttestationRequest, RevocationNotice, RevocationNotices, SealedSecret,
 };
-use assay_wire::evidence::{QUOTED_PCRS, RuntimeEvidence};
+use assay_wire::evidence::{QUOTED_PCRS, RuntimeEvidence, TeeQuote};
 use assay_wire::id::AdmissionId;
 use assay_wire::problem::Problem;
 use serde::Serialize;
@@ -25,7 +25,7 @@ use std::fs;
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt as _;
 use std::sync::{Arc, Mutex};
-use support::{Seen, SoftTpm, TlsServer};
+use support::{Seen, SoftTpm, TlsServer, tsm};
 use zeroize::Zeroizing;
 
 const SECRET: &[u8] = b"the tenant's secret";
@@ -153,7 +153,10 @@ impl Node {
         let hook = hooks.join("drop-keys");
         fs::write(&hook, format!("#!/bin/sh\necho $1 >> {}/dropped\n", folder.path().display())).unwrap();
         fs::set_permissions(&hook, fs::Permissions::from_mode(0o755)).unwrap();
-        let places = Places { run: folder.path().join("run"), hooks, measurements: folder.path().join("none") };
+        let reports = folder.path().join("report");
+        fs::create_dir(&reports).unwrap();
+        let (run, measurements) = (folder.path().join("run"), folder.path().join("none"));
+        let places = Places { run, hooks, measurements, tee: tsm::interface(&reports, tsm::tdx) };
         // The ramdisk's connection to the TPM ends here, and its loaded keys with it.
         Self { soft, verifier, state, places, folder }
     }
@@ -194,6 +197,7 @@ async fn the_admitted_key_goes_on_attesting_until_it_is_revoked() {
     for (nonce, evidence) in &verifier.evidence {
         let quote = Quote::parse(&evidence.attest).unwrap();
         assert_eq!(quote.extra_data, nonce);
+        assert_eq!(evidence.tee, [tsm::quote_of(&TeeQuote::report_data(nonce, ak.name().as_bytes()))]);
         let values: Vec<u8> = evidence.pcrs.iter().flat_map(|value| hex::decode(value).unwrap()).collect();
         assert_eq!(quote.pcr_digest, sha256(&values));
         // The same key: its signature stands under the public area that was admitted.

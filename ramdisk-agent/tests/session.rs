@@ -8,6 +8,7 @@ use assay_ramdisk_agent::client::Client;
 use assay_ramdisk_agent::run::{measured_settings, to_grant, to_release};
 use assay_ramdisk_agent::session::{Session, SessionError, enrol_request};
 use assay_ramdisk_agent::settings::{MeasuredSettings, sha256};
+use assay_ramdisk_agent::tee::TeeQuotes;
 use assay_ramdisk_agent::tpm::Tpm as _;
 use assay_ramdisk_agent::tpm::esapi::EsapiTpm;
 use assay_tpm::attest::Quote;
@@ -17,12 +18,12 @@ use assay_tpm::seal::seal_grant;
 use assay_wire::agent::{
     ActivateRequest, EnrolChallenge, EnrolRequest, EvidenceRequest, Grant, ReleaseStatus, TenantAddress, Verdict,
 };
-use assay_wire::evidence::{Evidence, QUOTED_PCRS};
+use assay_wire::evidence::{Evidence, QUOTED_PCRS, TeeQuote};
 use assay_wire::id::{AdmissionId, SessionId};
 use serde::Serialize;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
-use support::{Seen, SoftTpm, TlsServer};
+use support::{Seen, SoftTpm, TlsServer, tsm};
 
 const SECRET: [u8; 32] = [0x5a; 32];
 const NONCE: [u8; 32] = [0x11; 32];
@@ -145,7 +146,9 @@ async fn from_settings_to_handover() {
     let expected_pcr = sha256(&[[0; 32], sha256(&document)].concat());
     assert_eq!(tpm.pcr_read(&[14]).unwrap(), [expected_pcr]);
 
-    let released = to_release(&mut tpm, &settings, event_log().path()).await.unwrap();
+    let reports = tempfile::tempdir().unwrap();
+    let tee = TeeQuotes::new(tsm::interface(reports.path(), tsm::tdx));
+    let released = to_release(&mut tpm, &settings, event_log().path(), &tee).await.unwrap();
     assert_eq!(released.address().address.to_string(), "10.20.0.50/24");
     let granted = to_grant(released, &mut tpm, None).await.unwrap();
     assert_eq!(granted.grant().chap_secret, CHAP_SECRET);
@@ -166,7 +169,10 @@ async fn from_settings_to_handover() {
     assert_eq!(seen.calls, expected);
     let enrolled = seen.enrolled.as_ref().unwrap();
     assert!(enrolled.ek_certificate.starts_with(&[0x30, 0x82]), "no EK certificate was sent");
-    check_evidence(seen.evidence.as_ref().unwrap(), &document, expected_pcr);
+    let evidence = seen.evidence.as_ref().unwrap();
+    check_evidence(evidence, &document, expected_pcr);
+    let ak = Public::parse(&enrolled.ak_public).unwrap();
+    assert_eq!(evidence.tee, [tsm::quote_of(&TeeQuote::report_data(&NONCE, ak.name().as_bytes()))]);
 }
 
 /// The quote is over the nonce and the PCR values that came with it.
@@ -189,7 +195,9 @@ async fn a_rejection_carries_every_reason() {
     let verifier = Arc::new(Mutex::new(Verifier { rejects: true, ..Verifier::default() }));
     let server = serve(Arc::clone(&verifier)).await;
     let settings = MeasuredSettings::measure(&settings_document(&server), &mut tpm).unwrap();
-    let Err(error) = to_release(&mut tpm, &settings, event_log().path()).await else { panic!("accepted") };
+    let Err(error) = to_release(&mut tpm, &settings, event_log().path(), &TeeQuotes::default()).await else {
+        panic!("accepted")
+    };
     assert!(error.is_refusal());
     assert_eq!(error.to_string(), "the verifier rejects this boot: PCR 4 is not ours; nor is PCR 7");
 }

@@ -82,7 +82,7 @@ pub(super) async fn silence(bench: &Bench) -> Result<()> {
     let admission = state.admission;
     let agent = tokio::spawn(async move {
         let failed = LabError::service("attesting for a soft node");
-        let places = Places { run, hooks: NOWHERE.into(), measurements: NOWHERE.into() };
+        let places = Places { run, hooks: NOWHERE.into(), measurements: NOWHERE.into(), ..Places::default() };
         segment
             .act(AGENT_LIMIT, move || async move {
                 let tpm = EsapiTpm::open(&tcti).map_err(LabError::service("opening the soft node's TPM"))?;

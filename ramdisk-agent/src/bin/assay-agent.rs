@@ -9,6 +9,7 @@ use assay_ramdisk_agent::init;
 use assay_ramdisk_agent::network::{Network, NetworkError, Nic};
 use assay_ramdisk_agent::run::{ManagedNic, RunError, measured_settings, to_grant, to_release};
 use assay_ramdisk_agent::session::SessionError;
+use assay_ramdisk_agent::tee::TeeQuotes;
 use assay_ramdisk_agent::tpm::TpmError;
 use assay_ramdisk_agent::tpm::esapi::{DEVICE_TCTI, EsapiTpm};
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -197,7 +198,7 @@ async fn enrol(args: EnrolArgs) -> Result<(), EnrolError> {
     };
     let mut tpm = EsapiTpm::open(&args.tcti)?;
     let settings = measured_settings(&settings_url, &mut tpm).await?;
-    let released = to_release(&mut tpm, &settings, &args.event_log).await?;
+    let released = to_release(&mut tpm, &settings, &args.event_log, &TeeQuotes::default()).await?;
     if args.until == Until::Released {
         return Ok(());
     }

@@ -14,7 +14,7 @@ const REQUIRED: [(Group, &str); 4] =
     [(Group::Early, "virtio_pci"), (Group::Early, "virtio_net"), (Group::Iscsi, "iscsi_tcp"), (Group::Iscsi, "sd_mod")];
 
 /// Taken where the kernel package has them: a cloud kernel has few, a generic one has those of servers.
-const OPTIONAL: [(Group, &str); 13] = [
+const OPTIONAL: [(Group, &str); 14] = [
     (Group::Early, "virtio_rng"),
     (Group::Early, "vmxnet3"),
     (Group::Early, "ixgbevf"),
@@ -26,6 +26,7 @@ const OPTIONAL: [(Group, &str); 13] = [
     (Group::Early, "ice"),
     (Group::Early, "bnxt_en"),
     (Group::Early, "tg3"),
+    (Group::Tee, "tdx_guest"),
     (Group::Iscsi, "crc32c_intel"),
     (Group::Iscsi, "ext4"),
 ];
@@ -58,7 +59,7 @@ pub fn select(kernel: &Kernel) -> Result<Vec<Module>, ModulesError> {
         }
     }
     // Required ones come first in their group, but the groups themselves must not mix.
-    order.chosen.sort_by_key(|module| module.group == Group::Iscsi);
+    order.chosen.sort_by_key(|module| module.group);
     Ok(order.chosen)
 }
 

@@ -12,10 +12,12 @@ use std::path::{Path, PathBuf};
 pub const LIST: &str = "/etc/assay/modules";
 
 /// When modules are wanted.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Group {
     /// At once: the bus and the NICs.
     Early,
+    /// For quotes of a trust domain.
+    Tee,
     /// For the hand-over: iSCSI and SCSI disks.
     Iscsi,
 }
@@ -24,6 +26,7 @@ impl fmt::Display for Group {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Early => "early",
+            Self::Tee => "tee",
             Self::Iscsi => "iscsi",
         })
     }

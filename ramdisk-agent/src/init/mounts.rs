@@ -4,6 +4,7 @@ use nix::errno::Errno;
 use nix::mount::{MsFlags, mount};
 use std::fs;
 use std::io;
+use std::path::Path;
 
 /// Where, and what; in this order, as the last one is inside the second.
 const MOUNTS: [(&str, &str); 4] =
@@ -25,13 +26,27 @@ pub struct MountError {
 /// If the kernel refuses.
 pub fn mount_all() -> Result<(), MountError> {
     for (path, kind) in MOUNTS {
-        let failed = |source| MountError { path, kind, source };
-        fs::create_dir_all(path).map_err(failed)?;
-        let flags = MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC;
-        match mount(Some(kind), path, Some(kind), flags, None::<&str>) {
-            Ok(()) | Err(Errno::EBUSY) => {}
-            Err(errno) => return Err(failed(errno.into())),
-        }
+        fs::create_dir_all(path).map_err(|source| MountError { path, kind, source })?;
+        mount_one(path, kind)?;
     }
     Ok(())
 }
+
+/// Mounts the file system of the kernel's report interface ([`crate::tee::tsm`]), where the kernel has one: it makes the
+/// folder for it.
+///
+/// # Errors
+/// If the kernel refuses.
+pub fn mount_configfs() -> Result<(), MountError> {
+    if Path::new(CONFIGFS).is_dir() { mount_one(CONFIGFS, "configfs") } else { Ok(()) }
+}
+
+fn mount_one(path: &'static str, kind: &'static str) -> Result<(), MountError> {
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC;
+    match mount(Some(kind), path, Some(kind), flags, None::<&str>) {
+        Ok(()) | Err(Errno::EBUSY) => Ok(()),
+        Err(errno) => Err(MountError { path, kind, source: errno.into() }),
+    }
+}
+
+const CONFIGFS: &str = "/sys/kernel/config";
