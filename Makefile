@@ -7,7 +7,7 @@ CARGO ?= cargo
 EVERYTHING := --workspace --features assay/failpoints --locked
 
 # What opens a database, beside the libraries.
-ON_POSTGRESQL := --lib --test api --test identity --test attestation --test renewals --test agreement --test attacks_release \
+ON_POSTGRESQL := --lib --test api --test identity --test attestation --test renewals --test reappraisal --test agreement --test attacks_release \
 	--test life_cycle --test faults --test crash
 
 .DEFAULT_GOAL := help
