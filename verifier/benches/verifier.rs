@@ -63,7 +63,7 @@ fn beside_keylime(evidence: &Evidence, ak: &[u8], policy: &Policy, settings: &Ag
 fn appraised(evidence: &Evidence, ak: &[u8], policy: &Policy, settings: &AgentSettings) -> u64 {
     let ak = AkPublic::parse(ak).unwrap();
     let replayed = verify(evidence, &Challenge { ak: &ak, nonce: &NONCE, last_clock: None }).unwrap();
-    let boot = &BootFacts::first(BootId::nil());
+    let boot = &BootFacts::first(BootId::random());
     let verdict = appraise(policy, &replayed, &Expected { settings, boot }, 0);
     assert!(matches!(verdict, Appraisal::Accepted(_)), "{verdict:?}");
     1
