@@ -14,6 +14,7 @@ use assay_tpm::attest::Quote;
 use assay_tpm::public::{KeyPublic, Public};
 use assay_tpm::seal::seal_grant;
 use assay_tpm::signature::{Signature, SignatureValue};
+use assay_tpm::testing::NetworkTpm;
 use assay_wire::attestation::{
     AttestationAnswer, AttestationRequest, RevocationNotice, RevocationNotices, SealedSecret,
 };
@@ -25,7 +26,7 @@ use std::fs;
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt as _;
 use std::sync::{Arc, Mutex};
-use support::{Seen, SoftTpm, TlsServer, tsm};
+use support::{Seen, TlsServer, tsm};
 use zeroize::Zeroizing;
 
 const SECRET: &[u8] = b"the tenant's secret";
@@ -115,7 +116,7 @@ fn notice(node: &str, sequence: u64) -> RevocationNotice {
 
 /// A node whose ramdisk has handed over, and its verifier.
 struct Node {
-    soft: SoftTpm,
+    soft: NetworkTpm,
     verifier: Arc<Mutex<Verifier>>,
     state: AttestationState,
     places: Places,
@@ -124,7 +125,7 @@ struct Node {
 
 impl Node {
     async fn handed_over(good: usize) -> Self {
-        let soft = SoftTpm::start();
+        let soft = NetworkTpm::start();
         let mut tpm = EsapiTpm::open(&soft.tcti()).unwrap();
         let keys = tpm.create_keys().unwrap();
         let ak = tpm.saved_ak().unwrap();
@@ -268,7 +269,7 @@ async fn a_verifier_that_attests_nobody_starts_no_hooks() {
 
 #[tokio::test]
 async fn another_tpm_cannot_use_the_key() {
-    let (node, other) = (Node::handed_over(1).await, SoftTpm::start());
+    let (node, other) = (Node::handed_over(1).await, NetworkTpm::start());
     let mut tpm = EsapiTpm::open(&other.tcti()).unwrap();
     assert!(tpm.load_ak(node.state.ak).is_err());
 }

@@ -2,19 +2,17 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on says so by a panic")]
 
-mod support;
-
 use assay_ramdisk_agent::tpm::Tpm as _;
 use assay_ramdisk_agent::tpm::esapi::EsapiTpm;
 use assay_tpm::credential::make_credential;
 use assay_tpm::public::{Curve, KeyPublic, Public};
+use assay_tpm::testing::NetworkTpm;
 use std::process::Command;
-use support::SoftTpm;
 
 const SECRET: [u8; 32] = [0x5a; 32];
 
 /// Makes the agent's keys, and shows that a credential for them opens.
-fn present(tpm: &SoftTpm) -> (KeyPublic, Vec<u8>, Vec<u8>) {
+fn present(tpm: &NetworkTpm) -> (KeyPublic, Vec<u8>, Vec<u8>) {
     let mut agent = EsapiTpm::open(&tpm.tcti()).unwrap();
     let keys = agent.create_keys().unwrap();
     let ak = Public::parse(&keys.ak_public).unwrap();
@@ -29,14 +27,14 @@ fn present(tpm: &SoftTpm) -> (KeyPublic, Vec<u8>, Vec<u8>) {
     (Public::parse(&keys.ek_public).unwrap().key().clone(), keys.ek_certificate, keys.ek_chain)
 }
 
-fn tool(tpm: &SoftTpm, name: &str, arguments: &[&str]) {
+fn tool(tpm: &NetworkTpm, name: &str, arguments: &[&str]) {
     let output = Command::new(name).args(arguments).env("TPM2TOOLS_TCTI", tpm.tcti()).output().unwrap();
     assert!(output.status.success(), "{name} {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
 }
 
 #[test]
 fn the_first_ek_with_a_certificate_is_presented_and_the_chain_with_it() {
-    let tpm = SoftTpm::start();
+    let tpm = NetworkTpm::start();
     let (key, certificate, chain) = present(&tpm);
     assert!(matches!(key, KeyPublic::Rsa { .. }));
     assert_eq!(certificate[..2], [0x30, 0x82]);

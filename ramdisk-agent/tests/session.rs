@@ -15,6 +15,7 @@ use assay_tpm::attest::Quote;
 use assay_tpm::credential::make_credential;
 use assay_tpm::public::Public;
 use assay_tpm::seal::seal_grant;
+use assay_tpm::testing::NetworkTpm;
 use assay_wire::agent::{
     ActivateRequest, EnrolChallenge, EnrolRequest, EvidenceRequest, Grant, ReleaseStatus, TenantAddress, Verdict,
 };
@@ -23,7 +24,7 @@ use assay_wire::id::{AdmissionId, SessionId};
 use serde::Serialize;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
-use support::{Seen, SoftTpm, TlsServer, tsm};
+use support::{Seen, TlsServer, tsm};
 
 const SECRET: [u8; 32] = [0x5a; 32];
 const NONCE: [u8; 32] = [0x11; 32];
@@ -136,7 +137,7 @@ fn event_log() -> tempfile::NamedTempFile {
 
 #[tokio::test]
 async fn from_settings_to_handover() {
-    let soft = SoftTpm::start();
+    let soft = NetworkTpm::start();
     let mut tpm = EsapiTpm::open(&soft.tcti()).unwrap();
     let verifier = Arc::new(Mutex::new(Verifier::default()));
     let server = serve(Arc::clone(&verifier)).await;
@@ -190,7 +191,7 @@ fn check_evidence(evidence: &Evidence, document: &[u8], settings_pcr: [u8; 32]) 
 
 #[tokio::test]
 async fn a_rejection_carries_every_reason() {
-    let soft = SoftTpm::start();
+    let soft = NetworkTpm::start();
     let mut tpm = EsapiTpm::open(&soft.tcti()).unwrap();
     let verifier = Arc::new(Mutex::new(Verifier { rejects: true, ..Verifier::default() }));
     let server = serve(Arc::clone(&verifier)).await;
@@ -204,7 +205,7 @@ async fn a_rejection_carries_every_reason() {
 
 #[tokio::test]
 async fn another_key_than_the_pinned_one_is_refused_at_once() {
-    let soft = SoftTpm::start();
+    let soft = NetworkTpm::start();
     let mut tpm = EsapiTpm::open(&soft.tcti()).unwrap();
     let verifier = Arc::new(Mutex::new(Verifier::default()));
     let server = serve(Arc::clone(&verifier)).await;
@@ -219,7 +220,7 @@ async fn another_key_than_the_pinned_one_is_refused_at_once() {
 
 #[tokio::test]
 async fn a_credential_for_another_ak_does_not_open() {
-    let soft = SoftTpm::start();
+    let soft = NetworkTpm::start();
     let mut tpm = EsapiTpm::open(&soft.tcti()).unwrap();
     let keys = tpm.create_keys().unwrap();
     let name = Public::parse(&keys.ak_public).unwrap().name().as_bytes().to_vec();
@@ -238,7 +239,7 @@ async fn a_credential_for_another_ak_does_not_open() {
 
 #[tokio::test]
 async fn settings_that_cannot_be_fetched_are_not_measured() {
-    let soft = SoftTpm::start();
+    let soft = NetworkTpm::start();
     let mut tpm = EsapiTpm::open(&soft.tcti()).unwrap();
     let url = "http://verifier.example/settings.json".parse().unwrap();
     assert!(measured_settings(&url, &mut tpm).await.is_err());

@@ -2,6 +2,10 @@
 //!
 //! Only behind the feature `testing`. Everything here panics on failure, as tests do.
 
+mod network;
+
+pub use self::network::NetworkTpm;
+
 use crate::algorithm::HashAlgorithm;
 use crate::public::{Public, Scheme};
 use assay_wire::agent::Credential;
@@ -53,32 +57,7 @@ impl SoftTpm {
     #[must_use]
     pub fn start_with_ek_certificate() -> (Self, Vec<Vec<u8>>) {
         let directory = TempDir::new().expect("temporary directory");
-        let path = |name: &str| directory.path().join(name).display().to_string();
-        fs::create_dir(path("state")).expect("state directory");
-        let ca = format!(
-            "statedir = {0}\nsigningkey = {0}/signkey.pem\nissuercert = {0}/issuercert.pem\n\
-             certserial = {0}/certserial\n",
-            path("ca")
-        );
-        fs::create_dir(path("ca")).expect("CA directory");
-        fs::write(path("ca.conf"), ca).expect("CA configuration");
-        fs::write(path("ca.options"), "--platform-manufacturer Assay\n--platform-version 1\n--platform-model test\n")
-            .expect("CA options");
-        let setup = format!(
-            "create_certs_tool = /usr/bin/swtpm_localca\ncreate_certs_tool_config = {}\n\
-             create_certs_tool_options = {}\n",
-            path("ca.conf"),
-            path("ca.options")
-        );
-        fs::write(path("setup.conf"), setup).expect("setup configuration");
-        let output = Command::new("swtpm_setup")
-            .args(["--tpm2", "--create-ek-cert", "--pcr-banks", "sha256", "--overwrite"])
-            .args(["--tpmstate", &path("state"), "--config", &path("setup.conf")])
-            .output()
-            .expect("swtpm_setup runs (Debian package swtpm-tools)");
-        succeeded("swtpm_setup", &output);
-        let pems = ["ca/swtpm-localca-rootca-cert.pem", "ca/issuercert.pem"];
-        let pems = pems.map(|name| fs::read(path(name)).expect("CA certificate")).to_vec();
+        let pems = manufacture(directory.path());
         (Self::start_in(directory), pems)
     }
 
@@ -345,29 +324,63 @@ const P384_EK: &str = "0x81010016";
 /// PolicyA of the EK Credential Profile: the endorsement hierarchy's word.
 const EK_POLICY: &str = "837197674484b3f81a90cc8d46a5d724fd52d76e06520b64f2a1da1b331469aa";
 
+/// Gives the TPM in `directory` EK certificates from a CA of its own. Returns the PEMs of root and issuer.
+fn manufacture(directory: &Path) -> Vec<Vec<u8>> {
+    let path = |name: &str| directory.join(name).display().to_string();
+    fs::create_dir(path("state")).expect("state directory");
+    let ca = format!(
+        "statedir = {0}\nsigningkey = {0}/signkey.pem\nissuercert = {0}/issuercert.pem\n\
+         certserial = {0}/certserial\n",
+        path("ca")
+    );
+    fs::create_dir(path("ca")).expect("CA directory");
+    fs::write(path("ca.conf"), ca).expect("CA configuration");
+    fs::write(path("ca.options"), "--platform-manufacturer Assay\n--platform-version 1\n--platform-model test\n")
+        .expect("CA options");
+    let setup = format!(
+        "create_certs_tool = /usr/bin/swtpm_localca\ncreate_certs_tool_config = {}\n\
+         create_certs_tool_options = {}\n",
+        path("ca.conf"),
+        path("ca.options")
+    );
+    fs::write(path("setup.conf"), setup).expect("setup configuration");
+    let output = Command::new("swtpm_setup")
+        .args(["--tpm2", "--create-ek-cert", "--pcr-banks", "sha256", "--overwrite"])
+        .args(["--tpmstate", &path("state"), "--config", &path("setup.conf")])
+        .output()
+        .expect("swtpm_setup runs (Debian package swtpm-tools)");
+    succeeded("swtpm_setup", &output);
+    let pems = ["ca/swtpm-localca-rootca-cert.pem", "ca/issuercert.pem"];
+    pems.map(|name| fs::read(path(name)).expect("CA certificate")).to_vec()
+}
+
 /// Starts swtpm on the state in `directory` and waits until it listens.
 fn power_on(directory: &Path) -> Child {
-    let (state, socket) = (directory.join("state"), directory.join("tpm"));
+    let socket = directory.join("tpm");
     let control = control_of(&socket);
-    fs::create_dir_all(&state).expect("state directory");
     for stale in [&socket, &control] {
         let _ = fs::remove_file(stale); // left by a process whose power was cut
     }
-    let process = Command::new("setpriv")
-        .args(["--pdeathsig", "KILL", "swtpm", "socket", "--tpm2", "--flags", "not-need-init,startup-clear"])
-        .args(["--tpmstate", &format!("dir={}", state.display())])
-        .args(["--server", &format!("type=unixio,path={}", socket.display())])
-        .args(["--ctrl", &format!("type=unixio,path={}", control.display())])
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
-        .expect("swtpm starts (Debian packages swtpm, util-linux)");
+    let process = swtpm(directory, &[&socket, &control].map(|path| format!("type=unixio,path={}", path.display())));
     let deadline = Instant::now() + Duration::from_secs(20);
     while UnixStream::connect(&socket).and_then(|_| UnixStream::connect(&control)).is_err() {
         assert!(Instant::now() < deadline, "swtpm did not listen on {} in 20 s", control.display());
         std::thread::park_timeout(Duration::from_millis(2));
     }
     process
+}
+
+/// Starts swtpm with a server and a control channel. It dies with the thread that started it.
+fn swtpm(directory: &Path, [server, control]: &[String; 2]) -> Child {
+    let state = directory.join("state");
+    fs::create_dir_all(&state).expect("state directory");
+    Command::new("setpriv")
+        .args(["--pdeathsig", "KILL", "swtpm", "socket", "--tpm2", "--flags", "not-need-init,startup-clear"])
+        .args(["--tpmstate", &format!("dir={}", state.display()), "--server", server, "--ctrl", control])
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("swtpm starts (Debian packages swtpm, util-linux)")
 }
 
 /// SHA-256 as an array.
