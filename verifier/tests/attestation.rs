@@ -188,6 +188,33 @@ async fn d3_a_peer_that_is_away_gets_nothing_renewed_and_hears_of_it_when_it_is_
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn d3_what_could_not_be_passed_on_is_dropped_with_the_admission() {
+    let mut agents = [Agent::manufacture("n1"), Agent::manufacture("n2")];
+    let cas: Vec<_> = agents.iter().flat_map(|agent| agent.ek_cas.clone()).collect();
+    let site = Site::start(&cas).await;
+    let mut pushers = Vec::new();
+    for (agent, node) in agents.iter_mut().zip(["n1", "n2"]) {
+        site.lease(node);
+        agent.boot(&boot_log(), &site.keys);
+        let (session, admission) = admitted(&site, agent).await;
+        pushers.push((Pusher::new(&site, &session, admission), admission));
+    }
+    site.peers.refuse_renewals(Some(ApiError::unavailable("away", "away")));
+    let (_, next) = pushers[0].0.renewed(&agents[0]).await;
+    agents[0].tpm.extend(7, &sha256(b"another key"));
+    revoked(pushers[0].0.push(&agents[0], &next.nonce).await);
+    site.peers.called("revoke", &pushers[0].1.to_string()).await;
+    // What waits goes out with the next batch: the other node's renewal is in it, and this one's is not.
+    pushers[1].0.renewed(&agents[1]).await;
+    site.peers.refuse_renewals(None);
+    for call in ["renew-admission", "renew-export"] {
+        site.peers.called(call, "n2").await;
+        assert!(site.peers.calls().iter().all(|seen| (seen.name, seen.node.as_str()) != (call, "n1")), "{call}");
+    }
+    site.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn d7_a_policy_that_would_refuse_the_boot_ends_the_admission_at_the_next_push() {
     let (site, agent, session, admission) = released("").await;
     let pusher = Pusher::new(&site, &session, admission);
@@ -329,6 +356,23 @@ async fn what_the_tenants_kernel_measures_is_explained_by_its_list_or_ends_the_a
     let reasons = revoked(pusher.client.post(&pusher.path, &evidence).await);
     assert!(reasons.iter().any(|reason| reason.contains("PCR 10")), "{reasons:?}");
     site.peers.called("revoke", &admission.to_string()).await;
+    site.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_isolation_ends_is_over_here_before_it_is_on_record() {
+    // Nobody has asked for a challenge yet: this verifier knows of the admission from the record alone.
+    let (site, _agent, session, admission) = released("").await;
+    site.peers.end(admission, "its lease has ended");
+    site.peers.called("unexport", &admission.to_string()).await;
+    let pusher = Pusher::new(&site, &session, admission);
+    assert_eq!(refusal(pusher.challenge().await).1, "admission-ended");
+    // What is written down last is written down all the same.
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while record(&site).await.state != AttestationState::Ended {
+        assert!(Instant::now() < deadline, "the end is not on record");
+    }
+    assert!(record(&site).await.reasons[0].contains("its lease has ended"));
     site.stop().await;
 }
 

@@ -3,15 +3,17 @@
 //! the three is tried until it is done. What was written and not finished is taken up by the next verifier.
 
 use super::register::Register;
-use crate::release::crash_point;
+use super::renewals::Renewals;
 use crate::release::peers::Peers;
+use crate::release::{crash_point, hold_point};
 use crate::store::VerifierStore;
 use crate::store::attestations::Ending;
 use assay_service::CancellationToken;
 use assay_service::clock::Clock;
 use assay_service::error::chain;
 use assay_wire::id::AdmissionId;
-use std::collections::HashSet;
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::error::Error;
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -27,7 +29,9 @@ struct Shared {
     peers: Peers,
     clock: Arc<dyn Clock>,
     register: Arc<Register>,
-    under_way: Mutex<HashSet<AdmissionId>>,
+    renewals: Renewals,
+    /// Why.
+    under_way: Mutex<HashMap<AdmissionId, Vec<String>>>,
     shutdown: CancellationToken,
     tasks: TaskTracker,
 }
@@ -44,19 +48,37 @@ impl Endings {
         peers: Peers,
         clock: Arc<dyn Clock>,
         register: Arc<Register>,
+        renewals: Renewals,
         shutdown: CancellationToken,
         tasks: TaskTracker,
     ) -> Self {
-        Self(Arc::new(Shared { store, peers, clock, register, under_way: Mutex::default(), shutdown, tasks }))
+        let under_way = Mutex::default();
+        Self(Arc::new(Shared { store, peers, clock, register, renewals, under_way, shutdown, tasks }))
     }
 
     /// Begins to end an admission; from here on nothing of this process renews it. Returns at once.
     pub fn begin(&self, ending: Ending) {
+        self.start(ending, Duration::ZERO);
+    }
+
+    /// The same for an admission that isolation has ended. It may have done so because another verifier of this database
+    /// asked for it, which then is about to write down why: nothing waits for that but the record, and that not for long.
+    pub fn follow(&self, ending: Ending) {
+        self.start(ending, LEFT_TO_ANOTHER);
+    }
+
+    fn start(&self, ending: Ending, record_after: Duration) {
         let shared = Arc::clone(&self.0);
-        shared.register.end(ending.admission, &ending.reasons);
-        if !shared.under_way().insert(ending.admission) {
-            return;
+        match shared.under_way().entry(ending.admission) {
+            Entry::Occupied(_) => return,
+            Entry::Vacant(vacant) => {
+                vacant.insert(ending.reasons.clone());
+            }
         }
+        // After that, since whoever reads a record that still says that the admission stands first puts it into the
+        // register, and then looks at what is under way.
+        shared.register.end(ending.admission, &ending.reasons);
+        shared.renewals.drop_of(ending.admission);
         tracing::warn!(
             event = "admission.ending",
             node = %ending.node,
@@ -66,12 +88,18 @@ impl Endings {
         );
         self.0.tasks.spawn(async move {
             tokio::select! {
-                () = shared.end(&ending) => {}
+                () = shared.end(&ending, record_after) => {}
                 // What is not done is on record, or expires.
                 () = shared.shutdown.cancelled() => {}
             }
             shared.under_way().remove(&ending.admission);
         });
+    }
+
+    /// Why an admission is being ended by this process, whatever the record says yet.
+    #[must_use]
+    pub fn under_way(&self, admission: AdmissionId) -> Option<Vec<String>> {
+        self.0.under_way().get(&admission).cloned()
     }
 
     /// Takes up what an earlier process, or another verifier that died, has left.
@@ -87,18 +115,30 @@ impl Endings {
 }
 
 impl Shared {
-    async fn end(&self, ending: &Ending) {
+    async fn end(&self, ending: &Ending, record_after: Duration) {
         crash_point("attestation::before-fence");
         let reason = ending.reason();
-        let fenced = self.until_done(ending, "closing the port", || self.peers.revoke(ending.admission, &reason));
-        let severed = self.until_done(ending, "severing the disk", || self.peers.unexport(ending.admission));
-        let written = self.until_done(ending, "recording the end", || async {
-            let now_ms = self.clock.now_ms();
-            self.store.begin_ending(ending, now_ms).await.map(|_is_new| crash_point("attestation::recorded"))
-        });
+        let fenced = async {
+            hold_point("attestation::hold-fence").await;
+            self.until_done(ending, "closing the port", || self.peers.revoke(ending.admission, &reason)).await;
+            crash_point("attestation::port-closed");
+        };
+        let severed = async {
+            hold_point("attestation::hold-sever").await;
+            self.until_done(ending, "severing the disk", || self.peers.unexport(ending.admission)).await;
+            crash_point("attestation::disk-severed");
+        };
+        let written = async {
+            hold_point("attestation::hold-record").await;
+            tokio::time::sleep(record_after).await;
+            let record = || self.store.begin_ending(ending, self.clock.now_ms());
+            self.until_done(ending, "recording the end", || async { record().await.map(|_is_new| ()) }).await;
+            crash_point("attestation::recorded");
+        };
         tokio::join!(fenced, severed, written);
         crash_point("attestation::fenced");
         self.until_done(ending, "recording that it is done", || self.store.finish_ending(ending.admission)).await;
+        crash_point("attestation::ended");
         tracing::info!(event = "admission.ended", node = %ending.node, admission = %ending.admission, "a node is cut off");
     }
 
@@ -123,10 +163,11 @@ impl Shared {
         }
     }
 
-    fn under_way(&self) -> MutexGuard<'_, HashSet<AdmissionId>> {
+    fn under_way(&self) -> MutexGuard<'_, HashMap<AdmissionId, Vec<String>>> {
         self.under_way.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
+const LEFT_TO_ANOTHER: Duration = Duration::from_secs(2);
 const FIRST_BACKOFF: Duration = Duration::from_millis(50);
 const LONGEST_BACKOFF: Duration = Duration::from_secs(5);

@@ -101,12 +101,13 @@ impl Attestations {
     ) -> Self {
         let register = Arc::new(Register::new(MOST_REGISTERED));
         let pushes = Pushes::start(store.clone(), shutdown.clone(), tasks);
-        let renewals = Renewals::start(peers, clock, shutdown, tasks);
+        let renewals = Renewals::start(peers, clock, &register, shutdown, tasks);
         let endings = Endings::new(
             store.clone(),
             peers.clone(),
             Arc::clone(clock),
             Arc::clone(&register),
+            renewals.clone(),
             shutdown.clone(),
             tasks.clone(),
         );

@@ -1,6 +1,7 @@
 //! Recording pushes: what comes while one commit is under way goes into the next, so that a thousand pushes a second
 //! are a few dozen transactions.
 
+use crate::release::crash_point;
 use crate::store::VerifierStore;
 use crate::store::attestations::PushRecord;
 use assay_service::CancellationToken;
@@ -58,7 +59,9 @@ async fn run(store: VerifierStore, mut queued: mpsc::Receiver<Queued>, shutdown:
             return;
         }
         let (records, waiting): (Vec<_>, Vec<_>) = batch.drain(..).map(|q: Queued| (q.record, q.recorded)).unzip();
+        crash_point("attestation::before-push");
         let counted = store.record_pushes(&records).await;
+        crash_point("attestation::push-recorded");
         if let Err(error) = &counted {
             tracing::error!(
                 event = "attestation.record_failed",

@@ -144,6 +144,16 @@ impl Register {
         }
     }
 
+    /// Does `act` unless the admission is known to be over, and before it can be ended here. Answers whether it did.
+    pub fn unless_over(&self, admission: AdmissionId, act: impl FnOnce()) -> bool {
+        let entries = self.entries();
+        let over = entries.get(&admission).is_some_and(|entry| entry.ended.is_some());
+        if !over {
+            act();
+        }
+        !over
+    }
+
     /// Forgets what is known of an admission that is not over: it is read again when it is needed.
     pub fn forget(&self, admission: AdmissionId) {
         let mut entries = self.entries();

@@ -2,6 +2,8 @@
 //! answer holds up only itself; of one admission only the newest result waits, so a queue is never longer than the
 //! fleet. What cannot be delivered expires there: nobody has to act for the door to close.
 
+use super::register::Register;
+use crate::release::crash_point;
 use crate::release::peers::{EffectError, Peers};
 use assay_service::CancellationToken;
 use assay_service::clock::Clock;
@@ -46,13 +48,15 @@ impl Renewals {
     pub(crate) fn start(
         peers: &Peers,
         clock: &Arc<dyn Clock>,
+        register: &Arc<Register>,
         shutdown: &CancellationToken,
         tasks: &TaskTracker,
     ) -> Self {
         let queues = [RelyingParty::Isolation, RelyingParty::Imaging]
             .map(|to| Arc::new(Queue { to, waiting: Mutex::default(), more: Notify::new() }));
         for queue in &queues {
-            tasks.spawn(run(Arc::clone(queue), peers.clone(), Arc::clone(clock), shutdown.clone()));
+            let (queue, register) = (Arc::clone(queue), Arc::clone(register));
+            tasks.spawn(run(queue, peers.clone(), Arc::clone(clock), register, shutdown.clone()));
         }
         Self { queues }
     }
@@ -65,7 +69,7 @@ impl Renewals {
         }
     }
 
-    /// Drops what waits for an admission that has ended.
+    /// Drops what waits for an admission that has ended. Whoever ends one marks it in the register first.
     pub fn drop_of(&self, admission: AdmissionId) {
         for queue in &self.queues {
             queue.waiting.lock().unwrap_or_else(PoisonError::into_inner).remove(&admission);
@@ -114,7 +118,13 @@ impl Queue {
     }
 }
 
-async fn run(queue: Arc<Queue>, peers: Peers, clock: Arc<dyn Clock>, shutdown: CancellationToken) {
+async fn run(
+    queue: Arc<Queue>,
+    peers: Peers,
+    clock: Arc<dyn Clock>,
+    register: Arc<Register>,
+    shutdown: CancellationToken,
+) {
     let mut failures = 0_u32;
     loop {
         let pause = if failures == 0 { GATHERED_FOR } else { FIRST_BACKOFF * 2_u32.pow(failures.min(MOST_DOUBLINGS)) };
@@ -131,8 +141,10 @@ async fn run(queue: Arc<Queue>, peers: Peers, clock: Arc<dyn Clock>, shutdown: C
         if batch.is_empty() {
             continue;
         }
+        crash_point("attestation::before-renewal");
         match send(&queue, &peers, &batch).await {
             Ok(answer) => {
+                crash_point("attestation::renewed");
                 failures = 0;
                 queue.tell(&batch, &answer);
             }
@@ -140,8 +152,9 @@ async fn run(queue: Arc<Queue>, peers: Peers, clock: Arc<dyn Clock>, shutdown: C
                 failures = failures.saturating_add(1);
                 tracing::warn!(event = "renewal.failed", to = ?queue.to, renewals = batch.len(), cause = chain(&error),
                     "trying again until the results expire");
+                // An end that began meanwhile found nothing to drop here.
                 for waiting in batch {
-                    queue.put(waiting);
+                    register.unless_over(waiting.renewal.admission, || queue.put(waiting));
                 }
             }
         }

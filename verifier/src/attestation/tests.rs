@@ -5,6 +5,7 @@ use super::appraise::{Baseline, Decision, RuntimeCase, Seen, appraise_runtime};
 use super::endings::Endings;
 use super::pushes::{Pushes, Recorded};
 use super::register::Register;
+use super::renewals::Renewals;
 use super::renewed_claims;
 use crate::fixtures::{ScriptedPeers, TestStore, enrolled, release_of, verdict};
 use crate::ima::ImaState;
@@ -227,11 +228,13 @@ struct Process {
 impl Process {
     fn start(store: &VerifierStore, scripted: &ScriptedPeers) -> Self {
         let (shutdown, tasks) = (CancellationToken::new(), TaskTracker::new());
+        let (clock, register): (Arc<dyn Clock>, _) = (Arc::new(SystemClock), Arc::new(Register::new(8)));
         let endings = Endings::new(
             store.clone(),
             scripted.peers.clone(),
-            Arc::new(SystemClock),
-            Arc::new(Register::new(8)),
+            Arc::clone(&clock),
+            Arc::clone(&register),
+            Renewals::start(&scripted.peers, &clock, &register, &shutdown, &TaskTracker::new()),
             shutdown.clone(),
             tasks.clone(),
         );
@@ -408,12 +411,15 @@ async fn the_register_is_bounded_and_forgets_no_end() {
     register.end(id, &["bad".to_owned()]);
     assert_eq!(put(&stored, 2).ended, Some(vec!["bad".to_owned()]));
     assert!(!register.issue(id, first));
+    assert!(!register.unless_over(id, || panic!("something was done for an admission that is over")));
     register.forget(id);
     assert!(register.get(id, 3).is_some());
     // The third pushes out the one that was not heard of for the longest.
     let (b, c) = (handed_over(&test.store, "n2").await, handed_over(&test.store, "n3").await);
     put(&b, 4);
     put(&c, 5);
+    let mut done = false;
+    assert!(register.unless_over(c.attested.admission, || done = true) && done);
     assert!(register.get(id, 6).is_none());
     assert!(register.get(b.attested.admission, 6).is_some() && register.get(c.attested.admission, 6).is_some());
 }

@@ -67,7 +67,7 @@ async fn follow(
     let known: HashSet<AdmissionId> = admissions.iter().map(|admission| admission.id).collect();
     for mut forgotten in handed_over.into_iter().filter(|ending| !known.contains(&ending.admission)) {
         forgotten.reasons = vec!["isolation has no such admission any more".to_owned()];
-        endings.begin(forgotten);
+        endings.follow(forgotten);
     }
     let now_ms = shared.clock.now_ms();
     let mut all = Some(revision);
@@ -106,7 +106,7 @@ async fn follow_one(shared: &Shared, endings: &Endings, admission: &Admission) -
     if let Some(mut ending) = standing {
         let why = admission.revoked.clone().unwrap_or_else(|| "it was not renewed in time".to_owned());
         ending.reasons = vec![format!("isolation has ended the admission: {why}")];
-        endings.begin(ending);
+        endings.follow(ending);
         return Ok(true);
     }
     let release = shared.store.release(admission.id).await.map_err(Unfollowed::Store)?;

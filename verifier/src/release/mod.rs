@@ -473,5 +473,18 @@ pub(crate) fn crash_point(name: &str) {
     fail::fail_point!(name, |_| std::process::abort());
 }
 
+/// Never goes on from here if a crash test asked for it: so that one of several things that are done side by side is not
+/// done when the process dies of another.
+pub(crate) async fn hold_point(name: &str) {
+    let _only_with_failpoints = name;
+    let held = || {
+        fail::fail_point!(name, |_| true);
+        false
+    };
+    if held() {
+        std::future::pending::<()>().await;
+    }
+}
+
 #[cfg(test)]
 mod tests;

@@ -181,7 +181,14 @@ async fn read_again(
             return Err(ApiError::forbidden("admission-ended", "the release was undone"));
         }
     }
-    Ok(verifier.attestations.register.put(stored.attested, stored.progress, stored.ended, now_ms))
+    let (register, endings) = (&verifier.attestations.register, &verifier.attestations.endings);
+    let mut known = register.put(stored.attested, stored.progress, stored.ended, now_ms);
+    // An end that is under way here need not be on record yet.
+    if let Some(reasons) = endings.under_way(admission) {
+        register.end(admission, &reasons);
+        known.ended.get_or_insert(reasons);
+    }
+    Ok(known)
 }
 
 fn authenticated(known: Known, proof: &Proof) -> Result<Known, ApiError> {
@@ -311,7 +318,7 @@ async fn conclude(
         }
     }
     verifier.attestations.register.advance(admission, progress.clone());
-    // Ended while it was being recorded: nothing is passed on.
+    // Ended while it was being recorded: nothing is asked for, and nothing passed on.
     let after_ms = if whole { times.interval_ms } else { 0 };
     let next = ask(verifier, attested, &progress, now_ms, after_ms).ok_or_else(no_nonce)?;
     let expires_at_ms = progress.expires_at_ms;
@@ -319,7 +326,10 @@ async fn conclude(
         let claims = renewed_claims(attested, &progress, nonce.as_bytes(), now_seconds);
         let result = verifier.signer.sign(&claims).as_str().to_owned();
         let renewal = Renewal { admission, result, supporting: Vec::new() };
-        verifier.attestations.renewals.pass_on(&renewal, expires_at_ms);
+        let pass_on = || verifier.attestations.renewals.pass_on(&renewal, expires_at_ms);
+        if !verifier.attestations.register.unless_over(admission, pass_on) {
+            return Err(no_nonce());
+        }
     }
     Ok(AttestationAnswer::Renewed { expires_at_ms, next })
 }
@@ -327,7 +337,6 @@ async fn conclude(
 /// Ends the admission.
 fn cut_off(verifier: &Verifier, attested: &Attested, reasons: Vec<String>) -> AttestationAnswer {
     let reasons = crate::verdict::printable(&reasons);
-    verifier.attestations.renewals.drop_of(attested.admission);
     verifier.attestations.endings.begin(ending(attested, EventKind::AdmissionRevoked, reasons.clone()));
     AttestationAnswer::Revoked { reasons }
 }
