@@ -2,7 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test's set-up fails loudly")]
 
-use assay_qemu_lab::fleet::{FleetSite, VerifierProcess};
+use assay_qemu_lab::fleet::{FleetSite, SiteOptions, VerifierProcess};
 use assay_service::testing::TestDatabase;
 use assay_wire::id::AdmissionId;
 use serde_json::Value;
@@ -48,17 +48,21 @@ fn d5_a_storm_of_enrolments_only_takes_longer() {
     assert!(number("verifier_peak_rss_mib") < 512.0, "{report:#}");
 }
 
+fn made_of(folder: &Path, database: Option<String>) -> SiteOptions {
+    SiteOptions { assay: assay(), folder: folder.to_owned(), database, interval_seconds: 5, more_ek_cas: Vec::new() }
+}
+
 /// Two verifiers on one PostgreSQL database; the first dies at `failpoint` while it drives a release.
 async fn one_dies_at(failpoint: String) {
     let Some(database) = TestDatabase::postgresql() else { return };
     let folder = tempfile::tempdir().unwrap();
     let url = Some(database.url().to_owned());
-    let (site, mut first) = FleetSite::start(assay(), folder.path().to_owned(), url, 5).await.unwrap();
+    let (site, mut first) = FleetSite::start(made_of(folder.path(), url)).await.unwrap();
     first.kill().await.unwrap();
     let armed = format!("{failpoint}=return");
     let doomed = VerifierProcess::start("doomed", &site.options, &site.peers, Some(&first), &armed).await.unwrap();
     let heir = VerifierProcess::start("heir", &site.options, &site.peers, Some(&first), "").await.unwrap();
-    let admission = site.admit_one("n1", &[&doomed, &heir]).await.unwrap();
+    let admission = site.admit_one("n1", &[&doomed, &heir]).await.unwrap().admission();
     assert!(site.peers.port_is_open(admission) && site.peers.export_is_open(admission), "died at {failpoint}");
     assert_eq!(site.peers.open(), (1, 1), "died at {failpoint}");
     assert_eq!(site.peers.violations(), Vec::<String>::new(), "died at {failpoint}");
@@ -94,7 +98,7 @@ async fn a_verifier_with_other_keys_than_its_database_is_refused() {
     let folder = tempfile::tempdir().unwrap();
     let database = TestDatabase::new();
     let url = Some(database.url().to_owned());
-    let (site, first) = FleetSite::start(assay(), folder.path().to_owned(), url, 5).await.unwrap();
+    let (site, first) = FleetSite::start(made_of(folder.path(), url)).await.unwrap();
     let refused =
         VerifierProcess::start("stranger", &site.options, &site.peers, None, "").await.unwrap_err().to_string();
     for word in ["result key", "result-signing.key", "accept_new_keys"] {

@@ -9,6 +9,9 @@
 //!                                                        └─▶ revoked ─▶ hooks for itself, end
 //! ```
 //!
+//! A revoked node hears why if the verifier's answer comes before its port is closed, and else asks in vain: nothing
+//! depends on its hearing, and what it does about it itself is a courtesy. The others' notices are what counts.
+//!
 //! [`state`] is what the ramdisk handed over, [`verifier`] the calls, [`notices`] the files and hooks that notices become,
 //! [`supervisor`] the word to systemd. An agent that dies is no risk: what is not renewed ends by itself.
 

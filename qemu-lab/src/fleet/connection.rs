@@ -1,5 +1,6 @@
 //! A soft node's connections: HTTP over TLS, from an address of the node's own, one at a time, kept open or not.
 
+use assay_wire::problem::Problem;
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full};
 use hyper::client::conn::http1::{SendRequest, handshake};
@@ -113,9 +114,11 @@ impl Connection {
         if status.is_success() {
             return serde_json::from_slice(&body).map_err(|cause| CallFailed::Broken(format!("nonsense: {cause}")));
         }
-        let problem: serde_json::Value = serde_json::from_slice(&body).unwrap_or_default();
-        let text = |field: &str| problem.get(field).and_then(serde_json::Value::as_str).unwrap_or("?").to_owned();
-        Err(CallFailed::Refused { status: status.as_u16(), kind: text("kind"), detail: text("detail") })
+        let (kind, detail) = match serde_json::from_slice(&body) {
+            Ok(Problem { kind, detail, .. }) => (kind, detail),
+            Err(_) => ("?".to_owned(), "?".to_owned()),
+        };
+        Err(CallFailed::Refused { status: status.as_u16(), kind, detail })
     }
 
     async fn exchange(

@@ -4,6 +4,7 @@
 //! too slowly to matter. isolation and imaging are scripted ([`peers`]); the real ones are what the other scenarios run.
 //! Generator and verifier share one machine, so the figures are of both together.
 
+mod admitted;
 mod cli;
 mod connection;
 mod figures;
@@ -28,9 +29,10 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+pub use admitted::{Answer, FleetNode};
 pub use cli::FleetArguments;
 pub use figures::Latency;
-pub use peers::ScriptedPeers;
+pub use peers::{Renewed, ScriptedPeers};
 pub use verifier::{VerifierOptions, VerifierProcess};
 
 /// What to run.
@@ -117,6 +119,21 @@ pub struct FleetReport {
     pub generator_cores: f64,
 }
 
+/// What a site is made of.
+#[derive(Debug, Clone)]
+pub struct SiteOptions {
+    /// The `assay` binary.
+    pub assay: PathBuf,
+    /// Where peers and verifiers keep their files; what is there goes.
+    pub folder: PathBuf,
+    /// `postgres:` URL, instead of SQLite in each verifier's folder.
+    pub database: Option<String>,
+    /// How often nodes are to attest, in seconds.
+    pub interval_seconds: u64,
+    /// PEM of further CAs of EK certificates, beside the soft TPMs' own.
+    pub more_ek_cas: Vec<u8>,
+}
+
 /// A site that nodes can be admitted to: peers, a verifier that trusts their firmware, and a maker of TPMs.
 pub struct FleetSite {
     /// isolation and imaging.
@@ -132,17 +149,14 @@ impl FleetSite {
     ///
     /// # Errors
     /// Something does not start, or the policy is not accepted.
-    pub async fn start(
-        assay: PathBuf,
-        folder: PathBuf,
-        database: Option<String>,
-        interval_seconds: u64,
-    ) -> Result<(Self, VerifierProcess)> {
+    pub async fn start(options: SiteOptions) -> Result<(Self, VerifierProcess)> {
+        let SiteOptions { assay, folder, database, interval_seconds, more_ek_cas } = options;
         // What an earlier run left there tells of nodes that are gone.
         let _was_there = std::fs::remove_dir_all(&folder);
         let maker = Maker::new();
         let peers = ScriptedPeers::start(&folder.join("peers")).await?;
-        let options = VerifierOptions { assay, folder, database, interval_seconds, ek_ca_pem: maker.ca_pem() };
+        let ek_ca_pem = [maker.ca_pem(), more_ek_cas].concat();
+        let options = VerifierOptions { assay, folder, database, interval_seconds, ek_ca_pem };
         let verifier = VerifierProcess::start("v1", &options, &peers, None, "").await?;
         let site = Self { peers, options, maker, firmware: Firmware::new() };
         site.trust_the_firmware(&verifier).await?;
@@ -191,11 +205,11 @@ impl FleetSite {
     }
 
     /// Admits one node, from enrolment to hand-over, by the first of `verifiers`; when one does not answer any more, by the
-    /// next. Answers the admission.
+    /// next.
     ///
     /// # Errors
     /// The node is not admitted in time.
-    pub async fn admit_one(&self, name: &str, verifiers: &[&VerifierProcess]) -> Result<assay_wire::id::AdmissionId> {
+    pub async fn admit_one(&self, name: &str, verifiers: &[&VerifierProcess]) -> Result<FleetNode> {
         let doing = format!("admitting {name}");
         let Some(first) = verifiers.first() else { return Err(LabError::unexpected(doing, "no verifier is given")) };
         let addresses: Vec<_> = verifiers.iter().map(|verifier| verifier.agent_address).collect();
@@ -211,7 +225,7 @@ impl FleetSite {
         loop {
             let address = addresses[whom % addresses.len()];
             match node.release(&session, |connection| connection.turn_to(address)).await {
-                Ok(admitted) => return Ok(admitted.admission),
+                Ok(admitted) => return Ok(FleetNode::new(node, admitted)),
                 Err(failed) if Instant::now() >= deadline => {
                     return Err(LabError::unexpected(doing, format!("{failed:?}")));
                 }
@@ -233,14 +247,18 @@ struct NodeFactory {
 
 impl NodeFactory {
     fn make(&self, site: &FleetSite, name: &str, index: usize) -> Result<SoftNode> {
-        let settings = AgentSettings {
-            node: name.parse().map_err(LabError::service(format!("naming the node {name}")))?,
-            verifier: self.agent_url.clone(),
-            verifier_key_sha256: self.agent_key_sha256.clone(),
-        };
+        let settings = self.settings(name)?;
         let connection =
             Connection::new(self.verifier, address_of(index), Arc::clone(&self.tls), self.keep_connections);
         Ok(SoftNode::boot(site.maker.manufacture(), &site.firmware, &settings, connection))
+    }
+
+    fn settings(&self, name: &str) -> Result<AgentSettings> {
+        Ok(AgentSettings {
+            node: name.parse().map_err(LabError::service(format!("naming the node {name}")))?,
+            verifier: self.agent_url.clone(),
+            verifier_key_sha256: self.agent_key_sha256.clone(),
+        })
     }
 }
 
@@ -255,10 +273,14 @@ fn address_of(index: usize) -> Ipv4Addr {
 /// # Errors
 /// The verifier does not start or ends, or no node can be admitted.
 pub async fn run(options: FleetOptions, tell: impl Fn(Progress)) -> Result<FleetReport> {
-    let interval_seconds = options.interval.as_secs().max(1);
-    let database = options.database.clone();
-    let (site, verifier) =
-        FleetSite::start(options.assay.clone(), options.folder.clone(), database, interval_seconds).await?;
+    let made_of = SiteOptions {
+        assay: options.assay.clone(),
+        folder: options.folder.clone(),
+        database: options.database.clone(),
+        interval_seconds: options.interval.as_secs().max(1),
+        more_ek_cas: Vec::new(),
+    };
+    let (site, verifier) = FleetSite::start(made_of).await?;
     let nodes = site.nodes(&verifier, options.keep_connections).await?;
     let fleet = Arc::new(Fleet {
         site,

@@ -18,7 +18,9 @@ use std::time::{Duration, Instant};
 /// What every node of the fleet boots.
 #[derive(Debug, Clone)]
 pub(super) struct Firmware {
-    log: Vec<u8>,
+    pub(super) log: Vec<u8>,
+    /// What the log says was extended.
+    pub(super) extensions: Vec<(u8, [u8; 32])>,
     pcrs: Vec<[u8; 32]>,
     /// Reference Values of what is not firmware.
     pub(super) reference_values: serde_json::Value,
@@ -57,7 +59,8 @@ impl Firmware {
         events.extend(SECTIONS.iter().map(|name| reference(11, EventType::IPL, name.as_bytes(), name)));
         events.push(reference(12, EventType::IPL, COMMAND_LINE, "command line"));
         let reference_values = json!({"name": "fleet", "command_line": "quiet", "events": events});
-        Self { log: log.finish(), pcrs: log.pcrs()[..=usize::from(*QUOTED_PCRS.end())].to_vec(), reference_values }
+        let pcrs = log.pcrs()[..=usize::from(*QUOTED_PCRS.end())].to_vec();
+        Self { log: log.finish(), extensions: log.extensions().to_vec(), pcrs, reference_values }
     }
 }
 
@@ -184,6 +187,13 @@ impl SoftNode {
             AttestationAnswer::Renewed { next, .. } => Pushed::Renewed(next),
             AttestationAnswer::Revoked { reasons } => Pushed::Revoked(reasons),
         })
+    }
+
+    /// Measures something.
+    pub(super) fn extend(&mut self, pcr: u8, digest: [u8; 32]) {
+        if let Some(value) = self.pcrs.get_mut(usize::from(pcr)) {
+            *value = sha256(&[*value, digest].concat());
+        }
     }
 
     fn clock(&self) -> SoftClock {

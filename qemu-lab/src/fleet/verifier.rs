@@ -77,24 +77,30 @@ impl VerifierProcess {
         }
         let file = json!({ "site": { "state_dir": state }, "verifier": verifier });
         let file = toml::to_string(&file).map_err(LabError::service("writing the verifier's configuration"))?;
-        let config = folder.join("site.toml");
-        write(&config, file.as_bytes())?;
-        let log_path = folder.join("verifier.log");
-        let log = fs::File::create(&log_path).map_err(LabError::io(format!("making {}", log_path.display())))?;
-        let errors = log.try_clone().map_err(LabError::io("opening the verifier's log twice"))?;
-        let mut serve = command(&options.assay);
-        serve.args(["verifier", "serve", "--config"]).arg(&config).env("FAILPOINTS", failpoints);
-        serve.stdout(Stdio::from(log)).stderr(Stdio::from(errors));
-        let child = serve.spawn().map_err(LabError::io(format!("starting {}", options.assay.display())))?;
+        write(&folder.join(CONFIG), file.as_bytes())?;
+        let child = spawn(&options.assay, &folder, failpoints)?;
         let assay = options.assay.clone();
         let operator_url = format!("https://127.0.0.1:{operator}/");
         let mut process = Self { child, assay, folder, agent_address, operator_url };
-        process.ready(&log_path).await?;
+        process.ready().await?;
         Ok(process)
     }
 
-    async fn ready(&mut self, log: &Path) -> Result<()> {
-        let said = || fs::read_to_string(log).unwrap_or_default();
+    /// Starts it again after its end, as its supervisor would: the same folder, name and addresses.
+    ///
+    /// # Errors
+    /// It still runs, or does not become ready.
+    pub async fn start_again(&mut self, failpoints: &str) -> Result<()> {
+        if self.child.try_wait().map_err(LabError::io("looking after the verifier"))?.is_none() {
+            return Err(LabError::unexpected("starting the verifier again", "it still runs"));
+        }
+        self.child = spawn(&self.assay, &self.folder, failpoints)?;
+        self.ready().await
+    }
+
+    async fn ready(&mut self) -> Result<()> {
+        let log = self.folder.join(LOG);
+        let said = || fs::read_to_string(&log).unwrap_or_default();
         let deadline = tokio::time::Instant::now() + START_LIMIT;
         loop {
             let ended = self.child.try_wait().map_err(LabError::io("looking after the verifier"))?.is_some();
@@ -137,7 +143,7 @@ impl VerifierProcess {
 
     /// The URL that agents are told, which is the same for all verifiers of the site.
     fn agent_url(&self) -> String {
-        let file = fs::read_to_string(self.folder.join("site.toml")).unwrap_or_default();
+        let file = fs::read_to_string(self.folder.join(CONFIG)).unwrap_or_default();
         let file: toml::Table = file.parse().unwrap_or_default();
         let url = file.get("verifier").and_then(|table| table.get("agent_url")).and_then(toml::Value::as_str);
         url.unwrap_or_default().to_owned()
@@ -175,6 +181,17 @@ impl VerifierProcess {
     }
 }
 
+/// Starts what is configured in `folder`. Its log begins anew.
+fn spawn(assay: &Path, folder: &Path, failpoints: &str) -> Result<Child> {
+    let log_path = folder.join(LOG);
+    let log = fs::File::create(&log_path).map_err(LabError::io(format!("making {}", log_path.display())))?;
+    let errors = log.try_clone().map_err(LabError::io("opening the verifier's log twice"))?;
+    let mut serve = command(assay);
+    serve.args(["verifier", "serve", "--config"]).arg(folder.join(CONFIG)).env("FAILPOINTS", failpoints);
+    serve.stdout(Stdio::from(log)).stderr(Stdio::from(errors));
+    serve.spawn().map_err(LabError::io(format!("starting {}", assay.display())))
+}
+
 /// Ports that were free a moment ago.
 fn free_ports<const N: usize>() -> Result<[u16; N]> {
     let mut ports = [0; N];
@@ -210,5 +227,7 @@ fn copy(from: &Path, to: &Path) -> Result<()> {
     Ok(())
 }
 
+const CONFIG: &str = "site.toml";
+const LOG: &str = "verifier.log";
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 const START_LIMIT: Duration = Duration::from_secs(60);
