@@ -10,8 +10,11 @@ EVERYTHING := --workspace --features assay/failpoints --locked
 ON_POSTGRESQL := --lib --test api --test identity --test attestation --test renewals --test reappraisal --test agreement --test attacks_release \
 	--test life_cycle --test faults --test crash
 
+# Optimised, and with a debug build's checks: overflow panics.
+QUICK := --config profile.dev.package.assay-verifier.opt-level=3 --config profile.dev.package.assay-tpm.opt-level=3
+
 .DEFAULT_GOAL := help
-.PHONY: help lab test test-postgresql check bench openapi fuzz-smoke fuzz agent-image build test-build dependencies toolchain clean
+.PHONY: help lab test test-postgresql check bench openapi fuzz-smoke fuzz exhaustive agent-image build test-build dependencies toolchain clean
 
 help: ## List the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -47,6 +50,9 @@ fuzz-smoke: toolchain dependencies ## Every fuzz target for a moment, from its s
 
 fuzz: toolchain dependencies ## One fuzz target for long, with coverage: make fuzz TARGET=event_log SECONDS=600
 	@scripts/fuzz.sh run "$(TARGET)" "$(or $(SECONDS),600)"
+
+exhaustive: toolchain dependencies ## Every cut and every flipped bit of every event log and measurement list of ASSAY_CORPUS
+	ASSAY_EXHAUSTIVE=1 $(CARGO) test $(EVERYTHING) $(QUICK) --test event_log_corpus --test ima_corpus -- --nocapture
 
 agent-image: build ## Build the agent's UKI and print its Reference Values
 	@scripts/agent-image.sh
