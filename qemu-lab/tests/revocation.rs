@@ -389,7 +389,8 @@ async fn revoked_node_is_told_of(database: Option<TestDatabase>) {
     let heard = wait_until("waiting for n2 to hear of it", LIMIT, || async { nodes[1].dropped() }).await.unwrap();
     let took = closed.elapsed();
     println!("n1's port closed until n2's hook has run: {took:?}");
-    assert!(took < Duration::from_secs(5), "{took:?}");
+    // A long poll that nothing ends takes 25 s.
+    assert!(took < Duration::from_secs(10), "{took:?}");
     assert_eq!((heard.sequence, heard.node.as_str(), heard.admission), (1, "n1", states[0].admission));
     assert_eq!(heard.ak_name, Public::parse(&states[0].ak.public).unwrap().name().to_string());
     assert!(heard.reason.contains("PCR 7"), "{}", heard.reason);
