@@ -12,6 +12,9 @@
 //! | more resets than the machine had | as within one boot; how many one boot takes is the firmware's business, so a policy says |
 //! | another startup locality than the policy's | PCR 0 began elsewhere than this model's firmware begins it |
 //!
+//! What is found holds for all of a boot: each of its quotes is compared with the first of them and with the last of the
+//! boot before, so that a boot which was refused is refused however often it asks.
+//!
 //! After a tenant has had the machine the last rule but one only warns: a tenant may reset its machine as often as it
 //! likes once its port is fenced, and nobody counts.
 
@@ -58,7 +61,7 @@ pub struct Boot {
     pub machine_resets: Option<u64>,
 }
 
-/// The last verified quote of the same TPM, and the boot that it was of.
+/// The last verified quote of the same TPM in the boot before, and which that was.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct LastQuote {
@@ -76,7 +79,10 @@ pub struct LastQuote {
 pub struct BootFacts {
     /// The boot that the quote is of.
     pub boot: Boot,
-    /// The quote before it; none if there was none, or it is older than boots are counted.
+    /// The TPM's counters in the first verified quote of this same boot; none if this is the first.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub first_clock: Option<ClockInfo>,
+    /// The last quote of the boot before; none if there was none, or it is older than boots are counted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_quote: Option<LastQuote>,
 }
@@ -85,7 +91,7 @@ impl BootFacts {
     /// Of a boot of which nothing more is known, by a TPM of which nothing was known before.
     #[must_use]
     pub fn first(boot: BootId) -> Self {
-        Self { boot: Boot { id: boot, machine_resets: None }, last_quote: None }
+        Self { boot: Boot { id: boot, machine_resets: None }, first_clock: None, last_quote: None }
     }
 }
 
@@ -159,7 +165,7 @@ pub struct BootFinding {
 /// `facts` are about, and `startup_locality` of the log that replayed to it.
 #[must_use]
 pub fn check_boot(rule: &BootRule, clock: &ClockInfo, facts: &BootFacts, startup_locality: u8) -> Vec<BootFinding> {
-    let BootFacts { boot, last_quote } = facts;
+    let BootFacts { boot, first_clock, last_quote } = facts;
     let mut findings = Vec::new();
     let mut find = |mode, problem| findings.push(BootFinding { problem, mode });
     if clock.restart_count > 0 && !rule.allow_resume {
@@ -168,15 +174,13 @@ pub fn check_boot(rule: &BootRule, clock: &ClockInfo, facts: &BootFacts, startup
     if let Some(expected) = rule.startup_locality.filter(|expected| *expected != startup_locality) {
         find(Mode::Enforce, BootProblem::StartupLocality { expected, found: startup_locality });
     }
-    let Some(last) = last_quote else { return findings };
     // Counts that went back were refused with the quote's clock.
-    let resets = clock.reset_count.saturating_sub(last.clock.reset_count);
-    if boot.id == last.boot.id {
-        if resets > 0 {
-            find(Mode::Enforce, BootProblem::ResetWithinBoot { resets });
-        }
-        return findings;
+    let since = |earlier: &ClockInfo| clock.reset_count.saturating_sub(earlier.reset_count);
+    if let Some(resets) = first_clock.as_ref().map(since).filter(|resets| *resets > 0) {
+        find(Mode::Enforce, BootProblem::ResetWithinBoot { resets });
     }
+    let Some(last) = last_quote else { return findings };
+    let resets = since(&last.clock);
     if resets == 0 {
         find(Mode::Enforce, BootProblem::NotReset);
     }
@@ -207,7 +211,8 @@ mod tests {
 
     fn after(last: &LastQuote, resets: u32, boot: &Boot) -> Vec<BootFinding> {
         let clock = ClockInfo { reset_count: CLOCK.reset_count + resets, ..CLOCK };
-        check_boot(&BootRule::default(), &clock, &BootFacts { boot: *boot, last_quote: Some(*last) }, 0)
+        let facts = BootFacts { boot: *boot, first_clock: None, last_quote: Some(*last) };
+        check_boot(&BootRule::default(), &clock, &facts, 0)
     }
 
     fn enforced(findings: &[BootFinding]) -> Vec<&BootProblem> {
@@ -216,12 +221,19 @@ mod tests {
 
     #[test]
     fn b11_a_tpm_reset_within_a_boot_is_refused() {
-        let last = LastQuote { clock: CLOCK, boot: boot(1), released: false };
-        assert_eq!(after(&last, 0, &last.boot), []);
-        assert_eq!(enforced(&after(&last, 2, &last.boot)), [&BootProblem::ResetWithinBoot { resets: 2 }]);
-        // Nor does a release excuse it: the admission was for this boot.
-        let released = LastQuote { released: true, ..last };
-        assert_eq!(enforced(&after(&released, 1, &last.boot)), [&BootProblem::ResetWithinBoot { resets: 1 }]);
+        let facts = BootFacts { boot: boot(2), first_clock: Some(CLOCK), last_quote: None };
+        let after = |resets, facts: &BootFacts| {
+            let clock = ClockInfo { reset_count: CLOCK.reset_count + resets, ..CLOCK };
+            check_boot(&BootRule::default(), &clock, facts, 0)
+        };
+        assert_eq!(after(0, &facts), []);
+        assert_eq!(enforced(&after(2, &facts)), [&BootProblem::ResetWithinBoot { resets: 2 }]);
+        // Nor does a release before it excuse it, which excuses resets between two boots.
+        let clock = ClockInfo { reset_count: CLOCK.reset_count - 1, ..CLOCK };
+        let last_quote = Some(LastQuote { clock, boot: boot(1), released: true });
+        let released = BootFacts { last_quote, ..facts };
+        assert_eq!(after(0, &released), []);
+        assert_eq!(enforced(&after(1, &released)), [&BootProblem::ResetWithinBoot { resets: 1 }]);
     }
 
     #[test]
@@ -243,7 +255,7 @@ mod tests {
         // Firmware that resets itself on its way has a policy that says so.
         let twice = BootRule { most_tpm_resets: 2, ..BootRule::default() };
         let clock = ClockInfo { reset_count: CLOCK.reset_count + 6, ..CLOCK };
-        let facts = BootFacts { boot: boot(13), last_quote: Some(last) };
+        let facts = BootFacts { boot: boot(13), first_clock: None, last_quote: Some(last) };
         assert_eq!(check_boot(&twice, &clock, &facts, 0), []);
     }
 

@@ -7,7 +7,7 @@ use super::extract::{BearerProof, Named, Text, parse_json};
 use super::leaving::LeavingAnswer;
 use super::secrets::secret;
 use super::{Verifier, computed, db_failed, policy_refused};
-use crate::boot_count::{Boot, BootFacts};
+use crate::boot_count::Boot;
 use crate::config::Role;
 use crate::evidence::MAX_EVIDENCE_BYTES;
 use crate::quote::ClockInfo;
@@ -163,14 +163,13 @@ async fn appraised(
 ) -> Result<(Option<String>, CaseContext, Judgement), ApiError> {
     let attester = enrolled.attester.clone();
     let last_clock = verifier.store.last_clock(&attester.node).await.map_err(db_failed)?;
-    let last_quote = verifier.store.last_quote(&attester.node).await.map_err(db_failed)?;
+    let boot = Boot { id: attester.airlock.boot, machine_resets: attester.airlock.machine_resets };
+    let boot = verifier.store.boot_facts(&attester.node, boot).await.map_err(db_failed)?;
     let policy = verifier.store.active_policy().await.map_err(policy_refused)?;
     let policy_digest = policy.as_ref().map(|policy| policy.digest().to_string());
     let settings = verifier.settings_for(&attester.node);
     let tee_collateral = Arc::clone(&verifier.tee_collateral);
     let now_seconds = verifier.clock.now_seconds();
-    let machine_resets = attester.airlock.machine_resets;
-    let boot = BootFacts { boot: Boot { id: attester.airlock.boot, machine_resets }, last_quote };
     let context = CaseContext {
         settings: settings.clone(),
         last_clock,

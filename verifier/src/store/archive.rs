@@ -152,6 +152,15 @@ pub struct ArchivedEvidence {
     pub context: Option<CaseContext>,
 }
 
+/// Moves a node's counts on: the boot that was the last becomes the one before when another begins, and what its first
+/// quote said stays until then.
+const COUNT_BOOT: &str = "UPDATE identities SET \
+     previous_clock = CASE WHEN last_boot = $2 THEN previous_clock ELSE last_clock END, \
+     previous_boot = CASE WHEN last_boot = $2 THEN previous_boot ELSE last_boot END, \
+     previous_machine_resets = CASE WHEN last_boot = $2 THEN previous_machine_resets ELSE last_machine_resets END, \
+     first_clock = CASE WHEN last_boot = $2 THEN COALESCE(first_clock, last_clock) ELSE $1 END, \
+     last_clock = $1, last_boot = $2, last_machine_resets = $3 WHERE node = $4";
+
 impl ArchivedEvidence {
     /// `TPMT_PUBLIC` of the AK.
     ///
@@ -199,16 +208,14 @@ impl VerifierStore {
         }
         insert_evidence(&mut tx, new).await.map_err(failed())?;
         if let Some(clock) = new.clock {
-            sqlx::query(
-                "UPDATE identities SET last_clock = $1, last_boot = $2, last_machine_resets = $3 WHERE node = $4",
-            )
-            .bind(serde_json::to_string(clock).unwrap_or_default())
-            .bind(new.attester.airlock.boot.to_string())
-            .bind(new.attester.airlock.machine_resets.and_then(|resets| i64::try_from(resets).ok()))
-            .bind(new.attester.node.as_str())
-            .execute(&mut *tx)
-            .await
-            .map_err(failed())?;
+            sqlx::query(COUNT_BOOT)
+                .bind(serde_json::to_string(clock).unwrap_or_default())
+                .bind(new.attester.airlock.boot.to_string())
+                .bind(new.attester.airlock.machine_resets.and_then(|resets| i64::try_from(resets).ok()))
+                .bind(new.attester.node.as_str())
+                .execute(&mut *tx)
+                .await
+                .map_err(failed())?;
         }
         if let Outcome::Accepted(release) = new.outcome {
             super::releases::insert(&mut tx, release, self.run()).await.map_err(failed())?;

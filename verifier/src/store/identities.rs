@@ -2,7 +2,7 @@
 //! transaction, and one EK is one node by the table's own constraints (CVE-2025-13609 is what happens otherwise).
 
 use super::{DbError, VerifierStore, from_json, parsed, query_failed};
-use crate::boot_count::{Boot, LastQuote};
+use crate::boot_count::{Boot, BootFacts, LastQuote};
 use crate::identity::EkDigest;
 use crate::identity::binding::{EkBinding, Identity, IdentityClaim, Origin, claim};
 use crate::quote::ClockInfo;
@@ -110,25 +110,41 @@ impl VerifierStore {
         clock.and_then(|(clock,)| clock).map(|clock| from_json("a TPM clock", &clock)).transpose()
     }
 
-    /// The last verified quote of `node`, with the boot that it was of; none if there was none, or it is older than
-    /// boots are counted.
+    /// What the TPM's counts in a quote of `node` in `boot` are held against.
     ///
     /// # Errors
     /// The database failed.
-    pub async fn last_quote(&self, node: &NodeId) -> Result<Option<LastQuote>, DbError> {
-        let row: Option<(String, String, Option<i64>, i64)> = sqlx::query_as(
-            "SELECT last_clock, last_boot, last_machine_resets, \
-             (SELECT COUNT(*) FROM releases WHERE releases.node = identities.node AND boot = last_boot) \
-             FROM identities WHERE node = $1 AND last_clock IS NOT NULL AND last_boot IS NOT NULL",
+    pub async fn boot_facts(&self, node: &NodeId, boot: Boot) -> Result<BootFacts, DbError> {
+        let row: Option<CountsRow> = sqlx::query_as(
+            "SELECT last_clock, last_boot, last_machine_resets, first_clock, previous_clock, previous_boot, \
+             previous_machine_resets FROM identities WHERE node = $1",
         )
         .bind(node.as_str())
         .fetch_optional(self.pool())
         .await
         .map_err(query_failed("reading a node's last quote"))?;
-        let Some((clock, boot, machine_resets, releases)) = row else { return Ok(None) };
+        let mut facts = BootFacts { first_clock: None, last_quote: None, boot };
+        let Some(row) = row else { return Ok(facts) };
+        let earlier = if row.last_boot == Some(boot.id.to_string()) {
+            // Without a first quote the row is older than they are kept.
+            let first = row.first_clock.or(row.last_clock);
+            facts.first_clock = first.map(|clock| from_json("a TPM clock", &clock)).transpose()?;
+            (row.previous_clock, row.previous_boot, row.previous_machine_resets)
+        } else {
+            (row.last_clock, row.last_boot, row.last_machine_resets)
+        };
+        let (Some(clock), Some(last_boot), machine_resets) = earlier else { return Ok(facts) };
+        let (releases,): (i64,) = sqlx::query_as("SELECT COUNT(*) FROM releases WHERE node = $1 AND boot = $2")
+            .bind(node.as_str())
+            .bind(&last_boot)
+            .fetch_one(self.pool())
+            .await
+            .map_err(query_failed("reading whether a boot was released"))?;
         let machine_resets = machine_resets.and_then(|resets| u64::try_from(resets).ok());
-        let boot = Boot { id: parsed("a boot id", &boot)?, machine_resets };
-        Ok(Some(LastQuote { clock: from_json("a TPM clock", &clock)?, boot, released: releases > 0 }))
+        let last_boot = Boot { id: parsed("a boot id", &last_boot)?, machine_resets };
+        let clock = from_json("a TPM clock", &clock)?;
+        facts.last_quote = Some(LastQuote { clock, boot: last_boot, released: releases > 0 });
+        Ok(facts)
     }
 
     /// All identities.
@@ -235,6 +251,17 @@ struct IdentityRow {
     origin: String,
     bound_by: Option<String>,
     seen_at_ms: Option<i64>,
+}
+
+#[derive(sqlx::FromRow)]
+struct CountsRow {
+    last_clock: Option<String>,
+    last_boot: Option<String>,
+    last_machine_resets: Option<i64>,
+    first_clock: Option<String>,
+    previous_clock: Option<String>,
+    previous_boot: Option<String>,
+    previous_machine_resets: Option<i64>,
 }
 
 impl TryFrom<IdentityRow> for Identity {
