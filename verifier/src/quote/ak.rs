@@ -8,8 +8,10 @@ use assay_tpm::public::{Attributes, Curve, KeyPublic, Public, Scheme};
 use assay_tpm::reader::DecodeError;
 use assay_tpm::signature::{Signature, SignatureValue};
 use openssl::bn::BigNum;
+use openssl::ec::{EcGroup, EcKey};
 use openssl::error::ErrorStack;
 use openssl::hash::MessageDigest;
+use openssl::nid::Nid;
 use openssl::pkey::PKey;
 use openssl::rsa::{Padding, Rsa};
 use openssl::sign::{RsaPssSaltlen, Verifier};
@@ -76,8 +78,13 @@ impl AkPublic {
             (KeyPublic::Rsa { modulus, exponent }, Scheme::RsaSsa(_) | Scheme::RsaPss(_)) => {
                 modulus.len() >= MIN_RSA_BYTES && *exponent == 65537
             }
-            (KeyPublic::Ecc { curve: Curve::P256, .. }, Scheme::Ecdsa(hash)) => hash == HashAlgorithm::Sha256,
-            (KeyPublic::Ecc { curve: Curve::P384, .. }, Scheme::Ecdsa(hash)) => hash == HashAlgorithm::Sha384,
+            (KeyPublic::Ecc { curve, x, y }, Scheme::Ecdsa(hash)) => {
+                let wanted = match curve {
+                    Curve::P256 => HashAlgorithm::Sha256,
+                    Curve::P384 => HashAlgorithm::Sha384,
+                };
+                hash == wanted && is_on_curve(*curve, x, y)
+            }
             (KeyPublic::Rsa { .. } | KeyPublic::Ecc { .. }, _) => false,
         };
         if !fit {
@@ -142,6 +149,18 @@ impl AkPublic {
             _ => Err(QuoteError::NotSigned), // `parse` lets no key be bound to another kind's scheme
         }
     }
+}
+
+/// What a signature by a point off its curve means would be the library's accident: it is nobody's key.
+fn is_on_curve(curve: Curve, x: &[u8], y: &[u8]) -> bool {
+    let read = || -> Result<_, ErrorStack> {
+        let group = EcGroup::from_curve_name(match curve {
+            Curve::P256 => Nid::X9_62_PRIME256V1,
+            Curve::P384 => Nid::SECP384R1,
+        })?;
+        EcKey::from_public_key_affine_coordinates(&group, &*BigNum::from_slice(x)?, &*BigNum::from_slice(y)?)
+    };
+    read().is_ok()
 }
 
 fn rsassa(hash: HashAlgorithm) -> &'static ring_signature::RsaParameters {
