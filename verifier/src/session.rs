@@ -324,7 +324,7 @@ mod tests {
     }
 
     #[test]
-    fn the_right_proof_in_time_gets_a_nonce_until_it_expires() {
+    fn a1_d10_the_right_proof_in_time_gets_a_nonce_until_it_expires() {
         let proof = Proof::random();
         let issued = nonce(120_000);
         let enrolled = challenged(&proof).activate(&proof, issued, 59_999).unwrap();

@@ -9,16 +9,18 @@ use assay_service::auth::Role;
 use assay_service::client::ServiceClient;
 use assay_tpm::testing::{KeyKind, sha256};
 use assay_verifier::api::{Identity, Incident};
+use assay_verifier::event_log::event_type::EventType;
 use assay_verifier::release::journal::ReleaseStep;
 use assay_verifier::server::operator::ReleaseRecord;
 use assay_verifier::server::policies::{LearnRequest, PolicyRequest};
 use assay_verifier::store::archive::{ArchivedEvidence, VerdictRecord, VerdictWord};
 use assay_verifier::store::policies::PolicyRecord;
 use assay_wire::agent::{ReleaseStatus, Verdict};
+use assay_wire::result::SignedResult;
 use serde_json::{Value, json};
 use site::{Agent, Site, activate, learn_and_approve, refusal, release};
 use std::time::{Duration, Instant};
-use support::{boot_log, boot_log_with};
+use support::{boot_log, boot_log_until_images, boot_log_with};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_first_boot_is_learnt_from_and_the_next_is_released() {
@@ -135,7 +137,7 @@ async fn a7_an_ek_of_an_unknown_maker_is_refused_and_no_cas_admit_nobody() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a1_a8_d6_sessions_nonces_and_proofs_are_for_one_use_and_one_session() {
+async fn a1_a6_a8_d6_sessions_nonces_and_proofs_are_for_one_use_and_one_session() {
     let mut agent = Agent::manufacture("n1");
     let site = Site::start(&agent.ek_cas).await;
     assert_eq!(refusal(agent.enrol(&site).await).1, "not-in-airlock");
@@ -145,6 +147,10 @@ async fn a1_a8_d6_sessions_nonces_and_proofs_are_for_one_use_and_one_session() {
     // A wrong proof ends the session at once, also for the right one after it.
     let challenge = agent.enrol(&site).await.unwrap();
     let right = hex::encode(agent.tpm.activate(&challenge.credential).unwrap());
+    // Nor is the right one anywhere in the answer for whoever has no TPM to open it.
+    for octets in [&challenge.credential.id_object, &challenge.credential.encrypted_secret] {
+        assert!(octets.windows(32).all(|window| hex::encode(window) != right), "the credential shows its secret");
+    }
     assert_eq!(refusal(activate(&site, challenge.session, &"00".repeat(32)).await.map(|s| s.id)).1, "wrong-proof");
     assert_eq!(refusal(activate(&site, challenge.session, &right).await.map(|s| s.id)).0, 404);
 
@@ -190,6 +196,61 @@ async fn foreign_ak(site: &Site, agent: &Agent) {
         panic!("a quote by another AK was accepted")
     };
     assert!(reasons[0].contains("quote"), "{reasons:?}");
+}
+
+/// Isolation is asked once, when the node enrols. What it would say later is no part of this session's result, which
+/// isolation compares with its record when it comes.
+#[tokio::test(flavor = "multi_thread")]
+async fn d2_what_isolation_said_at_enrolment_is_what_the_result_says() {
+    let mut agent = Agent::manufacture("n1");
+    let site = Site::start(&agent.ek_cas).await;
+    let told = site.lease("n1");
+    agent.boot(&boot_log(), &site.keys);
+    agent.attest(&site).await;
+    learn_and_approve(&site, "n1").await;
+    let session = agent.session(&site).await.unwrap();
+    // While the evidence is on its way, isolation's answer becomes another: lease, project and boot.
+    let later = site.lease_to("n1", "beta");
+    let client = site.agent_client(&session.proof);
+    let evidence = agent.evidence(&session.nonce);
+    let verdict = client.post::<_, Verdict>(&session.path("evidence"), &evidence).await.unwrap();
+    assert!(matches!(verdict, Verdict::Accepted), "{verdict:?}");
+    let record: VerdictRecord = site.operator.get("/v1/verdicts/n1").await.unwrap();
+    assert_eq!((record.lease, record.boot), (told.lease, told.boot));
+    assert!(record.lease != later.lease && record.boot != later.boot);
+    let archived: ArchivedEvidence = site.operator.get(&format!("/v1/evidence/{}", record.evidence)).await.unwrap();
+    let result = SignedResult::from_wire(archived.result.unwrap());
+    assert_eq!(result.unverified_lease().unwrap(), (told.project, told.lease));
+    site.stop().await;
+}
+
+/// What a node logs comes back in reasons: to its agent, to isolation, into the archive and to whoever reads it there.
+#[tokio::test(flavor = "multi_thread")]
+async fn d8_what_a_node_logged_commands_nobody_who_reads_its_verdict() {
+    let (mut teacher, mut hostile) = (Agent::manufacture("n1"), Agent::manufacture("n2"));
+    let site = Site::start(&[teacher.ek_cas.clone(), hostile.ek_cas.clone()].concat()).await;
+    site.lease("n1");
+    site.lease("n2");
+    teacher.boot(&boot_log(), &site.keys);
+    teacher.attest(&site).await;
+    learn_and_approve(&site, "n1").await;
+    let text = "\u{1b}]0;x\u{7}\u{202e}<script>alert(1)</script>\r\n\0".repeat(1000);
+    let log = boot_log_until_images()
+        .event(4, EventType::EFI_BOOT_SERVICES_APPLICATION, sha256(b"agent.efi"), b"")
+        .event(4, EventType::EFI_BOOT_SERVICES_APPLICATION, sha256(b"kernel"), b"")
+        .event(11, EventType::IPL, sha256(b"initrd"), b".initrd")
+        .measured(12, EventType::IPL, text.as_bytes());
+    hostile.boot(&log, &site.keys);
+    let (_, verdict) = hostile.attest(&site).await;
+    let Verdict::Rejected { reasons } = verdict else { panic!("another command line was accepted") };
+    let told = site.peers.called("reject", "n2").await.detail;
+    let record: VerdictRecord = site.operator.get("/v1/verdicts/n2").await.unwrap();
+    for said in reasons.iter().chain([&told]).chain(&record.reasons) {
+        assert!(said.contains("the log says: "), "{said}");
+        assert!(said.chars().count() < 700, "{} characters", said.chars().count());
+        assert!(!said.chars().any(|c| c.is_control() || c == '\u{202e}'), "{said:?}");
+    }
+    site.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -143,6 +143,12 @@ fn b6_a_spec_id_that_lies_is_refused() {
     assert_eq!(unknown, 33);
     let foreign = with(algorithms + 4, &0x0012u16.to_le_bytes());
     assert_eq!(problem(&foreign), "digest of an algorithm that the Spec ID lacks");
+    // Nor may its size be one that no digest has: it decides how much of each event is skipped.
+    for wrong in [0u16, 65, 0xffff] {
+        let mut foreign = foreign.clone();
+        foreign[algorithms + 6..algorithms + 8].copy_from_slice(&wrong.to_le_bytes());
+        assert_eq!(problem(&foreign), size);
+    }
 
     let second = LogWriter::new().event(0, EventType::NO_ACTION, [0; 32], b"Spec ID Event03\0");
     assert_eq!(problem(&second.finish()), "second Spec ID event");
@@ -162,6 +168,11 @@ fn b7_sizes_are_compared_before_they_are_believed() {
         let at = SPEC_ID_BYTES + 12 + 2 + 32;
         log[at..at + 4].copy_from_slice(&size.to_le_bytes());
         assert!(matches!(UnverifiedLog::parse(&log), Err(LogError::Malformed { index: 1, .. })), "{size:#x}");
+    }
+    // And an event that is really there, in a log that is not too large, and is larger than any event.
+    for (bytes, read) in [(512 << 10, true), ((512 << 10) + 1, false)] {
+        let log = LogWriter::new().measured(5, EventType::EFI_ACTION, &vec![b'x'; bytes]).finish();
+        assert_eq!(UnverifiedLog::parse(&log).is_ok(), read, "{bytes}");
     }
     let huge = vec![0; 100 << 20];
     assert!(matches!(UnverifiedLog::parse(&huge), Err(LogError::TooLarge { .. })));
@@ -190,6 +201,9 @@ fn b8_an_empty_log_explains_nothing_and_a_log_for_unquoted_pcrs_counts_for_nothi
     let reasons = refused_with(&node, LogWriter::new().finish());
     assert_eq!(reasons.len(), 10, "{reasons:?}"); // PCRs 0 to 7, 11 and 12
     assert!(reasons.iter().all(|reason| reason.ends_with("and no event explains it")));
+    let mut nowhere = LogWriter::new().separators().finish();
+    nowhere[SPEC_ID_BYTES] = 24;
+    assert_eq!(problem(&nowhere), "PCR does not exist");
     let unquoted = boot_log().event(16, EventType::IPL, [1; 32], b"");
     assert!(refused_with(&node, unquoted.finish())[0].contains("extends PCR 16, which is not quoted"));
 }
@@ -257,7 +271,7 @@ fn b1_an_image_whose_digest_is_of_its_own_description_is_another_event() {
 }
 
 #[test]
-fn b1_a_separator_under_another_label_hides_nothing() {
+fn b1_b4_a_separator_under_another_label_hides_nothing() {
     // Secure Boot was off; code that ran later measures that it is on, and a separator; the log is written so that the
     // true separator looks like an action.
     let measured = |first: EventType| {
@@ -476,7 +490,7 @@ fn b9_option_roms_acpi_tables_and_initrds_that_nobody_approved_are_refused() {
 }
 
 #[test]
-fn a_measurement_that_the_agent_did_not_make_or_hides_is_refused() {
+fn b9_a_measurement_that_the_agent_did_not_make_or_hides_is_refused() {
     let node = Node::boot(&boot_log(), KeyKind::Ecc);
     let mut hidden = node.evidence();
     hidden.agent_measurements.clear();
@@ -554,7 +568,7 @@ proptest! {
     }
 
     #[test]
-    fn decoding_any_data_as_any_type_never_panics(
+    fn b7_d8_decoding_any_data_never_panics_and_commands_no_terminal(
         kind in prop_oneof![0u32..0x14, 0x8000_0000u32..0x8000_0100],
         data in proptest::collection::vec(any::<u8>(), 0..200),
     ) {

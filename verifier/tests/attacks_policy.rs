@@ -309,6 +309,7 @@ fn b10_what_only_looks_like_secure_boot_s_configuration_does_not_count() {
         found.iter().any(|it| it.sentence.contains("variable `dbx` was not measured"))
     };
     assert!(lacks(&around(&|log| log)));
+    assert!(lacks(&around(&|log| log).measured(7, config, &variable(DATABASE, "dbx", &good.dbx))));
     assert!(lacks(&around(&|log| log.measured(7, config, &variable(GLOBAL, "dbx", &good.dbx)))));
     let content = variable(DATABASE, "dbx", &good.dbx);
     assert!(lacks(&around(&|log| log.event(7, config, sha256(b"empty dbx"), &content))));

@@ -18,6 +18,7 @@ use assay_wire::id::AdmissionId;
 use serde_json::{Value, json};
 use site::{Agent, Site, activate, learn_and_approve, refusal};
 use std::sync::Arc;
+use std::time::Duration;
 use support::boot_log;
 
 async fn incidents(site: &Site) -> Vec<Incident> {
@@ -117,7 +118,7 @@ async fn a9_an_operator_settles_who_a_node_is() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a11_a_nodes_first_ek_waits_for_an_operator_where_the_site_says_so() {
-    let (agent, relayed) = (Agent::manufacture("n1"), Agent::manufacture("n1"));
+    let (mut agent, relayed) = (Agent::manufacture("n1"), Agent::manufacture("n1"));
     let cas = [agent.ek_cas.clone(), relayed.ek_cas.clone()].concat();
     let site = Site::start_with(&cas, APPROVED, Arc::new(SystemClock)).await;
     site.lease("n1");
@@ -141,6 +142,9 @@ async fn a11_a_nodes_first_ek_waits_for_an_operator_where_the_site_says_so() {
     agent.session(&site).await.unwrap();
     assert_eq!(relayed.refused(&site).await.1, "identity-mismatch");
     assert_eq!(refusal(approve(ApproveRequest { ek_sha256: Some(agent.ek().to_string()) }).await).0, 404);
+    // That the EK is this node's was approved, and not that it is a TPM's: that is its certificate's to say, each time.
+    agent.ek_certificate.clear();
+    assert_eq!(refusal(agent.enrol(&site).await).1, "ek-refused");
     site.stop().await;
 }
 
@@ -383,5 +387,33 @@ async fn a9_an_agent_without_a_node_in_the_airlock_is_nobody() {
     site.lease("n2");
     assert_eq!(refusal(agent.enrol(&site).await).1, "not-in-airlock");
     assert!(identities(&site).await.is_empty());
+    site.stop().await;
+}
+
+/// As many as there are slots wait for isolation. Who comes then is told so at once, and holds nothing.
+#[tokio::test(flavor = "multi_thread")]
+async fn d5_more_enrolments_at_once_than_there_are_slots_are_told_to_come_again() {
+    const SLOTS: usize = 64;
+    let agent = Agent::manufacture("n1");
+    let site = Site::start(&agent.ek_cas).await;
+    site.lease("n1");
+    site.peers.stall(true);
+    let mut storm = tokio::task::JoinSet::new();
+    for _ in 0..SLOTS + 5 {
+        // Through the relay, where nobody counts connections by address.
+        let (client, introduction) = (site.relay_client(""), agent.introduction());
+        storm.spawn(async move { client.post::<_, Value>("/agent/v1/enrol", &introduction).await });
+    }
+    for _ in 0..5 {
+        let answered = tokio::time::timeout(Duration::from_secs(20), storm.join_next()).await;
+        let answered = answered.expect("more enrolments than slots wait").unwrap().unwrap();
+        assert_eq!(refusal(answered).0, 429);
+    }
+    site.peers.stall(false);
+    let answers = storm.join_all().await;
+    assert_eq!(answers.len(), SLOTS);
+    assert!(answers.iter().all(Result::is_ok), "{answers:?}");
+    // The slots are free again.
+    agent.session(&site).await.unwrap();
     site.stop().await;
 }

@@ -97,6 +97,31 @@ fn a7_every_case_of_the_test_pki_ends_as_it_says() {
 }
 
 #[test]
+fn a7_octets_behind_a_certificate_vouch_for_nothing_and_inside_it_there_is_no_room_for_any() {
+    let endorsement = |certificate: &[u8]| {
+        verify_ek(&endorsers(&[PKI.pem("root")]), &claim(&EK, certificate), NOW).map(|ek| ek.endorsement().clone())
+    };
+    let good = certificate(case("good"));
+    let known = Endorsement::Certificate(hex::encode(openssl::sha::sha256(&good)));
+    let (strangers, others) = (certificate(case("of-a-stranger")), certificate(case("another-keys")));
+    // NV areas are larger than what they hold. Whatever fills them, it is the certificate alone that is known.
+    for behind in [&[0xff; 650][..], &[0; 3], b"vouch for me", &strangers, &good] {
+        assert_eq!(endorsement(&[&good[..], behind].concat()).unwrap(), known);
+    }
+    // Nor is there a second try behind a certificate that is none, of nobody, or of another key.
+    for (first, says) in [(&others, "is of another key"), (&strangers, "none signed it"), (&vec![0; 4], "is not DER")] {
+        let error = endorsement(&[&first[..], &good].concat()).unwrap_err();
+        assert!(chain(&error).contains(says), "{error}");
+    }
+    // Behind the signature, but within the length that the certificate says to have.
+    let mut longer = [&good[..], &[0x05, 0x00]].concat();
+    let length = u16::from_be_bytes([longer[2], longer[3]]) + 2;
+    longer[2..4].copy_from_slice(&length.to_be_bytes());
+    let error = endorsement(&longer).unwrap_err();
+    assert!(matches!(error, IdentityError::Certificate { .. }), "{error:?}");
+}
+
+#[test]
 fn a7_the_operators_word_stands_for_silence_but_not_against_a_cas() {
     for case in &SPEC.ek {
         let silent = ["none signed it", "sent no EK", "no EK CA"].iter().any(|word| case.expect.contains(word));
@@ -114,7 +139,7 @@ fn a7_the_operators_word_stands_for_silence_but_not_against_a_cas() {
 }
 
 #[test]
-fn a_manufactured_tpm_is_believed_by_its_makers_ca_only() {
+fn a7_a_manufactured_tpm_is_believed_by_its_makers_ca_only() {
     let (tpm, pems) = SoftTpm::start_with_ek_certificate();
     let (ek, certificate) = (tpm.create_ek(KeyKind::Rsa), tpm.ek_certificate());
     let now = seconds_now();
@@ -176,7 +201,7 @@ fn a6_one_key_has_one_digest_whatever_its_public_area_says() {
 }
 
 #[test]
-fn an_ak_and_a_weak_key_are_no_eks() {
+fn a5_a13_an_ak_and_a_weak_key_are_no_eks() {
     let tpm = SoftTpm::start();
     let _ = tpm.create_ek(KeyKind::Rsa);
     let ak = tpm.create_ak(KeyKind::Rsa);
@@ -259,7 +284,7 @@ fn an_iak_vouches_for_the_ek_of_its_tpm() {
 }
 
 #[test]
-fn a5_a6_an_iak_that_may_sign_anything_or_speaks_of_another_key_vouches_for_none() {
+fn a5_a6_a12_an_iak_that_may_sign_anything_or_speaks_of_another_key_vouches_for_none() {
     // An IDevID's certificate does not say that its key is restricted.
     let idevid = IakTpm::make(&Certificate { eku: Vec::new(), ..iak_certificate() });
     let error = idevid.verify(&idevid.iak).unwrap_err();

@@ -40,3 +40,35 @@ fn settings_difference(measured: &[u8], expected: &AgentSettings) -> Vec<String>
         })
         .collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    type Spoil = fn(&mut AgentSettings);
+
+    #[test]
+    fn a11_a_machine_that_was_told_another_name_verifier_or_key_says_which() {
+        let told = AgentSettings {
+            node: "n1".parse().unwrap(),
+            verifier: "https://10.99.0.1:8443".into(),
+            verifier_key_sha256: "ab".repeat(32),
+        };
+        let differences = |spoil: Spoil| {
+            let mut measured = told.clone();
+            spoil(&mut measured);
+            settings_difference(&serde_json::to_vec(&measured).unwrap(), &told)
+        };
+        assert!(differences(|_| {}).is_empty());
+        let spoilers: [(&str, Spoil); 3] = [
+            ("node `n2`", |it| it.node = "n2".parse().unwrap()),
+            ("verifier `https://10.66.6.6:8443`", |it| it.verifier = "https://10.66.6.6:8443".into()),
+            ("verifier_key_sha256 `cdcd", |it| it.verifier_key_sha256 = "cd".repeat(32)),
+        ];
+        for (wrong, spoil) in spoilers {
+            let said = differences(spoil);
+            assert!(said.len() == 1 && said[0].contains(wrong), "{wrong}: {said:?}");
+        }
+        assert_eq!(settings_difference(b"no JSON", &told).len(), 1);
+    }
+}

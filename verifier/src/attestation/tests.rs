@@ -115,7 +115,7 @@ fn a14_every_counter_of_the_tpm_is_watched() {
 }
 
 #[test]
-fn every_pcr_but_imas_must_be_what_it_was() {
+fn d1_every_pcr_but_imas_must_be_what_it_was() {
     let node = Admitted::new();
     let nonce = Nonce::random();
     for pcr in 0..PCR_COUNT {

@@ -106,5 +106,7 @@ mod tests {
             assert_eq!(text(&[1, 1, length, 0, 0, 2]), "/<malformed>", "length {length}");
         }
         assert_eq!(text(&[9, 9, 5, 0, 0xab]), "Path(9,9,ab)");
+        // Nor does a path go on for longer than any machine's.
+        assert_eq!(text(&[9, 9, 4, 0].repeat(1000)).matches("Path(").count(), MAX_NODES);
     }
 }

@@ -81,7 +81,7 @@ mod tests {
     }
 
     #[test]
-    fn a_table_is_read_and_one_that_lies_is_none() {
+    fn b7_a_table_is_read_and_one_that_lies_is_none() {
         let (_, partitions) = decode(&table(1, 128)).unwrap();
         assert_eq!((partitions.len(), partitions[0].name.as_str()), (1, "root"));
         for (count, entry) in [(2, 128), (u64::MAX, 128), (0, 128), (1, 0), (1, 127), (1, u32::MAX), (1, 129)] {

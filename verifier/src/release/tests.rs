@@ -115,7 +115,7 @@ async fn the_port_stays_until_the_answer_to_ready_has_left() {
 }
 
 #[tokio::test]
-async fn an_agent_that_is_early_is_told_so() {
+async fn d6_an_agent_that_is_early_gets_no_grant() {
     let test = TestStore::open(StoreLimits::default()).await;
     let scripted = ScriptedPeers::start().await;
     let process = Process::start(&test, &scripted, quick());

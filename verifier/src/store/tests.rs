@@ -23,7 +23,7 @@ macro_rules! on_both {
 
 on_both! {
     a1_a_nonce_is_used_once_also_by_two_at_once: StoreLimits::default(),
-    a_renewed_nonce_makes_the_old_one_worthless: StoreLimits::default(),
+    a1_a_renewed_nonce_makes_the_old_one_worthless: StoreLimits::default(),
     d5_half_open_sessions_are_bounded_and_never_push_out_activated_ones:
         StoreLimits { half_open_per_node: 2, half_open: 5, ..StoreLimits::default() },
     a9_one_node_has_one_ek_and_one_ek_one_node: StoreLimits::default(),
@@ -107,7 +107,7 @@ mod cases {
         }
     }
 
-    pub(super) async fn a_renewed_nonce_makes_the_old_one_worthless(test: TestStore) {
+    pub(super) async fn a1_a_renewed_nonce_makes_the_old_one_worthless(test: TestStore) {
         let old = enrolled(&test.store, "n1", 1_000).await;
         let mut renewed = old.clone();
         renewed.nonce.nonce = crate::session::Nonce::random();
@@ -125,6 +125,10 @@ mod cases {
             let session = challenged(if index < 4 { "n1" } else { "n2" }, &proof, 10 + index);
             test.store.insert_challenge(&session).await.unwrap();
             sessions.push(session.attester.session);
+            // A node fills its own share, and no more of the whole.
+            if index == 3 {
+                assert_eq!(half_open(&test).await, 2);
+            }
         }
         for node in 3..20 {
             test.store.insert_challenge(&challenged(&format!("n{node}"), &proof, 30 + node)).await.unwrap();
@@ -135,11 +139,13 @@ mod cases {
         }
         assert_eq!(left, 0, "the oldest half-open sessions must have gone");
         assert!(test.store.session(activated.attester.session).await.unwrap().is_some());
-        let (half_open,): (i64,) = sqlx::query_as("SELECT COUNT(*) FROM sessions WHERE state = 'challenged'")
-            .fetch_one(test.store.pool())
-            .await
-            .unwrap();
-        assert_eq!(half_open, 5);
+        assert_eq!(half_open(&test).await, 5);
+    }
+
+    async fn half_open(test: &TestStore) -> i64 {
+        let count = sqlx::query_as("SELECT COUNT(*) FROM sessions WHERE state = 'challenged'");
+        let (count,): (i64,) = count.fetch_one(test.store.pool()).await.unwrap();
+        count
     }
 
     fn ek(octet: &str) -> EkDigest {

@@ -9,7 +9,7 @@ use assay_service::auth::{Role, Token, Tokens};
 use assay_service::client::{ClientError, ServiceClient};
 use assay_service::clock::{Clock, SystemClock};
 use assay_service::error::ApiError;
-use assay_service::http::{Listener, ServiceContext, serve};
+use assay_service::http::{Limits, Listener, ServiceContext, serve_within};
 use assay_service::testing::database_in;
 use assay_service::tls::SiteIdentity;
 use assay_tpm::seal::{open_grant, seal_grant};
@@ -73,6 +73,7 @@ pub(crate) struct ScriptedPeers {
     trusted: Mutex<Option<VerifierKey>>,
     calls: watch::Sender<Vec<PeerCall>>,
     refusing: Mutex<Option<ApiError>>,
+    stalled: watch::Sender<bool>,
     admissions: watch::Sender<Admissions>,
     /// What the site requires, and the keys that the project trusts; without it, this verifier's key alone.
     agreement: Mutex<Option<(Agreement, Vec<VerifierKey>)>>,
@@ -111,6 +112,7 @@ impl Site {
             trusted: Mutex::default(),
             calls: watch::Sender::new(Vec::new()),
             refusing: Mutex::default(),
+            stalled: watch::Sender::new(false),
             admissions: watch::Sender::new(Admissions { revision: 0, admissions: Vec::new() }),
             agreement: Mutex::default(),
             clock,
@@ -240,6 +242,11 @@ impl ScriptedPeers {
     /// Renewals are answered with this from now on.
     pub(crate) fn refuse_renewals(&self, refusal: Option<ApiError>) {
         *self.refusing.lock().unwrap() = refusal;
+    }
+
+    /// Whether isolation takes its time over what it says of nodes.
+    pub(crate) fn stall(&self, stalled: bool) {
+        self.stalled.send_replace(stalled);
     }
 
     /// From now on these must agree.
@@ -533,7 +540,9 @@ async fn serve_peers(peers: Arc<ScriptedPeers>, context: ServiceContext) -> Stri
         .with_state(peers);
     let listener = any_port().await;
     let url = format!("https://{}/", listener.local_addr().unwrap());
-    tokio::spawn(async move { serve(Listener::Tls(listener), router, &context).await.unwrap() });
+    // The verifier asks for many nodes at once.
+    let limits = Limits { connections_per_peer: 1024, ..Limits::default() };
+    tokio::spawn(async move { serve_within(limits, Listener::Tls(listener), router, &context).await.unwrap() });
     url
 }
 
@@ -541,6 +550,7 @@ async fn airlock(
     State(peers): State<Arc<ScriptedPeers>>,
     Path(node): Path<String>,
 ) -> Result<Json<AirlockContext>, ApiError> {
+    peers.stalled.subscribe().wait_for(|stalled| !stalled).await.unwrap();
     let context = peers.airlock.lock().unwrap().get(&node).cloned();
     context.map(Json).ok_or_else(|| ApiError::conflict("not-in-airlock", format!("node `{node}` is free")))
 }
