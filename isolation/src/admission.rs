@@ -211,7 +211,12 @@ fn same<T: PartialEq + ToString>(what: &'static str, said: &T, expected: &T) -> 
 mod tests {
     use super::*;
     use crate::record::LeaseRecord;
+    use assay_wire::agreement::{Agreement, Presented};
     use assay_wire::isolation::NodeLease;
+    use assay_wire::result::{Claims, EAR_PROFILE, EarStatus, SignedResult, Submod, VerifierId, VerifierKey};
+    use ring::rand::SystemRandom;
+    use ring::signature::Ed25519KeyPair;
+    use std::collections::BTreeMap;
 
     fn record(state: NodeState, entry: Entry) -> NodeRecord {
         let node: NodeId = "n1".parse().unwrap();
@@ -250,7 +255,7 @@ mod tests {
     }
 
     #[test]
-    fn only_a_node_that_is_on_in_the_airlock_can_be_admitted() {
+    fn d1_only_a_node_that_is_on_in_the_airlock_can_be_admitted() {
         for state in NodeState::ALL {
             for entry in [Entry::Pending, Entry::Done] {
                 let airlocked = Airlocked::of(&record(state, entry));
@@ -262,18 +267,75 @@ mod tests {
         assert!(Airlocked::of(&unleased).is_err());
     }
 
+    type SpoilClaims = fn(&mut Claims);
+    type SpoilRecord = fn(&mut NodeRecord);
+
+    /// A result about `airlocked`, but for what `spoil` does to it, as it is after its signature was checked.
+    fn agreed(airlocked: &Airlocked, spoil: impl FnOnce(&mut Claims)) -> Agreed {
+        let pkcs8 = Ed25519KeyPair::generate_pkcs8(&SystemRandom::new()).unwrap();
+        let key = Ed25519KeyPair::from_pkcs8(pkcs8.as_ref()).unwrap();
+        let submod = Submod { status: EarStatus::Affirming, policy: String::new(), rules: BTreeMap::new() };
+        let mut claims = Claims {
+            eat_profile: EAR_PROFILE.into(),
+            iat: 1000,
+            exp: 2000,
+            jti: AdmissionId::random(),
+            verifier_id: VerifierId { developer: "assay".into(), build: "test".into() },
+            eat_nonce: String::new(),
+            submods: BTreeMap::from([("tpm".into(), submod)]),
+            node: airlocked.node.clone(),
+            project: airlocked.project.clone(),
+            lease: airlocked.lease,
+            boot: airlocked.boot,
+            ek_public: String::new(),
+            // SHA-256 of nothing: nobody seals to this EK.
+            ek_sha256: "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855".into(),
+            ak_name: String::new(),
+            renews: None,
+            reset_count: 1,
+            restart_count: 0,
+        };
+        spoil(&mut claims);
+        let presented = Presented { lead: SignedResult::sign(&claims, &key), supporting: Vec::new() };
+        Agreement::default().admits(&presented, &[VerifierKey::of(&key)], 1500).unwrap()
+    }
+
+    /// What isolation told the verifier, and what it has on record when the result comes: if they differ, the record counts.
     #[test]
-    fn an_admission_opens_the_port_of_its_own_node_and_boot_only() {
-        let (mine, other) = (record(NodeState::Airlock, Entry::Done), record(NodeState::Airlock, Entry::Done));
-        let admission = admission_of(&Airlocked::of(&mine).unwrap());
-        assert!(Airlocked::of(&other).unwrap().admit(admission).is_err());
+    fn d1_d2_a_result_about_another_node_project_lease_or_boot_is_no_admission() {
+        let airlocked = Airlocked::of(&record(NodeState::Airlock, Entry::Done)).unwrap();
+        assert_eq!(airlocked.check(&agreed(&airlocked, |_| {})).unwrap().boot, airlocked.boot);
+        let spoilers: [(&str, SpoilClaims); 4] = [
+            ("node", |claims| claims.node = "n2".parse().unwrap()),
+            ("project", |claims| claims.project = "beta".parse().unwrap()),
+            ("lease", |claims| claims.lease = LeaseId::random()),
+            ("boot", |claims| claims.boot = BootId::random()),
+        ];
+        for (wrong, spoil) in spoilers {
+            let refused = airlocked.check(&agreed(&airlocked, spoil)).unwrap_err();
+            assert!(matches!(refused, AdmissionRefused::Other { what, .. } if what == wrong), "{wrong}: {refused}");
+        }
+    }
+
+    #[test]
+    fn d1_an_admission_opens_the_port_of_its_own_node_and_boot_only() {
+        let mine = record(NodeState::Airlock, Entry::Done);
+        let spoilers: [(&str, SpoilRecord); 2] =
+            [("node", |it| it.name = "n2".parse().unwrap()), ("boot", |it| it.boot = Some(BootId::random()))];
+        for (wrong, spoil) in spoilers {
+            let admission = admission_of(&Airlocked::of(&mine).unwrap());
+            let mut other = mine.clone();
+            spoil(&mut other);
+            let refused = Airlocked::of(&other).unwrap().admit(admission).unwrap_err();
+            assert!(matches!(refused, AdmissionRefused::Other { what, .. } if what == wrong), "{wrong}: {refused}");
+        }
         let airlocked = Airlocked::of(&mine).unwrap();
         let admission = admission_of(&airlocked);
         assert_eq!(airlocked.admit(admission).unwrap().vlan().get(), 120);
     }
 
     #[test]
-    fn a_recorded_admission_stands_until_it_expires_is_revoked_or_is_of_another_boot() {
+    fn d1_d3_d4_a_recorded_admission_stands_until_it_expires_is_revoked_or_is_of_another_boot() {
         let mut node = record(NodeState::Airlock, Entry::Done);
         let airlocked = Airlocked::of(&node).unwrap();
         let admission = admission_of(&airlocked);

@@ -298,3 +298,14 @@ impl From<HandsError> for ApiError {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn d8_words_of_callers_are_one_bounded_line() {
+        assert_eq!(clean("PCR 4\u{1b}[31m\r\n\0<b>"), "PCR 4 [31m   <b>");
+        assert_eq!(clean(&"x".repeat(100_000)).len(), 500);
+    }
+}

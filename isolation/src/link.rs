@@ -81,7 +81,7 @@ mod tests {
     }
 
     #[test]
-    fn a_link_that_stays_down_is_lost_and_one_that_comes_back_is_not() {
+    fn d1_a_link_that_stays_down_is_lost_and_one_that_comes_back_is_not() {
         let id = Some(AdmissionId::random());
         let mut watch = LinkWatch::default();
         watch.saw(id, reading(Link::Up, 1), 0);
@@ -96,7 +96,7 @@ mod tests {
     }
 
     #[test]
-    fn a_flap_between_two_readings_is_seen_by_the_switchs_own_count() {
+    fn d1_a_flap_between_two_readings_is_seen_by_the_switchs_own_count() {
         let id = Some(AdmissionId::random());
         let mut watch = LinkWatch::default();
         watch.saw(id, reading(Link::Up, 4), 0);
@@ -109,7 +109,7 @@ mod tests {
     }
 
     #[test]
-    fn a_switch_that_cannot_tell_says_nothing_until_it_could() {
+    fn d1_a_switch_that_cannot_tell_says_nothing_until_it_could() {
         let id = Some(AdmissionId::random());
         let unknown = LinkReading { link: Link::Unknown, changes: None };
         let mut watch = LinkWatch::default();

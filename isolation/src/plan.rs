@@ -322,10 +322,14 @@ mod tests {
     }
 
     #[test]
-    fn the_airlock_is_entered_with_closed_ports_only_and_left_by_the_clock() {
+    fn d4_d9_the_airlock_is_entered_with_closed_ports_only_and_left_by_the_clock() {
         let mut node = record(NodeState::Airlock, PortIntent::Quarantine, None);
         node.entry = Entry::Pending;
         assert_eq!(select(&node, &settled(0), &PERIODS, 0), Action::SetPort(0));
+        // Nor while the switch does not answer, however free the BMC is.
+        let mut unanswered = settled(0);
+        unanswered.switch_retry.failed(0, 5000);
+        assert!(matches!(select(&node, &unanswered, &PERIODS, 0), Action::WaitUntil(_)));
         node.nics[0].observed = Some(PortIntent::Quarantine);
         assert_eq!(select(&node, &settled(0), &PERIODS, 0), Action::EnterAirlock);
         let inside = record(NodeState::Airlock, PortIntent::Airlock, Some(PortIntent::Airlock));

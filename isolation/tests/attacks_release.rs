@@ -302,6 +302,7 @@ async fn d4_a_fence_that_was_not_recorded_is_believed_after_a_restart() {
 async fn d9_every_lease_begins_with_a_full_power_cycle_and_a_verdict_of_its_own() {
     let site = Site::start().await;
     let (first, _) = site.allocated().await;
+    assert_eq!(site.bmc.read().asked, ["ForceOff", "pxe", "On"], "whatever ran before was cut off first");
     let _ended: NodeStatus = site.operator.delete(&format!("/v1/leases/{}", first.lease), &()).await.unwrap();
     site.until("free", is(NodeState::Free)).await;
     assert!(!site.bmc.read().on, "a free node is off: nothing of the last tenant runs");

@@ -90,7 +90,7 @@ async fn a_renewal_lasts_no_longer_than_the_site_allows() {
 }
 
 #[tokio::test]
-async fn a_renewal_of_something_else_renews_nothing() {
+async fn d1_a_renewal_of_something_else_renews_nothing() {
     let site = Site::start().await;
     let context = site.airlocked().await;
     let claims = site.claims(&context);

@@ -273,7 +273,7 @@ mod tests {
     }
 
     #[test]
-    fn only_pxe_once_in_uefi_is_accepted() {
+    fn d9_only_pxe_once_in_uefi_is_accepted() {
         assert!(accept_boot(&boot("Pxe", "Once", "UEFI"), false));
         assert!(accept_boot(&boot("Pxe", "Once", ""), false));
         assert!(!accept_boot(&boot("Pxe", "Continuous", "UEFI"), false));
