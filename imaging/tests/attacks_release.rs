@@ -97,6 +97,15 @@ async fn d6_a_node_opens_its_own_export_and_no_other() {
     for (what, order) in [("target", target), ("initiator", initiator), ("CHAP name", chap_name)] {
         assert!(!logs_in(&site, &order).await, "A opened B's export with B's {what}");
     }
+    // Nor does A's secret open A's own export for whoever calls itself otherwise: one initiator, one name.
+    let other_initiator = ExportOrder { initiator: theirs.initiator.clone(), ..mine.clone() };
+    let other_name = ExportOrder { chap_name: theirs.chap_name.clone(), ..mine.clone() };
+    for (what, order) in [("initiator", other_initiator), ("CHAP name", other_name)] {
+        assert!(!logs_in(&site, &order).await, "A's export was opened by another {what}");
+    }
+    // And a result about B makes no export of the disk of A's lease.
+    let crossed = Claims { lease: a.lease, ..b.claims(&site) };
+    assert_eq!(kind(&site.service.export(&site.sign(&crossed)).await.unwrap_err()), (403, "other-disk"));
     // The sealed grant of one admission in the envelope of another: the admission is authenticated with it.
     let mut swapped = answer_a.clone();
     swapped.grant.admission = answer_b.admission;
@@ -157,6 +166,11 @@ async fn d4_a_revoked_result_stays_revoked_for_as_long_as_it_is_valid() {
     let claims = Claims { exp: site.claims().iat + 7 * 86_400, ..site.claims() };
     // Revoked before it was ever used: nothing but its id is known.
     site.service.end(claims.jti).await.unwrap();
+    // And revoked after it was.
+    let node = Node::with_disk(&site, "n4", "52:54:00:00:00:04").await;
+    let used = Claims { exp: claims.exp, ..node.claims(&site) };
+    site.service.export(&site.sign(&used)).await.unwrap();
+    site.service.end(used.jti).await.unwrap();
     site.clock.advance_ms(6 * 86_400_000);
     // Upkeep has run when an expired export is gone.
     let probe = Node::with_disk(&site, "n2", "52:54:00:00:00:02").await;
@@ -164,7 +178,9 @@ async fn d4_a_revoked_result_stays_revoked_for_as_long_as_it_is_valid() {
     site.service.export(&site.sign(&soon)).await.unwrap();
     site.clock.advance_ms(61_000);
     until(async || site.service.exports().await.is_empty()).await;
-    assert_eq!(kind(&site.service.export(&site.sign(&claims)).await.unwrap_err()), (409, "admission-ended"));
+    for ended in [&claims, &used] {
+        assert_eq!(kind(&site.service.export(&site.sign(ended)).await.unwrap_err()), (409, "admission-ended"));
+    }
     site.stop().await;
 }
 
