@@ -230,7 +230,7 @@ mod tests {
     }
 
     #[test]
-    fn roles_do_not_reach_beyond_themselves() {
+    fn a10_roles_do_not_reach_beyond_themselves() {
         let (alpha, beta): (ProjectId, ProjectId) = ("alpha".parse().unwrap(), "beta".parse().unwrap());
         let caller = |role| Caller { name: "t".into(), role };
         let project = caller(Role::Project(alpha.clone()));

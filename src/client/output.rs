@@ -95,7 +95,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn terminals_are_not_commanded_by_what_nodes_say() {
+    fn d8_terminals_are_not_commanded_by_what_nodes_say() {
         assert_eq!(printable("a\u{1b}[31mb\r\nc"), "a\u{fffd}[31mb\u{fffd}\nc");
     }
 

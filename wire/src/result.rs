@@ -354,7 +354,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn age_and_status_are_checked() {
+    fn d3_d10_age_and_status_are_checked() {
         let key = key();
         let trusted = [VerifierKey::of(&key)];
         let signed = SignedResult::sign(&claims(), &key);
@@ -371,7 +371,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn an_ek_that_is_not_the_one_named_is_refused() {
+    fn a6_an_ek_that_is_not_the_one_named_is_refused() {
         let key = key();
         let trusted = [VerifierKey::of(&key)];
         let other = Claims { ek_public: URL_SAFE_NO_PAD.encode(b"another EK"), ..claims() };
@@ -382,7 +382,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn any_changed_character_is_refused() {
+    fn a12_any_changed_character_is_refused() {
         let key = key();
         let signed = SignedResult::sign(&claims(), &key);
         for index in 0..signed.as_str().len() {

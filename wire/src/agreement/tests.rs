@@ -119,7 +119,7 @@ fn spoilers() -> [(&'static str, Spoiler); 8] {
 }
 
 #[test]
-fn results_about_different_things_admit_nobody() {
+fn d2_results_about_different_things_admit_nobody() {
     let parties = Parties::new();
     let (keys, lead) = (parties.project_keys(), claims());
     for (expected, spoil) in spoilers() {
@@ -131,6 +131,17 @@ fn results_about_different_things_admit_nobody() {
             assert!(matches!(refused, Disagreement::Other { what, .. } if what == expected), "{expected}: {refused:?}");
         }
     }
+}
+
+/// Project and lease are read twice: before the signature is checked, to find out by which keys, and after.
+#[test]
+fn d2_what_was_read_before_verification_must_be_what_was_verified() {
+    let subject = Subject::of(&claims());
+    assert_eq!(subject.is_for(&subject.project, subject.lease), Ok(()));
+    let other = "p2".parse().unwrap();
+    assert!(matches!(subject.is_for(&other, subject.lease), Err(Disagreement::Other { what: "project", .. })));
+    let lease = subject.is_for(&subject.project, LeaseId::random());
+    assert!(matches!(lease, Err(Disagreement::Other { what: "lease", .. })));
 }
 
 #[test]
