@@ -119,3 +119,50 @@ fn no_machine_of_ours_is_named() {
         .collect();
     report("paths of one machine", &found);
 }
+
+/// The code spans of a cell of `docs/attacks.md`, each the path of a file and the name of a function in it.
+fn named_functions(cell: &str) -> impl Iterator<Item = (&str, &str)> {
+    cell.split('`')
+        .skip(1)
+        .step_by(2)
+        .filter_map(|span| span.rsplit_once("::"))
+        .filter(|(path, _)| path.ends_with(".rs"))
+}
+
+#[test]
+fn every_attack_has_a_check_and_a_test_that_are_there() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let table = fs::read_to_string(root.join("docs/attacks.md")).unwrap();
+    let rows: Vec<Vec<&str>> = table
+        .lines()
+        .filter_map(|line| line.strip_prefix("| ")?.strip_suffix(" |"))
+        .map(|line| line.split(" | ").collect::<Vec<_>>())
+        .filter(|row| row.len() == 4)
+        .collect();
+    let expected = [('A', 15), ('B', 12), ('C', 8), ('D', 10)];
+    let ids = expected.into_iter().flat_map(|(row, last)| (1..=last).map(move |number| format!("{row}{number}")));
+    let mut wrong = Vec::new();
+    for id in ids {
+        let [row] = rows.iter().filter(|row| row[0] == id).collect::<Vec<_>>()[..] else {
+            wrong.push(format!("{id}: not one row"));
+            continue;
+        };
+        let (checks, tests) = (row[2], row[3]);
+        let carries = |name: &str| name.split('_').any(|word| word == id.to_lowercase());
+        for (column, cell) in [("checks", checks), ("tests", tests)] {
+            if named_functions(cell).next().is_none() {
+                wrong.push(format!("{id}: names no {column}"));
+            }
+            for (path, name) in named_functions(cell) {
+                let text = fs::read_to_string(root.join(path)).unwrap_or_default();
+                if !text.contains(&format!("fn {name}(")) && !text.contains(&format!("fn {name}<")) {
+                    wrong.push(format!("{id}: no fn {name} in {path}"));
+                }
+                if column == "tests" && !carries(name) {
+                    wrong.push(format!("{id}: the name of {name} does not say that it is this row's"));
+                }
+            }
+        }
+    }
+    report("docs/attacks.md", &wrong);
+}
