@@ -357,7 +357,8 @@ pub struct Admission {
     pub revoked: Option<String>,
 }
 
-/// `POST /v1/nodes/{name}/reject`: the verifier reports a bad verdict; the port goes to quarantine.
+/// `POST /v1/nodes/{name}/reject`: a verifier reports a bad verdict; the port goes to quarantine. A project's own may
+/// say so of the nodes under that project's leases.
 #[derive(Debug, Clone, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RejectRequest {

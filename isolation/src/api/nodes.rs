@@ -130,7 +130,9 @@ pub(super) async fn cycle(
     api.fleet.ask(&node, Command::Cycle).await.map(Json)
 }
 
-/// The verifier reports a bad verdict. A report on another boot than the node's current one changes nothing.
+/// A verifier reports a bad verdict, at boot or at run time. A report on another boot than the node's current one changes
+/// nothing. A project's own verifier reports with the project's token, on nodes under the project's leases: to close
+/// takes no agreement.
 #[utoipa::path(post, path = "/v1/nodes/{node}/reject", params(("node" = String, Path)), request_body = RejectRequest,
     responses((status = 200, body = NodeStatus)))]
 pub(super) async fn reject(
@@ -139,7 +141,10 @@ pub(super) async fn reject(
     Named(node): Named<NodeId>,
     Body(request): Body<RejectRequest>,
 ) -> Result<Json<NodeStatus>, ApiError> {
-    caller.require_service()?;
+    if let Err(forbidden) = caller.require_service() {
+        // Not even whether there is such a node.
+        api.store.node(&node).await?.filter(|record| sees_leased(&caller, record)).ok_or(forbidden)?;
+    }
     api.fleet.ask(&node, |reply| Command::Reject(request, reply)).await.map(Json)
 }
 
