@@ -6,7 +6,7 @@
 
 use assay_netboot::dhcp::lease::AddressLease;
 use assay_netboot::dhcp::lease_log::{LeaseLog, parse};
-use assay_ramdisk_agent::attestation::state::AttestationState;
+use assay_ramdisk_agent::attestation::state::{AttestationState, CoAttestation};
 use assay_ramdisk_agent::dhcp::{Exchange, Reaction};
 use assay_ramdisk_agent::tpm::SavedAk;
 use assay_tpm::algorithm::HashAlgorithm;
@@ -19,7 +19,8 @@ use assay_verifier::ima::writer::{ListWriter, digest_ng};
 use assay_verifier::learn::learn;
 use assay_verifier::policy::{ArtefactReference, Policy};
 use assay_verifier::quote::AkPublic;
-use assay_wire::agent::{AgentSettings, Credential, EnrolRequest, SealedGrant};
+use assay_wire::agent::{AgentSettings, Credential, EnrolRequest, SealedGrant, Verdict};
+use assay_wire::attestation::SealedSecret;
 use assay_wire::evidence::{AGENT_PCR, AgentMeasurement, Evidence, ImaList, MeasurementKind, RuntimeEvidence};
 use assay_wire::id::{AdmissionId, BootId, LeaseId};
 use assay_wire::result::{Claims, EAR_PROFILE, EarStatus, SignedResult, Submod, VerifierId};
@@ -494,13 +495,18 @@ fn agent(evidence: &Evidence, ak: &[u8]) {
     seed("agent_messages", "evidence.json", serde_json::to_vec(evidence).unwrap());
     let Evidence { attest, signature, pcrs, .. } = evidence.clone();
     let ima = Some(ImaList { first_entry: 3, entries: vec![0; 40] });
-    let at_run_time = RuntimeEvidence { attest, signature, pcrs, ima, tee: Vec::new() };
+    let at_run_time =
+        RuntimeEvidence { attest, signature, pcrs, ima, tee: Vec::new(), supporting: vec!["a.b.c".to_owned()] };
     seed("agent_messages", "runtime-evidence.json", serde_json::to_vec(&at_run_time).unwrap());
     seed("agent_messages", "secret.json", r#"{"share":"AAEC","shares":2}"#);
     let credential = Credential { id_object: vec![1; 66], encrypted_secret: vec![2; 256] };
     let admission = "01890a5d-ac96-774b-bcce-b302099a8057".parse().unwrap();
     let grant = SealedGrant { admission, credential, nonce: vec![3; 12], ciphertext: vec![4; 200] };
     seed("agent_messages", "grant.json", serde_json::to_vec(&grant).unwrap());
+    let share = SealedSecret { shares: 2, sealed: grant };
+    seed("agent_attestation", "share.json", serde_json::to_vec(&share).unwrap());
+    let affirmed = Verdict::Affirmed { result: "a.b.c".to_owned(), attestation: Some(admission) };
+    seed("agent_messages", "affirmed.json", serde_json::to_vec(&affirmed).unwrap());
 }
 
 fn agent_attestation() {
@@ -511,11 +517,19 @@ fn agent_attestation() {
         pin: "ab".repeat(32).parse().unwrap(),
         proof: zeroize::Zeroizing::new("5a".repeat(32)),
         ak: SavedAk { public: vec![1; 90], private: vec![2; 120] },
+        co_verifiers: vec![CoAttestation {
+            address: "10.30.0.2:8443".parse().unwrap(),
+            pin: "cd".repeat(32).parse().unwrap(),
+            admission: "01890a5d-ac96-774b-bcce-b302099a8058".parse().unwrap(),
+            proof: zeroize::Zeroizing::new("a5".repeat(32)),
+        }],
     };
     seed("agent_attestation", "state.json", &*state.to_json().unwrap());
     let next = r#"{"nonce":"EREREQ==","pcrs":[0,1],"expires_in_seconds":60,"ima_first_entry":3,"after_ms":30000}"#;
     let renewed = format!(r#"{{"verdict":"renewed","expires_at_ms":1800000000000,"next":{next}}}"#);
-    seed("agent_attestation", "renewed.json", renewed);
+    seed("agent_attestation", "renewed.json", &renewed);
+    let supporting = renewed.replace(r#""next""#, r#""result":"a.b.c","next""#);
+    seed("agent_attestation", "renewed-supporting.json", supporting);
     seed("agent_attestation", "revoked.json", r#"{"verdict":"revoked","reasons":["PCR 12 changed"]}"#);
     let notice = r#"{"sequence":1,"node":"n2","admission":"01890a5d-ac96-774b-bcce-b302099a8057","ak_name":"000b","reason":"silence","at_ms":1}"#;
     seed("agent_attestation", "notices.json", format!(r#"{{"latest":1,"notices":[{notice}]}}"#));

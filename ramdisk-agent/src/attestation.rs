@@ -12,10 +12,16 @@
 //! A revoked node hears why if the verifier's answer comes before its port is closed, and else asks in vain: nothing
 //! depends on its hearing, and what it does about it itself is a courtesy. The others' notices are what counts.
 //!
+//! Where the project has verifiers of its own, each is attested to in the same way, and what they sign goes with the
+//! evidence to the one that leads (`co_verifier`).
+//!
 //! [`state`] is what the ramdisk handed over, [`verifier`] the calls, [`notices`] the files and hooks that notices become,
-//! [`supervisor`] the word to systemd. An agent that dies is no risk: what is not renewed ends by itself.
+//! `secret` what puts the tenant's secret together, [`supervisor`] the word to systemd. An agent that dies is no risk: what is not renewed ends by itself.
 
+mod co_verifier;
 pub mod notices;
+mod prover;
+mod secret;
 pub mod state;
 pub mod supervisor;
 pub mod verifier;
@@ -25,7 +31,6 @@ use crate::client::CallError;
 use crate::console::Chain;
 use crate::ima::{ImaReadError, MeasurementReader};
 use crate::init::peak_memory_kib;
-use crate::session::SessionError;
 use crate::settings::sha256;
 use crate::tee::TeeQuotes;
 use crate::tee::tsm::Interface;
@@ -34,11 +39,15 @@ use crate::tpm::{Tpm, TpmError};
 use assay_tpm::public::Public;
 use assay_wire::attestation::{AttestationAnswer, AttestationRequest, RevocationNotice};
 use assay_wire::evidence::{QUOTED_PCRS, RuntimeEvidence};
+use co_verifier::CoVerifiers;
 use notices::{NoticeError, Notices};
+use prover::Prover;
+use secret::Secrets;
 use state::{AttestationState, StateError};
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use supervisor::Supervisor;
+use tokio::sync::watch;
 use tokio::time::Instant;
 use verifier::{AttestationClient, Refusal};
 use zeroize::Zeroizing;
@@ -115,27 +124,20 @@ pub enum AttestationError {
     /// A notice could not be written.
     #[error(transparent)]
     Notice(#[from] NoticeError),
-    /// The secret was given to several verifiers, and this agent knows one.
-    #[error("the tenant's secret has {shares} shares, and the one verifier that this agent knows has one of them")]
-    SecretShares {
-        /// How many.
-        shares: u8,
-    },
-    /// The secret does not open.
-    #[error("opening the tenant's secret")]
-    Secret(#[source] SessionError),
 }
 
 /// An agent that has loaded its key.
 pub struct Attester {
     state: AttestationState,
     client: AttestationClient,
-    tpm: EsapiTpm,
-    measurements: MeasurementReader,
-    tee: TeeQuotes,
+    prover: Prover<EsapiTpm>,
     places: Places,
     supervisor: Supervisor,
     notices: Notices,
+    co_verifiers: CoVerifiers,
+    secrets: Secrets,
+    /// How often the leading verifier has renewed the admission.
+    renewals: watch::Sender<u64>,
 }
 
 impl Attester {
@@ -145,13 +147,26 @@ impl Attester {
     /// If the TPM does not take it, or TLS cannot be set up.
     pub fn new(state: AttestationState, mut tpm: EsapiTpm, places: Places) -> Result<Self, AttestationError> {
         tpm.load_ak(state.ak.clone())?;
-        let client = AttestationClient::new(&state)?;
+        let client = AttestationClient::leading(&state)?;
+        let co_verifiers = CoVerifiers::new(&state.co_verifiers)?;
+        let all = std::iter::once(&client).chain(co_verifiers.clients()).cloned().collect();
+        let secrets = Secrets::new(all, places.run.join(SECRET));
         let notices = Notices::open(&places.run, &places.hooks)?;
         let node = &state.node;
         tracing::info!(event = "agent.key_loaded", %node, admission = %state.admission, "loaded the attestation key of {node}");
-        let measurements = MeasurementReader::new(&places.measurements);
         let tee = TeeQuotes::new(places.tee.clone());
-        Ok(Self { state, client, tpm, measurements, tee, places, supervisor: Supervisor::from_environment(), notices })
+        let prover = Prover::new(tpm, tee, state.ak.public.clone());
+        Ok(Self {
+            state,
+            client,
+            prover,
+            places,
+            supervisor: Supervisor::from_environment(),
+            notices,
+            co_verifiers,
+            secrets,
+            renewals: watch::Sender::default(),
+        })
     }
 
     /// Attests until the verifier revokes this node. The verifier, or the way to it, may be away for any time: what
@@ -159,13 +174,16 @@ impl Attester {
     ///
     /// # Errors
     /// See [`AttestationError`].
-    pub async fn run(mut self) -> Result<Ended, AttestationError> {
-        let follower = self.notices.clone();
-        let client = self.client.clone();
+    pub async fn run(self) -> Result<Ended, AttestationError> {
+        // The first of those who may have given a share is the one that leads.
+        let over = |place: usize| self.secrets.withdraw(place + 1);
         let ended = tokio::select! {
             ended = self.attest() => ended?,
-            // Never ends: a notice that cannot be acted upon is logged, and tried again.
-            never = follower.follow(&client) => match never {},
+            // These never end: a notice that cannot be acted upon, a verifier that does not answer, a share that is
+            // missing is logged, and tried again.
+            never = self.notices.follow(&self.client) => match never {},
+            never = self.co_verifiers.follow(&self.prover, &self.places.measurements, over) => match never {},
+            never = self.secrets.keep(&self.prover, self.renewals.subscribe(), &self.supervisor) => match never {},
         };
         match &ended {
             Ended::Revoked { reasons } => {
@@ -182,10 +200,10 @@ impl Attester {
         Ok(ended)
     }
 
-    async fn attest(&mut self) -> Result<Ended, AttestationError> {
+    async fn attest(&self) -> Result<Ended, AttestationError> {
         let mut patience = Patience::default();
+        let mut measurements = MeasurementReader::new(&self.places.measurements);
         let mut next: Option<Round> = None;
-        let mut renewals = 0_u64;
         loop {
             let round = match next.take() {
                 Some(round) => Ok(round),
@@ -194,16 +212,16 @@ impl Attester {
             let answer = match round {
                 Ok(round) => {
                     tokio::time::sleep_until(round.due).await;
-                    let mut evidence = runtime_evidence(&mut self.tpm, &mut self.measurements, &round.request)?;
-                    evidence.tee = self.tee.answering(&round.request.nonce, &self.state.ak.public);
+                    let supporting = self.co_verifiers.fresh_results().await;
+                    let mut evidence = self.prover.evidence(&mut measurements, &round.request)?;
+                    evidence.supporting = supporting;
                     self.client.submit(&evidence).await
                 }
                 Err(error) => Err(error),
             };
             match answer {
-                Ok(AttestationAnswer::Renewed { expires_at_ms, next: request }) => {
-                    renewals += 1;
-                    self.renewed(renewals, expires_at_ms, &request).await;
+                Ok(AttestationAnswer::Renewed { expires_at_ms, next: request, .. }) => {
+                    self.renewed(expires_at_ms, &request);
                     patience = Patience::default();
                     next = Some(Round::new(request));
                 }
@@ -220,7 +238,9 @@ impl Attester {
         }
     }
 
-    async fn renewed(&mut self, renewals: u64, expires_at_ms: i64, request: &AttestationRequest) {
+    fn renewed(&self, expires_at_ms: i64, request: &AttestationRequest) {
+        let renewals = *self.renewals.borrow() + 1;
+        self.renewals.send_replace(renewals);
         self.supervisor.status(&format!("renewed {renewals} times"));
         if renewals > 1 {
             tracing::debug!(event = "agent.renewed", renewals, expires_at_ms, "renewed");
@@ -235,31 +255,11 @@ impl Attester {
             interval,
             "the verifier renewed the admission; next evidence in {interval} ms (I used {memory} KiB at most)"
         );
-        if let Err(error) = self.fetch_secret().await {
-            tracing::error!(event = "agent.no_secret", "the tenant's secret: {}", Chain(&error));
-        }
-        self.supervisor.ready();
-    }
-
-    async fn fetch_secret(&mut self) -> Result<(), AttestationError> {
-        let Some(answer) = self.client.secret().await? else { return Ok(()) };
-        if answer.shares != 1 {
-            return Err(AttestationError::SecretShares { shares: answer.shares });
-        }
-        let secret = crate::session::open_sealed(&mut self.tpm, &answer.sealed).map_err(AttestationError::Secret)?;
-        notices::write_private(&self.places.run.join(SECRET), &secret)?;
-        tracing::info!(event = "agent.secret", "the tenant's secret is in {}", self.places.run.join(SECRET).display());
-        Ok(())
     }
 
     /// A revoked node does for itself what the others do about it, and forgets the tenant's secret.
     async fn drop_own_keys(&self, reasons: &[String]) -> Result<(), AttestationError> {
-        let secret = self.places.run.join(SECRET);
-        if let Err(source) = std::fs::remove_file(&secret)
-            && source.kind() != std::io::ErrorKind::NotFound
-        {
-            tracing::error!(event = "agent.secret_left", "removing {}: {source}", secret.display());
-        }
+        self.secrets.remove();
         let notice = RevocationNotice {
             sequence: 0,
             node: self.state.node.clone(),
@@ -307,6 +307,7 @@ pub fn runtime_evidence(
             // After the quote: the list then holds all that PCR 10 does, and the verifier finds where it ends.
             ima: measurements.read_from(request.ima_first_entry)?,
             tee: Vec::new(),
+            supporting: Vec::new(),
         });
     }
     Err(AttestationError::Unsteady)

@@ -7,7 +7,7 @@
 //!                                       handover ◀─ Granted ◀─fetch_grant─ Moved ◀──────────────┘
 //! ```
 
-use crate::attestation::state::AttestationState;
+use crate::attestation::state::{AttestationState, CoAttestation};
 use crate::backoff::retry;
 use crate::client::{CallError, Client};
 use crate::pin::KeyPin;
@@ -19,7 +19,7 @@ use assay_wire::agent::{
     ActivateRequest, CoVerifier, Credential, EnrolChallenge, EnrolRequest, EvidenceRequest, Grant, ReleaseStatus,
     SealedGrant, TenantAddress, Verdict,
 };
-use assay_wire::agreement::MAX_SUPPORTING;
+use assay_wire::agreement::{MAX_SUPPORTING, may_be_result};
 use assay_wire::evidence::{AgentMeasurement, Evidence, QUOTED_PCRS};
 use assay_wire::id::{AdmissionId, NodeId, SessionId};
 use serde::Serialize;
@@ -49,6 +49,8 @@ const MAX_PCRS: usize = 24;
 pub struct Session {
     client: Client,
     id: SessionId,
+    /// The project's verifiers that affirmed this boot and go on attesting it.
+    co_verifiers: Vec<CoAttestation>,
 }
 
 impl Session {
@@ -62,7 +64,8 @@ impl Session {
                 client.post("/agent/v1/enrol", request).await
             })
             .await?;
-        Ok(Challenged { session: Self { client, id: challenge.session }, credential: challenge.credential })
+        let session = Self { client, id: challenge.session, co_verifiers: Vec::new() };
+        Ok(Challenged { session, credential: challenge.credential })
     }
 
     /// The session's identifier.
@@ -284,7 +287,8 @@ impl Granted {
     #[must_use]
     pub fn attestation(&self, node: NodeId, pin: KeyPin, ak: SavedAk) -> AttestationState {
         let proof = self.session.client.bearer().unwrap_or_default();
-        AttestationState { node, admission: self.admission, relay: self.address.relay, pin, proof, ak }
+        let (relay, co_verifiers) = (self.address.relay, self.session.co_verifiers.clone());
+        AttestationState { node, admission: self.admission, relay, pin, proof, ak, co_verifiers }
     }
 
     /// Says that the tenant's kernel starts now: the session's last call.
@@ -315,13 +319,24 @@ pub async fn attest(
     let activated = challenged.activate(tpm).await?;
     tracing::info!(event = "agent.activated", "enrolled; quoting PCRs {}", Selection(&activated.request.pcrs));
     let co_verifiers = activated.request.co_verifiers.clone();
-    let supporting = affirmations(&co_verifiers, tpm, &request, &event_log, settings, tee).await;
+    let affirmed = affirmations(&co_verifiers, tpm, &request, &event_log, settings, tee).await;
     let mut evidence = activated.quote(tpm, event_log, vec![settings.measurement().clone()])?;
     evidence.tee = tee.answering(&activated.request.nonce, &request.ak_public);
-    evidence.supporting = supporting;
-    let accepted = activated.send_evidence(&evidence).await?;
+    let (results, going_on): (_, Vec<_>) = affirmed.into_iter().map(|said| (said.result, said.attestation)).unzip();
+    evidence.supporting = results;
+    let mut accepted = activated.send_evidence(&evidence).await?;
+    accepted.session.co_verifiers = going_on.into_iter().flatten().collect();
     tracing::info!(event = "agent.accepted", "the verifier trusts this boot; waiting for the release");
     Ok(accepted)
+}
+
+/// What one of the project's own verifiers says of this boot.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Affirmation {
+    /// Its signed result.
+    pub result: String,
+    /// How to go on attesting to it after the boot; none if it does not ask for that.
+    pub attestation: Option<CoAttestation>,
 }
 
 /// What the project's own verifiers say of this boot. One that is away, or says no, is left out: whether the node is
@@ -333,15 +348,15 @@ pub async fn affirmations(
     event_log: &[u8],
     settings: &MeasuredSettings,
     tee: &TeeQuotes,
-) -> Vec<String> {
-    let mut results = Vec::new();
+) -> Vec<Affirmation> {
+    let mut affirmed = Vec::new();
     for verifier in co_verifiers.iter().take(MAX_SUPPORTING) {
         let asking = affirmed_by(verifier, tpm, request, event_log, settings, tee);
         let url = verifier.url.as_str();
         match tokio::time::timeout(CO_VERIFIER_LIMIT, asking).await {
-            Ok(Ok(result)) => {
+            Ok(Ok(affirmation)) => {
                 tracing::info!(event = "agent.affirmed", verifier = url, "the project's verifier trusts this boot");
-                results.push(result);
+                affirmed.push(affirmation);
             }
             Ok(Err(error)) => {
                 tracing::warn!(event = "agent.not_affirmed", verifier = url, %error, "the project's verifier does not vouch");
@@ -351,7 +366,7 @@ pub async fn affirmations(
             }
         }
     }
-    results
+    affirmed
 }
 
 async fn affirmed_by(
@@ -361,17 +376,23 @@ async fn affirmed_by(
     event_log: &[u8],
     settings: &MeasuredSettings,
     tee: &TeeQuotes,
-) -> Result<String, SessionError> {
+) -> Result<Affirmation, SessionError> {
     let unusable = || SessionError::CoVerifier { url: verifier.url.chars().take(200).collect() };
     let address = verifier_address(&verifier.url).ok_or_else(unusable)?;
-    let client = Client::new(address, verifier.key_sha256.parse().map_err(|_| unusable())?)?;
+    let pin: KeyPin = verifier.key_sha256.parse().map_err(|_| unusable())?;
+    let client = Client::new(address, pin)?;
     let activated = Session::enrol(client, request).await?.activate(tpm).await?;
     let mut evidence = activated.quote(tpm, event_log.to_vec(), vec![settings.measurement().clone()])?;
     evidence.tee = tee.answering(&activated.request.nonce, &request.ak_public);
     match activated.session.post("evidence", &evidence).await? {
-        Verdict::Affirmed { result } => Ok(result),
+        // What can be no result would have the leading verifier refuse all of the evidence.
+        Verdict::Affirmed { result, attestation } if may_be_result(&result) => {
+            let proof = activated.session.client.bearer().unwrap_or_default();
+            let attestation = attestation.map(|admission| CoAttestation { address, pin, admission, proof });
+            Ok(Affirmation { result, attestation })
+        }
         Verdict::Rejected { reasons } => Err(SessionError::Rejected { reasons }),
-        Verdict::Accepted => Err(unusable()),
+        Verdict::Accepted | Verdict::Affirmed { .. } => Err(unusable()),
     }
 }
 
@@ -385,7 +406,9 @@ pub enum SessionError {
     #[error(transparent)]
     Tpm(#[from] TpmError),
     /// Not a verifier that can be asked beside the one that leads.
-    #[error("asking the project's verifier `{url}`: it is not https:// with an IP address and a key, or leads itself")]
+    #[error(
+        "asking the project's verifier `{url}`: it is not https:// with an IP address and a key, or what it says is no result"
+    )]
     CoVerifier {
         /// Its URL.
         url: String,

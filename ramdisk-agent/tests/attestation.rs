@@ -5,7 +5,7 @@
 
 mod support;
 
-use assay_ramdisk_agent::attestation::state::AttestationState;
+use assay_ramdisk_agent::attestation::state::{AttestationState, CoAttestation};
 use assay_ramdisk_agent::attestation::{AttestationError, Attester, Ended, Places};
 use assay_ramdisk_agent::settings::sha256;
 use assay_ramdisk_agent::tpm::Tpm as _;
@@ -16,7 +16,7 @@ use assay_tpm::seal::seal_grant;
 use assay_tpm::signature::{Signature, SignatureValue};
 use assay_tpm::testing::NetworkTpm;
 use assay_wire::attestation::{
-    AttestationAnswer, AttestationRequest, RevocationNotice, RevocationNotices, SealedSecret,
+    AttestationAnswer, AttestationRequest, RevocationNotice, RevocationNotices, SealedSecret, split_secret,
 };
 use assay_wire::evidence::{QUOTED_PCRS, RuntimeEvidence, TeeQuote};
 use assay_wire::id::AdmissionId;
@@ -26,7 +26,9 @@ use std::fs;
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt as _;
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 use support::{Seen, TlsServer, tsm};
+use tokio::sync::watch;
 use zeroize::Zeroizing;
 
 const SECRET: &[u8] = b"the tenant's secret";
@@ -46,6 +48,11 @@ struct Verifier {
     forgets: bool,
     /// The status of the last answer, if it is no verdict.
     ends_with: Option<u16>,
+    /// What it has of the tenant's secret, and of how many shares that is one; none without.
+    share: Option<(u8, Vec<u8>)>,
+    /// What it signs, if it is one of the project's own.
+    signs: Option<String>,
+    after_ms: u64,
 }
 
 impl Verifier {
@@ -58,9 +65,10 @@ impl Verifier {
             "" => self.judge(serde_json::from_slice(&seen.body).unwrap()),
             "/notices?after=0" => ok(&RevocationNotices { latest: 4, notices: vec![notice("n7", 4)] }),
             "/secret" => {
+                let Some((shares, share)) = &self.share else { return problem(404, "not-found") };
                 let ak = Public::parse(&self.ak_public).unwrap();
-                let sealed = seal_grant(&self.ek_public, ak.name().as_bytes(), self.admission, SECRET).unwrap();
-                ok(&SealedSecret { shares: 1, sealed })
+                let sealed = seal_grant(&self.ek_public, ak.name().as_bytes(), self.admission, share).unwrap();
+                ok(&SealedSecret { shares: *shares, sealed })
             }
             _ => ok(&RevocationNotices { latest: 4, notices: Vec::new() }),
         }
@@ -73,7 +81,7 @@ impl Verifier {
             pcrs: QUOTED_PCRS.collect(),
             expires_in_seconds: 60,
             ima_first_entry: 0,
-            after_ms: 1,
+            after_ms: self.after_ms,
         }
     }
 
@@ -83,7 +91,8 @@ impl Verifier {
         }
         self.evidence.push((vec![self.nonces; 32], evidence));
         if self.evidence.len() <= self.good {
-            return ok(&AttestationAnswer::Renewed { expires_at_ms: 1, next: self.request() });
+            let result = self.signs.clone();
+            return ok(&AttestationAnswer::Renewed { expires_at_ms: 1, next: self.request(), result });
         }
         match self.ends_with {
             None => {
@@ -92,6 +101,16 @@ impl Verifier {
             Some(status) => problem(status, "over"),
         }
     }
+}
+
+async fn serve(verifier: &Arc<Mutex<Verifier>>, calls: &watch::Sender<u64>) -> TlsServer {
+    let (answering, calls) = (Arc::clone(verifier), calls.clone());
+    TlsServer::start(move |seen| {
+        let answer = answering.lock().unwrap().answer(&seen);
+        calls.send_modify(|calls| *calls += 1);
+        answer
+    })
+    .await
 }
 
 fn ok(answer: &impl Serialize) -> (u16, Vec<u8>) {
@@ -121,6 +140,8 @@ struct Node {
     state: AttestationState,
     places: Places,
     folder: tempfile::TempDir,
+    /// Counts the calls to any verifier.
+    calls: watch::Sender<u64>,
 }
 
 impl Node {
@@ -141,13 +162,16 @@ impl Node {
             good,
             forgets: false,
             ends_with: None,
+            share: Some((1, SECRET.to_vec())),
+            signs: None,
+            after_ms: 1,
         }));
-        let answering = Arc::clone(&verifier);
-        let server = TlsServer::start(move |seen| answering.lock().unwrap().answer(&seen)).await;
+        let calls = watch::Sender::default();
+        let server = serve(&verifier, &calls).await;
         let SocketAddr::V4(relay) = server.address else { panic!("IPv4 only") };
         let proof = Zeroizing::new(PROOF.to_owned());
         let node = "n1".parse().unwrap();
-        let state = AttestationState { node, admission, relay, pin: server.pin, proof, ak };
+        let state = AttestationState { node, admission, relay, pin: server.pin, proof, ak, co_verifiers: Vec::new() };
         let folder = tempfile::tempdir().unwrap();
         let hooks = folder.path().join("hooks");
         fs::create_dir(&hooks).unwrap();
@@ -159,7 +183,53 @@ impl Node {
         let (run, measurements) = (folder.path().join("run"), folder.path().join("none"));
         let places = Places { run, hooks, measurements, tee: tsm::interface(&reports, tsm::tdx) };
         // The ramdisk's connection to the TPM ends here, and its loaded keys with it.
-        Self { soft, verifier, state, places, folder }
+        Self { soft, verifier, state, places, folder, calls }
+    }
+
+    /// The same with a verifier of the project's own.
+    async fn with_co_verifier(good: usize) -> (Self, Arc<Mutex<Verifier>>) {
+        let mut node = Self::handed_over(usize::MAX).await;
+        let co_verifier = {
+            let mut leading = node.verifier.lock().unwrap();
+            leading.after_ms = 20;
+            Arc::new(Mutex::new(Verifier {
+                admission: AdmissionId::random(),
+                ek_public: leading.ek_public.clone(),
+                ak_public: leading.ak_public.clone(),
+                calls: Vec::new(),
+                evidence: Vec::new(),
+                nonces: 100,
+                good,
+                forgets: false,
+                ends_with: None,
+                share: None,
+                signs: Some("a.b.c".to_owned()),
+                after_ms: 20,
+            }))
+        };
+        let server = serve(&co_verifier, &node.calls).await;
+        let admission = co_verifier.lock().unwrap().admission;
+        let proof = Zeroizing::new(PROOF.to_owned());
+        node.state.co_verifiers = vec![CoAttestation { address: server.address, pin: server.pin, admission, proof }];
+        (node, co_verifier)
+    }
+
+    /// Attests until `wanted` holds, with a deadline. It is looked at with each call: the next one comes soon.
+    async fn attest_until(&self, what: &str, wanted: impl Fn() -> bool) {
+        let mut calls = self.calls.subscribe();
+        let seen = async {
+            while !wanted() {
+                calls.changed().await.unwrap();
+            }
+        };
+        tokio::select! {
+            ended = self.attest() => panic!("{ended:?}"),
+            seen = tokio::time::timeout(Duration::from_secs(30), seen) => seen.expect(what),
+        }
+    }
+
+    fn secret(&self) -> Option<Vec<u8>> {
+        fs::read(self.places.run.join("secret")).ok()
     }
 
     /// What the tenant's agent does, from the file that was handed over.
@@ -272,4 +342,90 @@ async fn another_tpm_cannot_use_the_key() {
     let (node, other) = (Node::handed_over(1).await, NetworkTpm::start());
     let mut tpm = EsapiTpm::open(&other.tcti()).unwrap();
     assert!(tpm.load_ak(node.state.ak).is_err());
+}
+
+#[tokio::test]
+async fn each_verifier_gets_evidence_of_its_own_and_the_leading_one_what_the_other_signs() {
+    let (node, co_verifier) = Node::with_co_verifier(usize::MAX).await;
+    let sent = || node.verifier.lock().unwrap().evidence.len();
+    node.attest_until("several rounds", || sent() > 4 && co_verifier.lock().unwrap().evidence.len() > 2).await;
+    let (leading, other) = (node.verifier.lock().unwrap(), co_verifier.lock().unwrap());
+    for (nonce, evidence) in &leading.evidence {
+        assert_eq!(Quote::parse(&evidence.attest).unwrap().extra_data, nonce);
+        assert_eq!(evidence.supporting, ["a.b.c"], "from the first on");
+    }
+    for (nonce, evidence) in &other.evidence {
+        assert_eq!(Quote::parse(&evidence.attest).unwrap().extra_data, nonce);
+        assert_eq!(evidence.supporting, [""; 0], "nobody but the leading verifier gets them");
+    }
+    let posts: Vec<_> = other.calls.iter().filter(|call| call.starts_with("POST")).take(3).collect();
+    assert_eq!(posts, ["POST /challenge", "POST ", "POST "]);
+    // Notices are the leading verifier's.
+    assert!(other.calls.iter().all(|call| !call.contains("notices")), "{:?}", other.calls);
+}
+
+#[tokio::test]
+async fn what_can_be_no_result_is_not_passed_on() {
+    let (node, co_verifier) = Node::with_co_verifier(usize::MAX).await;
+    co_verifier.lock().unwrap().signs = Some("x".repeat(16 * 1024 + 1));
+    let sent = || node.verifier.lock().unwrap().evidence.len();
+    node.attest_until("two rounds", || sent() > 1 && !co_verifier.lock().unwrap().evidence.is_empty()).await;
+    assert!(node.verifier.lock().unwrap().evidence.iter().all(|(_, evidence)| evidence.supporting.is_empty()));
+}
+
+#[tokio::test]
+async fn a_co_verifier_that_does_not_answer_holds_nobody_up() {
+    let (mut node, co_verifier) = Node::with_co_verifier(usize::MAX).await;
+    // One that takes connections and says nothing, beside one that answers.
+    let mute = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let silent = CoAttestation { address: mute.local_addr().unwrap(), ..node.state.co_verifiers[0].clone() };
+    node.state.co_verifiers.insert(0, silent);
+    let begun = Instant::now();
+    let sent = || node.verifier.lock().unwrap().evidence.len();
+    node.attest_until("a round", || sent() > 0).await;
+    assert!(begun.elapsed() < Duration::from_secs(9), "{:?}", begun.elapsed());
+    assert_eq!(node.verifier.lock().unwrap().evidence[0].1.supporting, ["a.b.c"]);
+    assert!(!co_verifier.lock().unwrap().evidence.is_empty());
+}
+
+#[tokio::test]
+async fn a_co_verifier_that_revokes_is_asked_no_more_and_the_leading_one_goes_on() {
+    let (node, co_verifier) = Node::with_co_verifier(1).await;
+    let shares = split_secret(SECRET, vec![vec![0x5a; SECRET.len()]]).unwrap();
+    node.verifier.lock().unwrap().share = Some((2, shares[0].clone()));
+    co_verifier.lock().unwrap().share = Some((2, shares[1].clone()));
+    // Long enough for the secret to be there before.
+    co_verifier.lock().unwrap().after_ms = 2_000;
+    let (secret, seen) = (node.places.run.join("secret"), std::cell::Cell::new(false));
+    let last = |verifier: &Verifier| verifier.evidence.last().is_some_and(|(_, sent)| sent.supporting.is_empty());
+    node.attest_until("it goes on without", || {
+        seen.set(seen.get() || fs::read(&secret).is_ok_and(|content| content == SECRET));
+        seen.get() && last(&node.verifier.lock().unwrap()) && node.secret().is_none()
+    })
+    .await;
+    let other = co_verifier.lock().unwrap();
+    assert_eq!(other.evidence.len(), 2);
+    // The node itself is not revoked: that is the leading verifier's to say.
+    assert!(!node.places.run.join("revoked/n1.json").exists());
+}
+
+#[tokio::test]
+async fn a_split_secret_is_joined_from_both_and_one_share_alone_is_nothing() {
+    let (node, co_verifier) = Node::with_co_verifier(usize::MAX).await;
+    let shares = split_secret(SECRET, vec![vec![0x5a; SECRET.len()]]).unwrap();
+    node.verifier.lock().unwrap().share = Some((2, shares[0].clone()));
+    let asked = |verifier: &Verifier| verifier.calls.iter().filter(|call| call.ends_with("/secret")).count();
+    // The other has none of it, however often it is asked.
+    node.attest_until("asked again", || asked(&co_verifier.lock().unwrap()) > 2).await;
+    assert_eq!(node.secret(), None);
+    assert_eq!(asked(&node.verifier.lock().unwrap()), 1, "who has given its share is not asked again");
+    // Nor is the other's alone anything.
+    co_verifier.lock().unwrap().share = Some((2, shares[1].clone()));
+    node.verifier.lock().unwrap().share = None;
+    node.attest_until("asked again", || asked(&node.verifier.lock().unwrap()) > 3).await;
+    assert_eq!(node.secret(), None);
+    // Both: written, and by nobody else.
+    node.verifier.lock().unwrap().share = Some((2, shares[0].clone()));
+    node.attest_until("joined", || node.secret().is_some()).await;
+    assert_eq!(node.secret().unwrap(), SECRET);
 }

@@ -4,6 +4,7 @@
 
 mod support;
 
+use assay_ramdisk_agent::attestation::state::AttestationState;
 use assay_ramdisk_agent::client::Client;
 use assay_ramdisk_agent::run::{measured_settings, to_grant, to_release};
 use assay_ramdisk_agent::session::{Session, SessionError, enrol_request};
@@ -17,7 +18,8 @@ use assay_tpm::public::Public;
 use assay_tpm::seal::seal_grant;
 use assay_tpm::testing::NetworkTpm;
 use assay_wire::agent::{
-    ActivateRequest, EnrolChallenge, EnrolRequest, EvidenceRequest, Grant, ReleaseStatus, TenantAddress, Verdict,
+    ActivateRequest, CoVerifier, EnrolChallenge, EnrolRequest, EvidenceRequest, Grant, ReleaseStatus, TenantAddress,
+    Verdict,
 };
 use assay_wire::evidence::{Evidence, QUOTED_PCRS, TeeQuote};
 use assay_wire::id::{AdmissionId, SessionId};
@@ -38,6 +40,10 @@ struct Verifier {
     calls: Vec<String>,
     polls: u32,
     rejects: bool,
+    /// Whom else the agent is to ask.
+    co_verifiers: Vec<CoVerifier>,
+    /// It begins no releases: what it signs, and under which id it goes on attesting.
+    affirms: Option<(String, AdmissionId)>,
 }
 
 impl Verifier {
@@ -63,7 +69,7 @@ impl Verifier {
                     nonce: NONCE.to_vec(),
                     pcrs: QUOTED_PCRS.collect(),
                     expires_in_seconds: 60,
-                    co_verifiers: Vec::new(),
+                    co_verifiers: self.co_verifiers.clone(),
                 })
             }
             "evidence" if self.rejects => {
@@ -71,7 +77,10 @@ impl Verifier {
             }
             "evidence" => {
                 self.evidence = Some(serde_json::from_slice(&seen.body).unwrap());
-                ok(&Verdict::Accepted)
+                match self.affirms.clone() {
+                    Some((result, id)) => ok(&Verdict::Affirmed { result, attestation: Some(id) }),
+                    None => ok(&Verdict::Accepted),
+                }
             }
             "release" if self.polls < 2 => {
                 self.polls += 1;
@@ -174,6 +183,42 @@ async fn from_settings_to_handover() {
     check_evidence(evidence, &document, expected_pcr);
     let ak = Public::parse(&enrolled.ak_public).unwrap();
     assert_eq!(evidence.tee, [tsm::quote_of(&TeeQuote::report_data(&NONCE, ak.name().as_bytes()))]);
+}
+
+#[tokio::test]
+async fn who_affirmed_the_boot_is_handed_over_to_the_tenants_agent() {
+    let soft = NetworkTpm::start();
+    let mut tpm = EsapiTpm::open(&soft.tcti()).unwrap();
+    let (good, bad) = (AdmissionId::random(), AdmissionId::random());
+    let others = [
+        Verifier { affirms: Some(("a.b.c".to_owned(), good)), ..Verifier::default() },
+        // No result at all, and a rejection: neither keeps the node from being admitted where it is not required.
+        Verifier { affirms: Some(("\u{1b}[2J".to_owned(), bad)), ..Verifier::default() },
+        Verifier { rejects: true, ..Verifier::default() },
+    ];
+    let mut servers = Vec::new();
+    for other in others {
+        servers.push(serve(Arc::new(Mutex::new(other))).await);
+    }
+    let named = |server: &TlsServer| CoVerifier {
+        url: format!("https://{}", server.address),
+        key_sha256: server.pin.to_string(),
+    };
+    let co_verifiers = servers.iter().map(named).collect();
+    let verifier = Arc::new(Mutex::new(Verifier { co_verifiers, ..Verifier::default() }));
+    let server = serve(Arc::clone(&verifier)).await;
+    let settings = MeasuredSettings::measure(&settings_document(&server), &mut tpm).unwrap();
+    let released = to_release(&mut tpm, &settings, event_log().path(), &TeeQuotes::default()).await.unwrap();
+    let granted = to_grant(released, &mut tpm, None).await.unwrap();
+    assert_eq!(verifier.lock().unwrap().evidence.as_ref().unwrap().supporting, ["a.b.c"]);
+    let state = granted.attestation("n1".parse().unwrap(), server.pin, tpm.saved_ak().unwrap());
+    let [co_verifier] = &state.co_verifiers[..] else { panic!("{state:?}") };
+    assert_eq!(
+        (co_verifier.address, co_verifier.pin, co_verifier.admission),
+        (servers[0].address, servers[0].pin, good)
+    );
+    assert_eq!(*co_verifier.proof, hex::encode(SECRET));
+    assert_eq!(AttestationState::parse(&state.to_json().unwrap()).unwrap(), state);
 }
 
 /// The quote is over the nonce and the PCR values that came with it.

@@ -54,7 +54,8 @@ pub struct Config {
     pub role: Role,
     /// What agents' settings say of the verifier, where that is not us.
     pub settings_say: Option<SettingsSay>,
-    /// Other verifiers, by project, whose results are wanted beside ours.
+    /// Other verifiers, by project, whose results are wanted beside ours. Agents call them at the address given here, at
+    /// boot from the airlock and then for as long as the admission stands from the tenant's network: no relay leads there.
     pub co_verifiers: Vec<ProjectVerifier>,
     /// How long each step of a release may take.
     pub release: ReleaseTimeouts,
@@ -104,7 +105,8 @@ pub enum Role {
     /// The release: this verifier leads.
     #[default]
     Release,
-    /// A signed result for the verifier that leads, and nothing else. What a project runs to see for itself.
+    /// A signed result for the verifier that leads, at boot and as long as the node shows good evidence, and no release.
+    /// What a project runs to see for itself.
     AppraiseOnly,
 }
 

@@ -160,7 +160,8 @@ pub async fn run_on(config: Config, sockets: Sockets, context: ServiceContext) -
             verifier.releases.start_reports(verifier.reports.clone());
             verifier.releases.start_following(verifier.attestations.endings.clone());
         }
-        // What it thinks of a node is for its project; isolation hears it from nobody but the agent.
+        // What it thinks of a boot is for its project; isolation hears it from nobody but the agent. What it follows is
+        // the node itself: silence ends what it knows of an admission.
         Role::AppraiseOnly => {}
     }
     verifier.releases.start_membership();
@@ -268,7 +269,7 @@ async fn assemble(config: &Config, context: &ServiceContext, agent_key: &str) ->
         store,
         attestations,
         secrets: SecretKey::load_or_create(&config.state_dir).map_err(RunError::Secrets)?,
-        continuous: config.continuous && config.role == Role::Release,
+        continuous: config.continuous,
         releases,
         reports: Reports::default(),
         peers,

@@ -15,7 +15,7 @@
 
 use crate::encoding::base64_bytes;
 use crate::evidence::AGENT_PCR;
-use crate::id::{NodeId, SessionId};
+use crate::id::{AdmissionId, NodeId, SessionId};
 use crate::net::Iqn;
 use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
@@ -174,6 +174,10 @@ pub enum Verdict {
     Affirmed {
         /// The signed result, as [`crate::result`] describes it.
         result: String,
+        /// Its id, under which this verifier goes on attesting the node ([`crate::attestation`]) and its later results
+        /// renew it; none if it does not.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        attestation: Option<AdmissionId>,
     },
     /// Not good: the node stays where it is.
     Rejected {
@@ -218,7 +222,7 @@ pub struct TenantAddress {
 #[serde(deny_unknown_fields)]
 pub struct SealedGrant {
     /// The admission that this grant belongs to: the associated data, as the UUID's 16 octets.
-    pub admission: crate::id::AdmissionId,
+    pub admission: AdmissionId,
     /// Opens to 32 octets: the key.
     pub credential: Credential,
     /// 12 octets.

@@ -24,6 +24,18 @@ use std::fmt;
 /// More verifiers than any node is appraised by.
 pub const MAX_SUPPORTING: usize = 8;
 
+/// No verifier passes on a longer result of another: several times what one of ours has. What it does not believe must
+/// not fill its memory, nor the requests that carry other nodes' results, too.
+pub const MAX_SUPPORTING_BYTES: usize = 16 * 1024;
+
+/// Whether `text` may be a result: short enough, and of a compact JWS's characters, which JSON leaves as they are. What
+/// is passed on unread is this much.
+#[must_use]
+pub fn may_be_result(text: &str) -> bool {
+    let jws = |octet: u8| octet.is_ascii_alphanumeric() || matches!(octet, b'-' | b'_' | b'.');
+    (1..=MAX_SUPPORTING_BYTES).contains(&text.len()) && text.bytes().all(jws)
+}
+
 /// Whose results are needed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]

@@ -13,9 +13,15 @@
 //! session that led to the admission. Each answer carries the next nonce, so one round trip an interval is enough; an
 //! agent whose nonce a verifier does not know (it restarted, or it is another one of the site's) is answered
 //! 409 `no-nonce` and asks for a challenge.
+//!
+//! A verifier of the project's own that affirmed the boot (`Verdict::Affirmed`) has the same API, where its
+//! configuration says, with the proof of its own session and the id of its own first result in place of the admission's.
+//! It hands its fresh results to the agent, who hands them on with its evidence ([`RuntimeEvidence::supporting`]).
 
 use crate::agent::SealedGrant;
 use crate::encoding::base64_bytes;
+#[cfg(doc)]
+use crate::evidence::RuntimeEvidence;
 use crate::id::{AdmissionId, NodeId};
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -48,6 +54,10 @@ pub enum AttestationAnswer {
         expires_at_ms: i64,
         /// What to send next.
         next: AttestationRequest,
+        /// The fresh signed result of a verifier that begins no releases: for the one that leads. None from the one that
+        /// leads, and none while the measurement list goes on beyond this evidence.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        result: Option<String>,
     },
     /// Not good, or over: the node is being cut off.
     Revoked {
@@ -127,10 +137,10 @@ pub fn split_secret(secret: &[u8], masks: Vec<Vec<u8>>) -> Option<Vec<Vec<u8>>> 
 
 /// The exclusive-or of `shares`: the secret, if they are all of it. None if there are none or their lengths differ.
 #[must_use]
-pub fn join_shares(shares: &[Vec<u8>]) -> Option<Vec<u8>> {
+pub fn join_shares<S: AsRef<[u8]>>(shares: &[S]) -> Option<Vec<u8>> {
     let (first, others) = shares.split_first()?;
-    let mut joined = first.clone();
-    for share in others {
+    let mut joined = first.as_ref().to_vec();
+    for share in others.iter().map(AsRef::as_ref) {
         if share.len() != joined.len() {
             return None;
         }
@@ -158,7 +168,7 @@ mod tests {
         }
         assert_eq!(split_secret(b"alone", Vec::new()).unwrap(), [b"alone".to_vec()]);
         assert_eq!(split_secret(b"secret", vec![vec![0; 5]]), None);
-        assert_eq!(join_shares(&[]), None);
+        assert_eq!(join_shares::<Vec<u8>>(&[]), None);
     }
 
     #[test]

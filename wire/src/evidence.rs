@@ -66,6 +66,10 @@ pub struct RuntimeEvidence {
     /// Quotes of trusted execution environments on this machine, if a policy asks for them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub tee: Vec<TeeQuote>,
+    /// Fresh results of other verifiers about this node, as in [`Evidence::supporting`]: each from evidence of its own,
+    /// for a nonce of that verifier's.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub supporting: Vec<String>,
 }
 
 /// Octets of the runtime measurement list that one piece of evidence may carry. What does not fit is for the next.

@@ -181,7 +181,7 @@ impl SoftNode {
     pub(super) async fn push(&mut self, admitted: &Admitted, nonce: &[u8]) -> Result<Pushed, CallFailed> {
         let (attest, signature) = self.keys.quote(nonce, &self.pcrs, self.clock());
         let pcrs = self.pcrs.iter().map(hex::encode).collect();
-        let evidence = RuntimeEvidence { attest, signature, pcrs, ima: None, tee: Vec::new() };
+        let evidence = RuntimeEvidence { attest, signature, pcrs, ima: None, tee: Vec::new(), supporting: Vec::new() };
         let path = format!("/agent/v1/attestations/{}", admitted.admission);
         Ok(match self.connection.post(&path, &admitted.proof, &evidence).await? {
             AttestationAnswer::Renewed { next, .. } => Pushed::Renewed(next),

@@ -167,7 +167,7 @@ async fn bad_evidence(tenant: &SoftTenant) -> Result<Instant> {
             let doing = "attesting for a soft node";
             let mut tpm = EsapiTpm::open(&tcti).map_err(LabError::service(doing))?;
             tpm.load_ak(state.ak.clone()).map_err(LabError::service(doing))?;
-            let client = AttestationClient::new(&state).map_err(LabError::service(doing))?;
+            let client = AttestationClient::leading(&state).map_err(LabError::service(doing))?;
             let request = client.challenge().await.map_err(LabError::service(doing))?;
             // Its kernel keeps no list.
             let mut list = MeasurementReader::new(NOWHERE);

@@ -1,14 +1,15 @@
 //! What the ramdisk hands over to the agent in the tenant's system: a file in the initrd that ends up in `/run`, mode
-//! 0600. It holds the AK, which no other TPM can use, and the proof of the session, which is a secret.
+//! 0600. It holds the AK, which no other TPM can use, and the proofs of the sessions, which are secrets.
 
 use crate::pin::{InvalidPin, KeyPin};
 use crate::tpm::SavedAk;
+use assay_wire::agreement::MAX_SUPPORTING;
 use assay_wire::id::{AdmissionId, NodeId};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::fs::File;
 use std::io::{self, Read as _};
-use std::net::SocketAddrV4;
+use std::net::{SocketAddr, SocketAddrV4};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use zeroize::{Zeroize as _, Zeroizing};
@@ -28,6 +29,21 @@ pub struct AttestationState {
     pub proof: Zeroizing<String>,
     /// The AK that was admitted.
     pub ak: SavedAk,
+    /// The verifiers of the project's own that affirmed this boot, and go on being asked.
+    pub co_verifiers: Vec<CoAttestation>,
+}
+
+/// A verifier that vouches beside the one that leads. It stands on no relay, so it is called where it is.
+#[derive(Clone, PartialEq, Eq)]
+pub struct CoAttestation {
+    /// Where it listens.
+    pub address: SocketAddr,
+    /// Its key.
+    pub pin: KeyPin,
+    /// What it knows the admission by: the id of its own first result.
+    pub admission: AdmissionId,
+    /// The proof of the session with it: the bearer token of every call.
+    pub proof: Zeroizing<String>,
 }
 
 impl AttestationState {
@@ -57,14 +73,15 @@ impl AttestationState {
         }
         // The parser's own words might quote the proof, so they are not kept.
         let mut file: StateFile = serde_json::from_slice(json).map_err(|_| StateProblem::Json)?;
-        let proof = Zeroizing::new(std::mem::take(&mut file.proof));
-        if proof.is_empty() || proof.len() > MAX_PROOF_CHARS || !proof.bytes().all(|b| b.is_ascii_hexdigit()) {
-            return Err(StateProblem::Proof);
-        }
+        let proof = checked_proof(&mut file.proof)?;
         let key = |text: &str| hex::decode(text).map_err(|_| StateProblem::Ak);
         let ak = SavedAk { public: key(&file.ak_public)?, private: key(&file.ak_private)? };
         let pin = file.verifier_key_sha256.parse()?;
-        Ok(Self { node: file.node.clone(), admission: file.admission, relay: file.relay, pin, proof, ak })
+        if file.co_verifiers.len() > MAX_SUPPORTING {
+            return Err(StateProblem::CoVerifiers);
+        }
+        let co_verifiers = file.co_verifiers.iter_mut().map(CoFile::checked).collect::<Result<_, _>>()?;
+        Ok(Self { node: file.node.clone(), admission: file.admission, relay: file.relay, pin, proof, ak, co_verifiers })
     }
 
     /// The file's content.
@@ -80,6 +97,7 @@ impl AttestationState {
             proof: self.proof.to_string(),
             ak_public: hex::encode(&self.ak.public),
             ak_private: hex::encode(&self.ak.private),
+            co_verifiers: self.co_verifiers.iter().map(CoFile::of).collect(),
         };
         // Room for all of it: growing would leave the proof behind in freed memory.
         let mut json = Zeroizing::new(Vec::with_capacity(MAX_STATE_BYTES));
@@ -97,6 +115,12 @@ impl AttestationState {
             pin: "ab".repeat(32).parse().unwrap(),
             proof: Zeroizing::new(EXAMPLE_PROOF.to_owned()),
             ak: SavedAk { public: vec![1; 90], private: vec![2; 120] },
+            co_verifiers: vec![CoAttestation {
+                address: "[fd00::2]:8443".parse().unwrap(),
+                pin: "cd".repeat(32).parse().unwrap(),
+                admission: "01890a5d-ac96-774b-bcce-b302099a8058".parse().unwrap(),
+                proof: Zeroizing::new(EXAMPLE_PROOF.to_owned()),
+            }],
         }
     }
 }
@@ -109,7 +133,19 @@ impl fmt::Debug for AttestationState {
             .field("relay", &self.relay)
             .field("pin", &self.pin)
             .field("proof", &"<redacted>")
+            .field("co_verifiers", &self.co_verifiers)
             .finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for CoAttestation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("CoAttestation")
+            .field("address", &self.address)
+            .field("pin", &self.pin)
+            .field("admission", &self.admission)
+            .field("proof", &"<redacted>")
+            .finish()
     }
 }
 
@@ -162,6 +198,9 @@ pub enum StateProblem {
     /// The pin is malformed.
     #[error("its verifier_key_sha256")]
     Pin(#[from] InvalidPin),
+    /// More verifiers than any node is appraised by.
+    #[error("it names more than {MAX_SUPPORTING} verifiers beside the one that leads")]
+    CoVerifiers,
 }
 
 /// The file, as it is written.
@@ -175,9 +214,46 @@ struct StateFile {
     proof: String,
     ak_public: String,
     ak_private: String,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    co_verifiers: Vec<CoFile>,
+}
+
+/// One of the others, as it is written.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct CoFile {
+    address: SocketAddr,
+    key_sha256: String,
+    admission: AdmissionId,
+    proof: String,
+}
+
+impl CoFile {
+    fn of(of: &CoAttestation) -> Self {
+        let CoAttestation { address, pin, admission, proof } = of;
+        Self { address: *address, key_sha256: pin.to_string(), admission: *admission, proof: proof.to_string() }
+    }
+
+    fn checked(&mut self) -> Result<CoAttestation, StateProblem> {
+        let (address, admission, pin) = (self.address, self.admission, self.key_sha256.parse()?);
+        Ok(CoAttestation { address, pin, admission, proof: checked_proof(&mut self.proof)? })
+    }
+}
+
+/// Takes the proof out of what was read.
+fn checked_proof(read: &mut String) -> Result<Zeroizing<String>, StateProblem> {
+    let proof = Zeroizing::new(std::mem::take(read));
+    let good = (1..=MAX_PROOF_CHARS).contains(&proof.len()) && proof.bytes().all(|b| b.is_ascii_hexdigit());
+    if good { Ok(proof) } else { Err(StateProblem::Proof) }
 }
 
 impl Drop for StateFile {
+    fn drop(&mut self) {
+        self.proof.zeroize();
+    }
+}
+
+impl Drop for CoFile {
     fn drop(&mut self) {
         self.proof.zeroize();
     }
@@ -198,6 +274,22 @@ mod tests {
     fn what_is_written_is_read() {
         let state = AttestationState::example();
         assert_eq!(AttestationState::parse(&state.to_json().unwrap()).unwrap(), state);
+    }
+
+    #[test]
+    fn a_state_without_others_is_as_it_was_and_one_with_too_many_is_refused() {
+        let alone = AttestationState { co_verifiers: Vec::new(), ..AttestationState::example() };
+        let json = alone.to_json().unwrap();
+        assert!(!String::from_utf8_lossy(&json).contains("co_verifiers"));
+        assert_eq!(AttestationState::parse(&json).unwrap(), alone);
+        let one = AttestationState::example().co_verifiers;
+        let with = |count| AttestationState {
+            co_verifiers: one.iter().cloned().cycle().take(count).collect(),
+            ..AttestationState::example()
+        };
+        assert_eq!(AttestationState::parse(&with(MAX_SUPPORTING).to_json().unwrap()).unwrap(), with(MAX_SUPPORTING));
+        let refused = AttestationState::parse(&with(MAX_SUPPORTING + 1).to_json().unwrap());
+        assert_eq!(refused.unwrap_err(), StateProblem::CoVerifiers);
     }
 
     #[test]
@@ -233,9 +325,12 @@ mod tests {
             public in proptest::collection::vec(any::<u8>(), 0..600),
             private in proptest::collection::vec(any::<u8>(), 0..600),
             proof in "[0-9a-f]{1,128}",
+            others in 0..=MAX_SUPPORTING,
         ) {
             let ak = SavedAk { public, private };
-            let state = AttestationState { proof: Zeroizing::new(proof), ak, ..AttestationState::example() };
+            let mut state = AttestationState { proof: Zeroizing::new(proof.clone()), ak, ..AttestationState::example() };
+            state.co_verifiers[0].proof = Zeroizing::new(proof);
+            state.co_verifiers = state.co_verifiers.iter().cloned().cycle().take(others).collect();
             prop_assert_eq!(AttestationState::parse(&state.to_json().unwrap()).unwrap(), state);
         }
     }

@@ -1,13 +1,15 @@
 //! The calls of continuous attestation ([`assay_wire::attestation`]), and what a refusal of one means.
 
-use super::state::AttestationState;
+use super::state::{AttestationState, CoAttestation};
 use crate::client::{CallError, Client};
+use crate::pin::KeyPin;
 use assay_wire::attestation::{AttestationAnswer, AttestationRequest, RevocationNotices, SealedSecret};
 use assay_wire::evidence::RuntimeEvidence;
 use assay_wire::id::AdmissionId;
 use std::net::SocketAddr;
+use zeroize::Zeroizing;
 
-/// The verifier, behind the gateway's relay, and the admission that it is asked about.
+/// A verifier, and the admission that it is asked about.
 #[derive(Clone)]
 pub struct AttestationClient {
     client: Client,
@@ -15,14 +17,37 @@ pub struct AttestationClient {
 }
 
 impl AttestationClient {
-    /// A client for the verifier of `state`. Connects only when called.
+    /// A client for the verifier of `state` that leads, behind the gateway's relay. Connects only when called.
     ///
     /// # Errors
     /// If TLS cannot be set up.
-    pub fn new(state: &AttestationState) -> Result<Self, rustls::Error> {
-        let mut client = Client::new(SocketAddr::V4(state.relay), state.pin)?;
-        client.set_bearer(state.proof.clone());
-        Ok(Self { client, admission: state.admission })
+    pub fn leading(state: &AttestationState) -> Result<Self, rustls::Error> {
+        Self::new(SocketAddr::V4(state.relay), state.pin, state.admission, &state.proof)
+    }
+
+    /// A client for one of the project's own, where it is. Connects only when called.
+    ///
+    /// # Errors
+    /// If TLS cannot be set up.
+    pub fn supporting(verifier: &CoAttestation) -> Result<Self, rustls::Error> {
+        Self::new(verifier.address, verifier.pin, verifier.admission, &verifier.proof)
+    }
+
+    fn new(
+        address: SocketAddr,
+        pin: KeyPin,
+        admission: AdmissionId,
+        proof: &Zeroizing<String>,
+    ) -> Result<Self, rustls::Error> {
+        let mut client = Client::new(address, pin)?;
+        client.set_bearer(proof.clone());
+        Ok(Self { client, admission })
+    }
+
+    /// Where the verifier is called.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.client.address()
     }
 
     /// Asks for a nonce.
@@ -49,7 +74,7 @@ impl AttestationClient {
         self.client.get(&format!("{}/notices?after={after}", self.path())).await
     }
 
-    /// The tenant's secret, sealed to this TPM; none if the tenant has left none.
+    /// The tenant's secret, or this verifier's share of it, sealed to this TPM; none if the tenant has left none there.
     ///
     /// # Errors
     /// See [`CallError`].

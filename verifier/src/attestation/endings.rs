@@ -1,13 +1,15 @@
 //! Cutting a node off: isolation closes the port and imaging severs the disk, at once and both at the same time; the
 //! record is written beside it, never before it, so that a database which does not answer keeps no door open. Each of
 //! the three is tried until it is done. What was written and not finished is taken up by the next verifier.
+//!
+//! A verifier that only supports an admission ends its own attestation, and reports bad evidence to isolation.
 
 use super::register::Register;
 use super::renewals::Renewals;
-use crate::release::peers::Peers;
+use crate::release::peers::{EffectError, Peers};
 use crate::release::{crash_point, hold_point};
 use crate::store::VerifierStore;
-use crate::store::attestations::Ending;
+use crate::store::attestations::{Ending, FallsTo};
 use assay_service::CancellationToken;
 use assay_service::clock::Clock;
 use assay_service::error::chain;
@@ -118,15 +120,14 @@ impl Shared {
     async fn end(&self, ending: &Ending, record_after: Duration) {
         crash_point("attestation::before-fence");
         let reason = ending.reason();
-        let fenced = async {
-            hold_point("attestation::hold-fence").await;
-            self.until_done(ending, "closing the port", || self.peers.revoke(ending.admission, &reason)).await;
-            crash_point("attestation::port-closed");
-        };
-        let severed = async {
-            hold_point("attestation::hold-sever").await;
-            self.until_done(ending, "severing the disk", || self.peers.unexport(ending.admission)).await;
-            crash_point("attestation::disk-severed");
+        let acted_upon = async {
+            match ending.falls_to() {
+                FallsTo::IsolationAndImaging => self.cut_off(ending, &reason).await,
+                FallsTo::Isolation => {
+                    self.until_done(ending, "reporting bad evidence", || self.report(ending, &reason)).await;
+                }
+                FallsTo::Nobody => {}
+            }
         };
         let written = async {
             hold_point("attestation::hold-record").await;
@@ -135,11 +136,40 @@ impl Shared {
             self.until_done(ending, "recording the end", || async { record().await.map(|_is_new| ()) }).await;
             crash_point("attestation::recorded");
         };
-        tokio::join!(fenced, severed, written);
+        tokio::join!(acted_upon, written);
         crash_point("attestation::fenced");
         self.until_done(ending, "recording that it is done", || self.store.finish_ending(ending.admission)).await;
         crash_point("attestation::ended");
         tracing::info!(event = "admission.ended", node = %ending.node, admission = %ending.admission, "a node is cut off");
+    }
+
+    /// Closes the port and severs the disk.
+    async fn cut_off(&self, ending: &Ending, reason: &str) {
+        let fenced = async {
+            hold_point("attestation::hold-fence").await;
+            self.until_done(ending, "closing the port", || self.peers.revoke(ending.admission, reason)).await;
+            crash_point("attestation::port-closed");
+        };
+        let severed = async {
+            hold_point("attestation::hold-sever").await;
+            self.until_done(ending, "severing the disk", || self.peers.unexport(ending.admission)).await;
+            crash_point("attestation::disk-severed");
+        };
+        tokio::join!(fenced, severed);
+    }
+
+    /// Tells isolation of bad evidence. If it refuses to hear it (the lease is over, or the token is no longer the
+    /// project's), there is nothing to add: this verifier vouches no more.
+    async fn report(&self, ending: &Ending, reason: &str) -> Result<(), EffectError> {
+        let Ending { node, boot, admission, .. } = ending;
+        let words = format!("the project's verifier: {reason}");
+        match self.peers.reject(node, *boot, words).await {
+            Err(error) if error.is_final() => {
+                tracing::warn!(event = "verdict.report_refused", %node, %admission, cause = chain(&error), "isolation is not told of bad evidence");
+                Ok(())
+            }
+            answer => answer,
+        }
     }
 
     /// Tries until it is done. Nothing here is ever given up.

@@ -17,6 +17,10 @@
 //!   written, with a notice to the project's other nodes and an event. A verifier that dies here is followed by the next.
 //! * **Ended**: for good. No evidence brings an admission back.
 //!
+//! A project's own verifier (`role = "appraise-only"`) does the same with an attestation that only supports one that
+//! another verifier leads ([`Part::Supports`]): its fresh results go back to the agent, who hands them to the leading
+//! verifier. It may not end an admission; of bad evidence it tells isolation, and of silence nobody.
+//!
 //! | deciding, pure | doing |
 //! |---|---|
 //! | [`appraise`]: is this still the node that was admitted? [`crate::ima`]: does the list explain PCR 10? | [`endings`]: cutting off |
@@ -33,6 +37,8 @@ pub mod sweep;
 use crate::policy::Policy;
 use crate::release::peers::Peers;
 use crate::store::VerifierStore;
+#[cfg(doc)]
+use crate::store::attestations::Part;
 use crate::store::attestations::{Ending, TPM_SUBMOD};
 use crate::store::policies::ActivePolicyError;
 use assay_service::CancellationToken;
@@ -159,7 +165,9 @@ pub fn ending(attested: &Attested, kind: crate::store::events::EventKind, reason
         admission: attested.admission,
         node: attested.node.clone(),
         project: attested.project.clone(),
+        boot: attested.claims.boot,
         ak_name: attested.claims.ak_name.clone(),
+        part: attested.part,
         kind,
         reasons,
     }

@@ -5,6 +5,7 @@
 use super::appraise::{Baseline, Seen};
 use crate::session::{IssuedNonce, Nonce, ProofDigest};
 use crate::store::archive::EvidenceId;
+use crate::store::attestations::Part;
 use assay_wire::id::{AdmissionId, NodeId, ProjectId};
 use assay_wire::result::{Claims, Submod};
 use std::collections::HashMap;
@@ -29,6 +30,8 @@ pub struct Attested {
     pub claims: Claims,
     /// What evidence is compared with.
     pub baseline: Baseline,
+    /// Whether this verifier leads.
+    pub part: Part,
 }
 
 /// What changes with every push.

@@ -1,6 +1,7 @@
 //! Passing renewed results on to isolation and imaging, in batches. Each has its own queue, so that one that does not
 //! answer holds up only itself; of one admission only the newest result waits, so a queue is never longer than the
-//! fleet. What cannot be delivered expires there: nobody has to act for the door to close.
+//! fleet. A batch has no more octets than a relying party takes: what other verifiers say, and nobody here has read, must
+//! not make it refuse other nodes' results. What cannot be delivered expires there: nobody has to act for the door to close.
 
 use super::register::Register;
 use crate::release::crash_point;
@@ -9,7 +10,7 @@ use assay_service::CancellationToken;
 use assay_service::clock::Clock;
 use assay_service::error::chain;
 use assay_wire::id::AdmissionId;
-use assay_wire::isolation::{MAX_RENEWALS, Renewal, RenewalAnswer, RenewalOutcome, RenewalRequest};
+use assay_wire::isolation::{MAX_RENEWAL_BYTES, MAX_RENEWALS, Renewal, RenewalAnswer, RenewalOutcome, RenewalRequest};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -32,7 +33,7 @@ struct Queue {
 
 #[derive(Debug, Clone)]
 struct Waiting {
-    renewal: Renewal,
+    renewal: Arc<Renewal>,
     expires_at_ms: i64,
 }
 
@@ -62,9 +63,10 @@ impl Renewals {
     }
 
     /// Passes a renewed result on, with the next batch.
-    pub fn pass_on(&self, renewal: &Renewal, expires_at_ms: i64) {
+    pub fn pass_on(&self, renewal: Renewal, expires_at_ms: i64) {
+        let renewal = Arc::new(renewal);
         for queue in &self.queues {
-            queue.put(Waiting { renewal: renewal.clone(), expires_at_ms });
+            queue.put(Waiting { renewal: Arc::clone(&renewal), expires_at_ms });
             queue.more.notify_one();
         }
     }
@@ -91,7 +93,13 @@ impl Queue {
     fn take(&self, now_ms: i64) -> Vec<Waiting> {
         let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
         waiting.retain(|_, waiting| waiting.expires_at_ms > now_ms);
-        let next: Vec<_> = waiting.keys().copied().take(MAX_RENEWALS).collect();
+        let mut octets = BATCH_OVERHEAD_BYTES;
+        let mut fits = |waiting: &Waiting| {
+            octets += octets_of(&waiting.renewal);
+            octets <= MAX_RENEWAL_BYTES
+        };
+        let next = waiting.iter().take(MAX_RENEWALS).map_while(|(id, waiting)| fits(waiting).then_some(*id));
+        let next: Vec<_> = next.collect();
         next.into_iter().filter_map(|admission| waiting.remove(&admission)).collect()
     }
 
@@ -162,15 +170,69 @@ async fn run(
 }
 
 async fn send(queue: &Queue, peers: &Peers, batch: &[Waiting]) -> Result<RenewalAnswer, EffectError> {
-    let request = RenewalRequest { renewals: batch.iter().map(|waiting| waiting.renewal.clone()).collect() };
+    let request = RenewalRequest { renewals: batch.iter().map(|waiting| Renewal::clone(&waiting.renewal)).collect() };
     match queue.to {
         RelyingParty::Isolation => peers.renew_admissions(&request).await,
         RelyingParty::Imaging => peers.renew_exports(&request).await,
     }
 }
 
+/// No fewer octets than a renewal has as JSON: results are of characters that JSON leaves as they are.
+fn octets_of(renewal: &Renewal) -> usize {
+    let Renewal { admission: _, result, supporting } = renewal;
+    let texts: usize = std::iter::once(result).chain(supporting).map(|text| text.len() + TEXT_OVERHEAD_BYTES).sum();
+    RENEWAL_OVERHEAD_BYTES + texts
+}
+
+/// Braces, brackets, and names of fields.
+const BATCH_OVERHEAD_BYTES: usize = 64;
+const RENEWAL_OVERHEAD_BYTES: usize = 128;
+const TEXT_OVERHEAD_BYTES: usize = 8;
+
 /// How long the first of a batch waits for others.
 const GATHERED_FOR: Duration = Duration::from_millis(200);
 const FIRST_BACKOFF: Duration = Duration::from_millis(250);
 /// 250 ms doubled four times: at most 4 s between two tries, so that several fit into a result's life.
 const MOST_DOUBLINGS: u32 = 4;
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+    use super::*;
+    use assay_wire::agreement::{MAX_SUPPORTING, MAX_SUPPORTING_BYTES};
+
+    fn queue(count: usize, octets: usize, supporting: usize) -> Queue {
+        let queue = Queue { to: RelyingParty::Isolation, waiting: Mutex::default(), more: Notify::new() };
+        for _ in 0..count {
+            let (admission, result) = (AdmissionId::random(), "r".repeat(4096));
+            let renewal = Arc::new(Renewal { admission, result, supporting: vec!["s".repeat(octets); supporting] });
+            queue.put(Waiting { renewal, expires_at_ms: 10 });
+        }
+        queue
+    }
+
+    /// Everything that waits, batch by batch: no batch is larger than a relying party takes.
+    fn batches(queue: &Queue) -> Vec<usize> {
+        let mut sizes = Vec::new();
+        while !queue.is_empty() {
+            let batch = queue.take(0);
+            let renewals: Vec<_> = batch.iter().map(|waiting| Renewal::clone(&waiting.renewal)).collect();
+            let request = serde_json::to_vec(&RenewalRequest { renewals }).unwrap();
+            assert!(!batch.is_empty() && request.len() <= MAX_RENEWAL_BYTES, "{} octets", request.len());
+            sizes.push(batch.len());
+        }
+        sizes
+    }
+
+    #[test]
+    fn a_batch_is_never_larger_than_a_relying_party_takes() {
+        assert_eq!(batches(&queue(1_500, 0, 0)), [MAX_RENEWALS, 500]);
+        assert_eq!(batches(&queue(1_000, 4_000, 2)).len(), 1);
+        // Of what nobody has read, as much as is passed on.
+        let large = batches(&queue(300, MAX_SUPPORTING_BYTES, MAX_SUPPORTING));
+        assert!(large.len() == 3 && large.iter().sum::<usize>() == 300, "{large:?}");
+        // What expired while it waited is not sent.
+        assert!(queue(3, 0, 0).take(10).is_empty());
+    }
+}

@@ -13,7 +13,9 @@ use crate::policy::Policy;
 use crate::quote::{AkPublic, ClockInfo, PCR_COUNT, PcrValue};
 use crate::session::{IssuedNonce, Nonce};
 use crate::store::archive::Outcome;
-use crate::store::attestations::{AttestationState, Ending, NewAttestation, PushRecord, StoredAttestation};
+use crate::store::attestations::{
+    AttestationState, Ending, FallsTo, NewAttestation, Part, PushRecord, StoredAttestation,
+};
 use crate::store::events::EventKind;
 use crate::store::{StoreLimits, VerifierStore};
 use crate::tee::Collateral;
@@ -67,7 +69,14 @@ impl Admitted {
 
     fn evidence(&self, nonce: &Nonce, pcrs: &[[u8; 32]], clock: SoftClock) -> RuntimeEvidence {
         let (attest, signature) = self.keys.quote(nonce.as_bytes(), pcrs, clock);
-        RuntimeEvidence { attest, signature, pcrs: pcrs.iter().map(hex::encode).collect(), ima: None, tee: Vec::new() }
+        RuntimeEvidence {
+            attest,
+            signature,
+            pcrs: pcrs.iter().map(hex::encode).collect(),
+            ima: None,
+            tee: Vec::new(),
+            supporting: Vec::new(),
+        }
     }
 
     fn decide(&self, evidence: &RuntimeEvidence, nonce: &Nonce) -> Decision {
@@ -167,6 +176,11 @@ fn d3_an_expired_policy_vouches_for_nobody_and_accuses_nobody() {
 
 /// An admission that was handed over, in the database.
 async fn handed_over(store: &VerifierStore, node: &str) -> StoredAttestation {
+    begun(store, node, Part::Leads).await
+}
+
+/// The same, or one that another verifier leads.
+async fn begun(store: &VerifierStore, node: &str, part: Part) -> StoredAttestation {
     let now_ms = SystemClock.now_ms();
     let keys = Maker::new().manufacture();
     let mut enrolled = enrolled(store, node, now_ms).await;
@@ -193,8 +207,12 @@ async fn handed_over(store: &VerifierStore, node: &str) -> StoredAttestation {
         restart_count: CLOCK.restart_count,
     };
     let (pcrs, clock) = (pcrs().map(PcrValue::new), info(CLOCK));
-    let mut new = verdict(&enrolled, Outcome::Accepted(&release), now_ms);
-    new.attestation = Some(NewAttestation { claims: &claims, proof: enrolled.proof, pcrs: &pcrs, clock: &clock });
+    let outcome = match part {
+        Part::Leads => Outcome::Accepted(&release),
+        Part::Supports => Outcome::Affirmed(&release),
+    };
+    let mut new = verdict(&enrolled, outcome, now_ms);
+    new.attestation = Some(NewAttestation { claims: &claims, proof: enrolled.proof, pcrs: &pcrs, clock: &clock, part });
     assert!(store.record_verdict(&new).await.unwrap());
     sqlx::query("UPDATE releases SET step = 'handed-over' WHERE admission = $1")
         .bind(release.admission.to_string())
@@ -443,4 +461,59 @@ async fn a_renewed_result_is_about_the_same_node_and_names_its_admission() {
         ..claims
     };
     assert_eq!(&same, first);
+}
+
+#[tokio::test]
+async fn an_attestation_that_supports_stands_from_the_verdict_on_and_ends_by_silence_or_the_next_boot() {
+    on_both(|test| async move {
+        let first = begun(&test.store, "n1", Part::Supports).await;
+        assert_eq!((first.attested.part, first.release), (Part::Supports, None));
+        let pushed = push(&first);
+        let expires_ms = pushed.progress.expires_at_ms;
+        assert_eq!(test.store.record_pushes(&[pushed]).await.unwrap().len(), 1);
+        // Isolation's admissions are not followed by it: it has none there.
+        assert!(test.store.standing_attestations().await.unwrap().is_empty());
+        let silent = test.store.expired_attestations(expires_ms).await.unwrap();
+        assert_eq!((silent.len(), silent[0].admission), (1, first.attested.admission));
+        assert_eq!((silent[0].boot, silent[0].falls_to()), (first.attested.claims.boot, FallsTo::Nobody));
+        // Nobody has to be told, so nothing is left to be taken up.
+        assert!(test.store.begin_ending(&silent[0], 5).await.unwrap());
+        assert_eq!(state(&test.store, "n1").await, AttestationState::Ended);
+        assert!(test.store.endings().await.unwrap().is_empty());
+        // A node that is appraised anew has nothing else that is vouched for. Another node's stands.
+        let (second, other) =
+            (begun(&test.store, "n1", Part::Supports).await, begun(&test.store, "n2", Part::Supports).await);
+        let third = begun(&test.store, "n1", Part::Supports).await;
+        let ended =
+            async |of: &StoredAttestation| test.store.attestation(of.attested.admission).await.unwrap().unwrap().ended;
+        assert_eq!(ended(&second).await, Some(vec!["the node was appraised anew".to_owned()]));
+        assert_eq!((ended(&third).await, ended(&other).await), (None, None));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_supporting_verifier_tells_isolation_of_bad_evidence_and_nobody_of_silence() {
+    let test = TestStore::open(StoreLimits::default()).await;
+    let scripted = ScriptedPeers::start().await;
+    let (bad_one, silent) =
+        (begun(&test.store, "n1", Part::Supports).await, begun(&test.store, "n2", Part::Supports).await);
+    // Isolation does not answer, and then does not want to hear it.
+    scripted
+        .world
+        .fail("reject", [ApiError::unavailable("switch", "no answer"), ApiError::forbidden("forbidden", "no")]);
+    let process = Process::start(&test.store, &scripted);
+    process.endings.begin(bad(&bad_one));
+    let reasons = vec!["silence".to_owned()];
+    process.endings.begin(super::ending(&silent.attested, EventKind::AdmissionEnded, reasons));
+    process.done().await;
+    assert_eq!(scripted.world.names(), ["reject", "reject"]);
+    for node in ["n1", "n2"] {
+        assert_eq!(state(&test.store, node).await, AttestationState::Ended);
+    }
+    // Each has its event and its notice.
+    let events = test.store.events(0, None, 10).await.unwrap();
+    let ends = |kind| events.iter().filter(|event| event.event == kind).count();
+    assert_eq!((ends(EventKind::AdmissionRevoked), ends(EventKind::AdmissionEnded)), (1, 1));
+    assert_eq!(test.store.notices(&bad_one.attested.project, 0).await.unwrap().len(), 2);
 }

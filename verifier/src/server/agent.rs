@@ -1,7 +1,7 @@
 //! The agents' API, exactly as [`assay_wire::agent`] has it: evidence and its verdict (steps 5 and 6), and the agent's
 //! side of the release (steps 7 to 9).
 
-use super::attest::{challenge, notices, push};
+use super::attest::{challenge, notices, push, supporting};
 use super::enrol::{activate, enrol, milliseconds, no_session, session_refused};
 use super::extract::{BearerProof, Named, Text, parse_json};
 use super::leaving::LeavingAnswer;
@@ -22,7 +22,6 @@ use crate::verdict::{Case, Judgement, judge};
 use assay_service::error::ApiError;
 use assay_service::telemetry::boot_step;
 use assay_wire::agent::{ReleaseStatus, SealedGrant, Verdict};
-use assay_wire::agreement::MAX_SUPPORTING;
 use assay_wire::evidence::Evidence;
 use assay_wire::id::{AdmissionId, SessionId};
 use assay_wire::step::Step;
@@ -75,11 +74,7 @@ pub(crate) async fn evidence(
     };
     let nonce = *enrolled.nonce(received_at_ms).map_err(session_refused)?;
     let mut evidence: Evidence = parse_json(&body)?;
-    let supporting = std::mem::take(&mut evidence.supporting);
-    if supporting.len() > MAX_SUPPORTING {
-        let detail = format!("{} supporting results are more than {MAX_SUPPORTING}", supporting.len());
-        return Err(ApiError::bad_request("too-many-results", detail));
-    }
+    let supporting = supporting(&mut evidence.supporting)?;
     let _slot = verifier
         .slots
         .appraisals
@@ -230,7 +225,8 @@ async fn conclude(
                 grant: None,
                 failure: None,
             };
-            let begun = NewAttestation { claims: &claims, proof: enrolled.proof, pcrs: &pcrs, clock: &clock };
+            let part = verifier.part();
+            let begun = NewAttestation { claims: &claims, proof: enrolled.proof, pcrs: &pcrs, clock: &clock, part };
             let begun = verifier.continuous.then_some(begun);
             let outcome = match verifier.role {
                 Role::Release => Outcome::Accepted(&release),
@@ -245,7 +241,10 @@ async fn conclude(
                     verifier.releases.begin(release);
                     Ok(Verdict::Accepted)
                 }
-                Role::AppraiseOnly => Ok(Verdict::Affirmed { result: release.result }),
+                Role::AppraiseOnly => {
+                    let attestation = verifier.continuous.then_some(release.admission);
+                    Ok(Verdict::Affirmed { result: release.result, attestation })
+                }
             }
         }
         Judgement::Rejected { reasons, clock } => {
@@ -290,14 +289,15 @@ async fn record(
 /// The agent lost the answer and sent the same body again: the same verdict. Anything else has no nonce any more.
 async fn repeated(verifier: &Verifier, id: SessionId, body_sha256: &str) -> Result<Json<Verdict>, ApiError> {
     match verifier.store.verdict_of_session(id).await.map_err(db_failed)? {
-        Some((VerdictRecord { verdict, reasons, evidence, .. }, archived)) if archived == body_sha256 => {
+        Some((VerdictRecord { verdict, reasons, evidence, admission, .. }, archived)) if archived == body_sha256 => {
             match (verdict, verifier.role) {
                 (VerdictWord::Rejected, _) => Ok(Json(Verdict::Rejected { reasons })),
                 (VerdictWord::Accepted, Role::Release) => Ok(Json(Verdict::Accepted)),
                 (VerdictWord::Accepted, Role::AppraiseOnly) => {
                     let archived = verifier.store.evidence(evidence).await.map_err(db_failed)?;
                     let result = archived.and_then(|archived| archived.result);
-                    result.map(|result| Json(Verdict::Affirmed { result })).ok_or_else(no_session)
+                    let attestation = admission.filter(|_| verifier.continuous);
+                    result.map(|result| Json(Verdict::Affirmed { result, attestation })).ok_or_else(no_session)
                 }
             }
         }

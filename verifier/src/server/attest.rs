@@ -3,6 +3,10 @@
 //! What closes what: a nonce that is not out, or a quote for another one, renews nothing and ends nothing (the agent asks
 //! for a challenge). Evidence that the node's TPM signed and that is not good ends the admission. Anything that is
 //! wrong here (the database, the policy, a panic) renews nothing, and what is not renewed ends by itself.
+//!
+//! Where this verifier leads, a fresh result goes to isolation and imaging, with the results of other verifiers that the
+//! agent brought: they are not believed here, and one that is missing holds nothing up. Where it supports, its result
+//! goes back to the agent.
 
 use super::extract::{BearerProof, Named, Text, parse_json};
 use super::verdicts::case_with;
@@ -15,9 +19,10 @@ use crate::policy::Policy;
 use crate::reappraisal::{Again, Reappraisal, ReappraisedWord, reappraise};
 use crate::release::journal::ReleaseStep;
 use crate::session::{IssuedNonce, Nonce, Proof};
-use crate::store::attestations::PushRecord;
+use crate::store::attestations::{Part, PushRecord};
 use crate::store::events::{EventKind, notices_of};
 use assay_service::error::ApiError;
+use assay_wire::agreement::{MAX_SUPPORTING, MAX_SUPPORTING_BYTES, may_be_result};
 use assay_wire::attestation::{AttestationAnswer, AttestationRequest, RevocationNotices};
 use assay_wire::evidence::{QUOTED_PCRS, RuntimeEvidence};
 use assay_wire::id::AdmissionId;
@@ -53,6 +58,7 @@ pub(crate) async fn challenge(
 #[utoipa::path(post, path = "/agent/v1/attestations/{admission}", tag = "agent", request_body = RuntimeEvidence,
     params(("admission" = String, Path, description = "admission")), responses(
     (status = 200, body = AttestationAnswer),
+    (status = 400, description = "`too-many-results`, `not-a-result`", body = assay_wire::problem::Problem),
     (status = 403, description = "wrong proof", body = assay_wire::problem::Problem),
     (status = 409, description = "`no-nonce`: ask for a challenge; `not-vouched-for`: nothing is renewed now", body = assay_wire::problem::Problem),
 ))]
@@ -70,7 +76,8 @@ pub(crate) async fn push(
     if let Some(reasons) = over(&known, now_ms) {
         return Ok(Json(AttestationAnswer::Revoked { reasons }));
     }
-    let evidence: RuntimeEvidence = parse_json(&body)?;
+    let mut evidence: RuntimeEvidence = parse_json(&body)?;
+    let supporting = supporting(&mut evidence.supporting)?;
     let nonce = verifier.attestations.register.take_nonce(admission, now_ms).ok_or_else(no_nonce)?;
     let (known, policy) = match judged_by_todays_policy(&verifier, known, now_ms).await? {
         Ok(judged) => judged,
@@ -94,7 +101,8 @@ pub(crate) async fn push(
     };
     // A signature takes less than handing it to another thread; a long list does not.
     let decision = if large { computed("appraising evidence at run time", decide).await? } else { decide() };
-    conclude(&verifier, &attested, progress, &nonce, decision, now_ms).await.map(Json)
+    let pushed = Pushed { nonce, supporting, now_ms };
+    conclude(&verifier, &attested, progress, pushed, decision).await.map(Json)
 }
 
 /// The notices of the node's project.
@@ -169,15 +177,18 @@ async fn read_again(
         return Err(wrong_proof(admission));
     }
     match stored.release {
-        ReleaseStep::HandedOver => {}
-        ReleaseStep::Admitted
-        | ReleaseStep::Exported
-        | ReleaseStep::Ready
-        | ReleaseStep::Moved
-        | ReleaseStep::Granted => {
-            return Err(ApiError::conflict("not-handed-over", format!("the release is {}", stored.release)));
+        // None: another verifier leads, and this one has vouched since its verdict.
+        None | Some(ReleaseStep::HandedOver) => {}
+        Some(
+            step @ (ReleaseStep::Admitted
+            | ReleaseStep::Exported
+            | ReleaseStep::Ready
+            | ReleaseStep::Moved
+            | ReleaseStep::Granted),
+        ) => {
+            return Err(ApiError::conflict("not-handed-over", format!("the release is {step}")));
         }
-        ReleaseStep::Unwinding | ReleaseStep::Unwound => {
+        Some(ReleaseStep::Unwinding | ReleaseStep::Unwound) => {
             return Err(ApiError::forbidden("admission-ended", "the release was undone"));
         }
     }
@@ -281,15 +292,23 @@ async fn reappraised(
     }
 }
 
+/// What came with evidence and is not appraised.
+struct Pushed {
+    nonce: Nonce,
+    /// Results of other verifiers.
+    supporting: Vec<String>,
+    now_ms: i64,
+}
+
 /// Does what was decided. A result is signed only once the push is on record.
 async fn conclude(
     verifier: &Verifier,
     attested: &Attested,
     progress: Progress,
-    nonce: &Nonce,
+    pushed: Pushed,
     decision: Decision,
-    now_ms: i64,
 ) -> Result<AttestationAnswer, ApiError> {
+    let Pushed { nonce, supporting, now_ms } = pushed;
     let (admission, times) = (attested.admission, verifier.attestations.times);
     let now_seconds = now_ms.div_euclid(1000);
     let (seen, warnings, whole) = match decision {
@@ -322,16 +341,38 @@ async fn conclude(
     let after_ms = if whole { times.interval_ms } else { 0 };
     let next = ask(verifier, attested, &progress, now_ms, after_ms).ok_or_else(no_nonce)?;
     let expires_at_ms = progress.expires_at_ms;
+    let mut handed_back = None;
     if whole {
         let claims = renewed_claims(attested, &progress, nonce.as_bytes(), now_seconds);
         let result = verifier.signer.sign(&claims).as_str().to_owned();
-        let renewal = Renewal { admission, result, supporting: Vec::new() };
-        let pass_on = || verifier.attestations.renewals.pass_on(&renewal, expires_at_ms);
-        if !verifier.attestations.register.unless_over(admission, pass_on) {
-            return Err(no_nonce());
+        match attested.part {
+            Part::Leads => {
+                let renewal = Renewal { admission, result, supporting };
+                let pass_on = || verifier.attestations.renewals.pass_on(renewal, expires_at_ms);
+                if !verifier.attestations.register.unless_over(admission, pass_on) {
+                    return Err(no_nonce());
+                }
+            }
+            // The agent hands it to the verifier that leads.
+            Part::Supports => handed_back = Some(result),
         }
     }
-    Ok(AttestationAnswer::Renewed { expires_at_ms, next })
+    Ok(AttestationAnswer::Renewed { expires_at_ms, next, result: handed_back })
+}
+
+/// Takes the results of other verifiers out of evidence. They are passed on unread, so they are bounded first: if there
+/// are too many, or one that can be none, nothing of the evidence is looked at.
+pub(super) fn supporting(results: &mut Vec<String>) -> Result<Vec<String>, ApiError> {
+    if results.len() > MAX_SUPPORTING {
+        let detail = format!("{} supporting results are more than {MAX_SUPPORTING}", results.len());
+        return Err(ApiError::bad_request("too-many-results", detail));
+    }
+    if let Some(number) = results.iter().position(|result| !may_be_result(result)) {
+        let detail =
+            format!("supporting result {} is none, or has more than {MAX_SUPPORTING_BYTES} octets", number + 1);
+        return Err(ApiError::bad_request("not-a-result", detail));
+    }
+    Ok(std::mem::take(results))
 }
 
 /// Ends the admission.

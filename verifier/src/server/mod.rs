@@ -23,6 +23,7 @@ use crate::release::peers::Peers;
 use crate::release::reports::Reports;
 use crate::secret::SecretKey;
 use crate::signer::Signer;
+use crate::store::attestations::Part;
 use crate::store::policies::ActivePolicyError;
 use crate::store::{DbError, VerifierStore};
 use crate::tee::Collateral;
@@ -102,6 +103,15 @@ impl Verifier {
     /// Believes `endorsers` from now on.
     pub fn set_endorsers(&self, endorsers: Endorsers) {
         *self.endorsers.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(endorsers);
+    }
+
+    /// What part the attestations of this verifier have.
+    #[must_use]
+    pub fn part(&self) -> Part {
+        match self.role {
+            Role::Release => Part::Leads,
+            Role::AppraiseOnly => Part::Supports,
+        }
     }
 
     /// The verifiers whose results a project wants beside ours.

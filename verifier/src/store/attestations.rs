@@ -15,7 +15,7 @@ use crate::session::{Attester, ProofDigest};
 use crate::store::archive::EvidenceId;
 use crate::store::events::EventKind;
 use assay_wire::attestation::RevocationNotice;
-use assay_wire::id::{AdmissionId, NodeId, ProjectId};
+use assay_wire::id::{AdmissionId, BootId, NodeId, ProjectId};
 use assay_wire::result::{Claims, Submod};
 use serde::{Deserialize, Serialize};
 use sqlx::AssertSqlSafe;
@@ -33,6 +33,28 @@ pub struct NewAttestation<'a> {
     pub pcrs: &'a [PcrValue; PCR_COUNT],
     /// The TPM's clock.
     pub clock: &'a ClockInfo,
+    /// Whether this verifier leads.
+    pub part: Part,
+}
+
+/// What part an attestation has in what the site requires.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Part {
+    /// It begins with a release: evidence counts from the hand-over on, and its end is isolation's and imaging's.
+    Leads,
+    /// Another verifier leads: this one vouches for as long as it finds the evidence good, from its verdict on, and knows
+    /// the admission by its own first result's id.
+    Supports,
+}
+
+impl Part {
+    /// As the database has it.
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::Leads => "leads",
+            Self::Supports => "supports",
+        }
+    }
 }
 
 /// How an attestation stands.
@@ -93,8 +115,8 @@ pub struct StoredAttestation {
     pub progress: Progress,
     /// Why it is over, if it is.
     pub ended: Option<Vec<String>>,
-    /// How far the release is that it begins with.
-    pub release: ReleaseStep,
+    /// How far the release is that it begins with; none if it supports, because then another verifier drives it.
+    pub release: Option<ReleaseStep>,
 }
 
 /// One renewal to record.
@@ -119,8 +141,12 @@ pub struct Ending {
     pub node: NodeId,
     /// The project that holds the lease.
     pub project: ProjectId,
+    /// The boot through the airlock.
+    pub boot: BootId,
     /// The AK's name, hexadecimal.
     pub ak_name: String,
+    /// Whether this verifier leads.
+    pub part: Part,
     /// [`EventKind::AdmissionRevoked`] or [`EventKind::AdmissionEnded`].
     pub kind: EventKind,
     /// One sentence a reason.
@@ -133,6 +159,29 @@ impl Ending {
     pub fn reason(&self) -> String {
         self.reasons.join("; ")
     }
+
+    /// Who else has to act upon it.
+    #[must_use]
+    pub fn falls_to(&self) -> FallsTo {
+        match (self.part, self.kind) {
+            (Part::Leads, _) => FallsTo::IsolationAndImaging,
+            (Part::Supports, EventKind::AdmissionRevoked) => FallsTo::Isolation,
+            (Part::Supports, _) => FallsTo::Nobody,
+        }
+    }
+}
+
+/// Who has to act upon the end of an attestation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FallsTo {
+    /// The verifier that leads cuts the node off.
+    IsolationAndImaging,
+    /// A project's own verifier has seen bad evidence: isolation is told, as of a bad verdict at boot, and the leading
+    /// verifier closes the export as soon as it hears that from isolation.
+    Isolation,
+    /// A project's own verifier hears nothing more: it vouches no longer, and what the site requires decides what that
+    /// is worth. Were it reported, a verifier that was down for a moment would take all of its project's nodes with it.
+    Nobody,
 }
 
 impl VerifierStore {
@@ -208,9 +257,13 @@ impl VerifierStore {
         let failed = || query_failed("recording the end of an admission");
         let mut tx = self.pool().begin().await.map_err(failed())?;
         let done = sqlx::query(
-            "UPDATE attestations SET state = 'ending', reasons = $1, ended_at_ms = $2 \
-             WHERE admission = $3 AND state = 'standing'",
+            "UPDATE attestations SET state = $1, reasons = $2, ended_at_ms = $3 \
+             WHERE admission = $4 AND state = 'standing'",
         )
+        .bind(match ending.falls_to() {
+            FallsTo::IsolationAndImaging | FallsTo::Isolation => "ending",
+            FallsTo::Nobody => "ended",
+        })
         .bind(json(&ending.reasons))
         .bind(now_ms)
         .bind(ending.admission.to_string())
@@ -257,7 +310,7 @@ impl VerifierStore {
         Ok(())
     }
 
-    /// Admissions that have to end and of which isolation and imaging may not know yet.
+    /// Admissions that have to end and of which isolation or imaging may not know yet.
     ///
     /// # Errors
     /// The database failed.
@@ -276,8 +329,8 @@ impl VerifierStore {
     /// The database failed.
     pub async fn expired_attestations(&self, now_ms: i64) -> Result<Vec<Ending>, DbError> {
         let rows: Vec<EndingRow> = sqlx::query_as(select_endings!(
-            "JOIN releases r ON r.admission = a.admission WHERE a.state = 'standing' AND a.expires_at_ms <= $1 \
-             AND r.step = 'handed-over' ORDER BY a.expires_at_ms LIMIT 1000"
+            "LEFT JOIN releases r ON r.admission = a.admission WHERE a.state = 'standing' AND a.expires_at_ms <= $1 \
+             AND (a.part = 'supports' OR r.step = 'handed-over') ORDER BY a.expires_at_ms LIMIT 1000"
         ))
         .bind(now_ms)
         .fetch_all(self.pool())
@@ -428,6 +481,17 @@ pub(super) async fn insert(
     let claims = new.claims;
     let submod = claims.submods.get(TPM_SUBMOD);
     let pcrs: Vec<String> = new.pcrs.iter().map(ToString::to_string).collect();
+    if new.part == Part::Supports {
+        // A node in the airlock has no admission to vouch for any more. Of one that is led, isolation says so.
+        sqlx::query(
+            "UPDATE attestations SET state = 'ended', reasons = '[\"the node was appraised anew\"]', ended_at_ms = $1 \
+             WHERE node = $2 AND part = 'supports' AND state = 'standing'",
+        )
+        .bind(now_ms)
+        .bind(claims.node.as_str())
+        .execute(&mut *tx)
+        .await?;
+    }
     sqlx::query(INSERT)
         .bind(claims.jti.to_string())
         .bind(claims.node.as_str())
@@ -443,6 +507,7 @@ pub(super) async fn insert(
         .bind(submod.map(|submod| submod.policy.as_str()).unwrap_or_default())
         .bind(submod.map(json).unwrap_or_default())
         .bind(claims.exp.saturating_mul(1000))
+        .bind(new.part.as_str())
         .execute(tx)
         .await
         .map(|_| ())
@@ -483,16 +548,18 @@ const KEPT_MS: i64 = 30 * 24 * 60 * 60 * 1000;
 
 const INSERT: &str = "INSERT INTO attestations (admission, node, project, evidence, proof_sha256, ek_public, ak_public, \
      claims, pcrs, admitted_clock, created_at_ms, state, policy, submod, sequence, clock, ima_entries, warnings, \
-     expires_at_ms) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, 'standing', $12, $13, 0, $10, 0, '[]', $14)";
+     expires_at_ms, part) \
+     VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, 'standing', $12, $13, 0, $10, 0, '[]', $14, $15)";
 
 const SELECT_STORED: &str = "SELECT a.admission, a.node, a.project, a.evidence, a.proof_sha256, a.ek_public, \
      a.ak_public, a.claims, a.pcrs, a.admitted_clock, a.state, a.policy, a.submod, a.sequence, a.clock, a.ima, \
-     a.last_seen_at_ms, a.expires_at_ms, a.reasons, r.step FROM attestations a \
-     JOIN releases r ON r.admission = a.admission WHERE a.admission = $1";
+     a.last_seen_at_ms, a.expires_at_ms, a.reasons, a.part, r.step FROM attestations a \
+     LEFT JOIN releases r ON r.admission = a.admission \
+     WHERE a.admission = $1 AND (a.part = 'supports' OR r.step IS NOT NULL)";
 
 macro_rules! select_endings {
     ($rest:literal) => {
-        concat!("SELECT a.admission, a.node, a.project, a.claims, a.reasons FROM attestations a ", $rest)
+        concat!("SELECT a.admission, a.node, a.project, a.claims, a.reasons, a.part FROM attestations a ", $rest)
     };
 }
 use select_endings;
@@ -530,7 +597,8 @@ struct StoredRow {
     last_seen_at_ms: Option<i64>,
     expires_at_ms: i64,
     reasons: Option<String>,
-    step: String,
+    part: String,
+    step: Option<String>,
 }
 
 impl TryFrom<StoredRow> for StoredAttestation {
@@ -565,6 +633,7 @@ impl TryFrom<StoredRow> for StoredAttestation {
                 ek_public: from_base64("an EK", &row.ek_public)?,
                 claims: from_json("claims", &row.claims)?,
                 baseline,
+                part: part(&row.part)?,
             },
             progress: Progress {
                 sequence: row.sequence,
@@ -575,7 +644,7 @@ impl TryFrom<StoredRow> for StoredAttestation {
                 expires_at_ms: row.expires_at_ms,
             },
             ended,
-            release: parsed("a release step", &row.step)?,
+            release: row.step.map(|step| parsed("a release step", &step)).transpose()?,
         })
     }
 }
@@ -587,6 +656,7 @@ struct EndingRow {
     project: String,
     claims: String,
     reasons: Option<String>,
+    part: String,
 }
 
 impl EndingRow {
@@ -596,7 +666,9 @@ impl EndingRow {
             admission: parsed("an admission id", &self.admission)?,
             node: parsed("a node name", &self.node)?,
             project: parsed("a project name", &self.project)?,
+            boot: claims.boot,
             ak_name: claims.ak_name,
+            part: part(&self.part)?,
             kind,
             reasons: reasons(self.reasons.as_deref())?,
         })
@@ -655,6 +727,13 @@ fn state(word: &str) -> Result<AttestationState, DbError> {
         "ended" => Ok(AttestationState::Ended),
         other => Err(corrupt("the state of an attestation", other)),
     }
+}
+
+fn part(word: &str) -> Result<Part, DbError> {
+    [Part::Leads, Part::Supports]
+        .into_iter()
+        .find(|part| part.as_str() == word)
+        .ok_or_else(|| corrupt("the part of an attestation", word))
 }
 
 fn reasons(text: Option<&str>) -> Result<Vec<String>, DbError> {

@@ -5,7 +5,7 @@
 #![allow(dead_code, reason = "each test uses its part")]
 
 use assay_service::CancellationToken;
-use assay_service::auth::{Role, Token, Tokens};
+use assay_service::auth::{Caller, Role, Token, Tokens};
 use assay_service::client::{ClientError, ServiceClient};
 use assay_service::clock::{Clock, SystemClock};
 use assay_service::error::ApiError;
@@ -22,7 +22,7 @@ use assay_wire::agent::{
     ActivateRequest, AgentSettings, CoVerifier, EnrolChallenge, EnrolRequest, EvidenceRequest, ReleaseStatus,
     SealedGrant, TenantAddress, Verdict,
 };
-use assay_wire::agreement::{Agreement, Presented};
+use assay_wire::agreement::{Agreement, Presented, Standing};
 use assay_wire::attestation::{AttestationAnswer, AttestationRequest};
 use assay_wire::evidence::{
     AGENT_PCR, AgentMeasurement, Evidence, ImaList, MeasurementKind, QUOTED_PCRS, RuntimeEvidence,
@@ -77,6 +77,8 @@ pub(crate) struct ScriptedPeers {
     admissions: watch::Sender<Admissions>,
     /// What the site requires, and the keys that the project trusts; without it, this verifier's key alone.
     agreement: Mutex<Option<(Agreement, Vec<VerifierKey>)>>,
+    /// The admissions that were agreed on, and until when they stand.
+    standing: Mutex<BTreeMap<AdmissionId, Standing>>,
     clock: Arc<dyn Clock>,
 }
 
@@ -115,6 +117,7 @@ impl Site {
             stalled: watch::Sender::new(false),
             admissions: watch::Sender::new(Admissions { revision: 0, admissions: Vec::new() }),
             agreement: Mutex::default(),
+            standing: Mutex::default(),
             clock,
         });
         let peers_url = serve_peers(Arc::clone(&peers), context.clone()).await;
@@ -219,6 +222,11 @@ impl ScriptedPeers {
         if let Some(refusal) = self.refusing.lock().unwrap().clone() {
             return Err(refusal);
         }
+        let agreement = self.agreement.lock().unwrap().clone();
+        if let Some((agreement, keys)) = agreement {
+            let outcome = |renewal| self.renewed_by_agreement(name, &agreement, &keys, renewal);
+            return Ok(RenewalAnswer { outcomes: request.renewals.into_iter().map(outcome).collect() });
+        }
         let outcome = |renewal: Renewal| match self.claims(renewal.result) {
             Ok(claims) if claims.renews == Some(renewal.admission) => {
                 self.note(name, claims.node.as_str(), renewal.admission.to_string());
@@ -228,6 +236,48 @@ impl ScriptedPeers {
             Err(error) => RenewalOutcome::Refused { reason: error.to_string() },
         };
         Ok(RenewalAnswer { outcomes: request.renewals.into_iter().map(outcome).collect() })
+    }
+
+    /// Renews as isolation and imaging do, with the same rule and by what is on record.
+    fn renewed_by_agreement(
+        &self,
+        name: &'static str,
+        agreement: &Agreement,
+        keys: &[VerifierKey],
+        renewal: Renewal,
+    ) -> RenewalOutcome {
+        let Renewal { admission, result, supporting } = renewal;
+        let mut standing = self.standing.lock().unwrap();
+        let Some(known) = standing.get_mut(&admission) else {
+            return RenewalOutcome::Refused { reason: "there is no such admission".to_owned() };
+        };
+        let presented = Presented::from_wire(result, supporting);
+        let decided = agreement.renews(&presented, keys, known, 3_600_000, self.clock.now_ms());
+        let node = known.subject.node.to_string();
+        match decided {
+            Ok(expires_at_ms) => {
+                known.expires_at_ms = expires_at_ms;
+                self.note(name, &node, admission.to_string());
+                RenewalOutcome::Renewed { expires_at_ms }
+            }
+            Err(refused) => {
+                self.note("renewal-refused", &node, refused.to_string());
+                RenewalOutcome::Refused { reason: refused.to_string() }
+            }
+        }
+    }
+
+    /// Until when an admission stands by what was agreed.
+    pub(crate) fn stands_until_ms(&self, admission: AdmissionId) -> i64 {
+        self.standing.lock().unwrap()[&admission].expires_at_ms
+    }
+
+    /// Waits until so many calls of this name about this node have come.
+    pub(crate) async fn called_times(&self, name: &str, node: &str, times: usize) {
+        let mut calls = self.calls.subscribe();
+        let count = |calls: &Vec<PeerCall>| calls.iter().filter(|call| call.name == name && call.node == node).count();
+        let arrived = calls.wait_for(|calls| count(calls) >= times);
+        tokio::time::timeout(Duration::from_secs(20), arrived).await.expect(name).unwrap();
     }
 
     /// isolation ends an admission by itself.
@@ -258,7 +308,15 @@ impl ScriptedPeers {
     fn accepted(&self, result: String, supporting: Vec<String>) -> Result<Claims, ApiError> {
         let Some((agreement, keys)) = self.agreement.lock().unwrap().clone() else { return self.claims(result) };
         let agreed = agreement.admits(&Presented::from_wire(result, supporting), &keys, self.clock.now_seconds());
-        agreed.map(|agreed| agreed.claims().clone()).map_err(|refused| ApiError::forbidden("result-refused", refused))
+        let agreed = agreed.map_err(|refused| ApiError::forbidden("result-refused", refused))?;
+        let standing = Standing {
+            admission: agreed.id(),
+            subject: agreed.subject(),
+            supporting: agreed.supporting().to_vec(),
+            expires_at_ms: agreed.expires_at_ms(),
+        };
+        self.standing.lock().unwrap().insert(agreed.id(), standing);
+        Ok(agreed.claims().clone())
     }
 
     /// Checks a result as every relying party does.
@@ -377,7 +435,7 @@ impl Agent {
     /// The same with what its kernel's measurement list gained.
     pub(crate) fn runtime_evidence_with(&self, nonce: &[u8], ima: Option<ImaList>) -> RuntimeEvidence {
         let Evidence { attest, signature, pcrs, .. } = self.evidence(nonce);
-        RuntimeEvidence { attest, signature, pcrs, ima, tee: Vec::new() }
+        RuntimeEvidence { attest, signature, pcrs, ima, tee: Vec::new(), supporting: Vec::new() }
     }
 
     /// The claims of `session` refused at the last step: possession is proven, and the node is somebody else's.
@@ -463,7 +521,18 @@ impl Pusher {
     }
 
     pub(crate) async fn push(&self, agent: &Agent, nonce: &[u8]) -> Result<AttestationAnswer, ClientError> {
-        self.client.post(&self.path, &agent.runtime_evidence(nonce)).await
+        self.push_with(agent, nonce, Vec::new()).await
+    }
+
+    /// The same with results of other verifiers.
+    pub(crate) async fn push_with(
+        &self,
+        agent: &Agent,
+        nonce: &[u8],
+        supporting: Vec<String>,
+    ) -> Result<AttestationAnswer, ClientError> {
+        let evidence = RuntimeEvidence { supporting, ..agent.runtime_evidence(nonce) };
+        self.client.post(&self.path, &evidence).await
     }
 
     /// Challenge and push in one; gives what is wanted next.
@@ -476,7 +545,7 @@ impl Pusher {
 /// What a good push is answered.
 pub(crate) fn renewed(answer: Result<AttestationAnswer, ClientError>) -> (i64, AttestationRequest) {
     match answer.unwrap() {
-        AttestationAnswer::Renewed { expires_at_ms, next } => (expires_at_ms, next),
+        AttestationAnswer::Renewed { expires_at_ms, next, .. } => (expires_at_ms, next),
         AttestationAnswer::Revoked { reasons } => panic!("revoked: {reasons:?}"),
     }
 }
@@ -558,9 +627,24 @@ async fn airlock(
 async fn reject(
     State(peers): State<Arc<ScriptedPeers>>,
     Path(node): Path<String>,
+    caller: Caller,
     Json(report): Json<RejectRequest>,
 ) -> Json<()> {
-    peers.note("reject", &node, report.reason);
+    if caller.role == Role::Service {
+        // Of a boot that taught a policy first and is admitted after all: nothing ends with that here.
+        peers.note("reject", &node, report.reason);
+        return Json(());
+    }
+    // A project's own verifier, at run time. As isolation does: what stands for this boot ends.
+    let ended: Vec<AdmissionId> = {
+        let admissions = peers.admissions.borrow();
+        let of_boot = |admission: &&Admission| admission.node.as_str() == node && admission.boot == report.boot;
+        admissions.admissions.iter().filter(of_boot).map(|admission| admission.id).collect()
+    };
+    for id in ended {
+        peers.end(id, &report.reason);
+    }
+    peers.note("project-reject", &node, report.reason);
     Json(())
 }
 
