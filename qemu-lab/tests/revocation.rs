@@ -388,7 +388,6 @@ async fn revoked_node_is_told_of(database: Option<TestDatabase>) {
     let closed = wait_until("waiting for n1 to be cut off", LIMIT, closed).await.unwrap();
     let heard = wait_until("waiting for n2 to hear of it", LIMIT, || async { nodes[1].dropped() }).await.unwrap();
     let took = closed.elapsed();
-    println!("n1's port closed until n2's hook has run: {took:?}");
     // A long poll that nothing ends takes 25 s.
     assert!(took < Duration::from_secs(10), "{took:?}");
     assert_eq!((heard.sequence, heard.node.as_str(), heard.admission), (1, "n1", states[0].admission));
