@@ -7,7 +7,8 @@ import sys
 
 
 def fleet(lab, nodes, interval, duration):
-    arguments = ["--nodes", nodes, "--interval", interval, "--duration", duration, "--output", "json"]
+    arguments = ["--nodes", nodes, "--interval", interval, "--duration", duration]
+    arguments += ["--enrolling", 32, "--output", "json"]
     command = [lab, "fleet", "--folder", "target/tmp/fleet-bench", *map(str, arguments)]
     report = json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
     if report["errors"] or report["failed"]:
