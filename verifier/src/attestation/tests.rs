@@ -276,6 +276,12 @@ async fn state(store: &VerifierStore, node: &str) -> AttestationState {
     store.attestations_of(&node.parse().unwrap()).await.unwrap()[0].state
 }
 
+/// Waits for the record, which is written beside what is done.
+async fn recorded(store: &VerifierStore, node: &str, wanted: AttestationState) {
+    let seen = async { while state(store, node).await != wanted {} };
+    tokio::time::timeout(std::time::Duration::from_secs(60), seen).await.expect("it was not recorded");
+}
+
 async fn on_both<F: Future<Output = ()>>(case: impl Fn(TestStore) -> F) {
     case(TestStore::on(TestDatabase::sqlite(), StoreLimits::default()).await).await;
     if let Some(database) = TestDatabase::postgresql() {
@@ -393,6 +399,7 @@ async fn d4_an_end_that_a_crash_interrupted_is_taken_up_by_the_next_verifier() {
     // The port does not close, and that keeps nobody from cutting the disk.
     scripted.world.called("revoke", 2).await;
     scripted.world.called("unexport", 1).await;
+    recorded(&test.store, "n1", AttestationState::Ending).await;
     process.crash().await;
     test.reopen().await;
     assert_eq!(state(&test.store, "n1").await, AttestationState::Ending);
