@@ -522,4 +522,4 @@ const RELEASE_LIMIT: Duration = Duration::from_secs(90);
 const ASK_AGAIN: Duration = Duration::from_millis(250);
 const TELL_EVERY: Duration = Duration::from_millis(200);
 const SETTLE: Duration = Duration::from_secs(5);
-const MOST_ATTEMPTS: u32 = 12;
+const MOST_ATTEMPTS: u32 = 100;
