@@ -21,7 +21,7 @@ use assay_verifier::api::{
 use assay_verifier::policy::Policy;
 use assay_verifier::policy::signature::PolicyKeys;
 use assay_verifier::reappraisal::reappraise;
-use assay_verifier::tee::read_folder;
+use assay_verifier::tee::{read_folder, samples};
 use assay_wire::agent::Verdict;
 use assay_wire::attestation::AttestationAnswer;
 use assay_wire::evidence::{TeeKind, TeeQuote};
@@ -169,6 +169,18 @@ fn named(policy: &Policy, reason: &str) -> String {
     format!("policy `{}`, active now: {reason}", policy.name())
 }
 
+/// A site whose policy is learnt from its node's first boot, and one that allows two resets of the TPM for a boot.
+async fn two_policies() -> (Site, Agent, Policy, Policy) {
+    let mut agent = Agent::manufacture("n1");
+    let site = Site::start(&agent.ek_cas).await;
+    agent.boot(&boot_log(), &site.keys);
+    lease(&site, 1);
+    attest(&agent, &site, &[]).await;
+    let strict = learn(&site).await;
+    let lax = policy(&strict, "lax", |json| json["boot"]["most_tpm_resets"] = 2.into());
+    (site, agent, strict, lax)
+}
+
 /// What a version wrote that kept neither boot facts nor collateral.
 fn of_an_older_version(case: &Value) -> Value {
     let mut old = case.clone();
@@ -184,13 +196,7 @@ fn of_an_older_version(case: &Value) -> Value {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn b11_the_counts_of_a_boot_are_judged_again_as_they_were() {
-    let mut agent = Agent::manufacture("n1");
-    let site = Site::start(&agent.ek_cas).await;
-    agent.boot(&boot_log(), &site.keys);
-    lease(&site, 1);
-    attest(&agent, &site, &[]).await;
-    let strict = learn(&site).await;
-    let lax = policy(&strict, "lax", |json| json["boot"]["most_tpm_resets"] = 2.into());
+    let (site, mut agent, strict, lax) = two_policies().await;
     approve(&site, &strict).await;
     // Live.
     boot(&mut agent, &site, 2);
@@ -241,13 +247,7 @@ async fn b11_the_counts_of_a_boot_are_judged_again_as_they_were() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_an_older_version_did_not_keep_accuses_no_node_that_is_up() {
-    let mut agent = Agent::manufacture("n1");
-    let site = Site::start(&agent.ek_cas).await;
-    agent.boot(&boot_log(), &site.keys);
-    lease(&site, 1);
-    attest(&agent, &site, &[]).await;
-    let strict = learn(&site).await;
-    let lax = policy(&strict, "lax", |json| json["boot"]["most_tpm_resets"] = 2.into());
+    let (site, mut agent, strict, lax) = two_policies().await;
     approve(&site, &lax).await;
     boot(&mut agent, &site, 2);
     lease(&site, 2);
@@ -307,7 +307,7 @@ async fn a_quote_of_a_trust_domain_is_judged_again_with_the_collateral_of_then()
     let mut agent = Agent::manufacture("n1");
     // Made today, and this verifier lives in the summer of the quote.
     agent.ek_certificate = Vec::new();
-    let clock = ShiftedClock::starting_at(SUMMER_2025);
+    let clock = ShiftedClock::starting_at(samples::GOOD_AT);
     let more = format!("tee_collateral_dir = \"{}\"", domain.collateral().display());
     let site = Site::start_with(&[], &more, Arc::clone(&clock) as Arc<dyn Clock>).await;
     let allow = AllowRequest { ek_sha256: agent.ek().to_string() };
@@ -384,19 +384,7 @@ struct Domain {
 
 impl Domain {
     fn recorded() -> Option<Self> {
-        let home = std::env::var_os("CARGO_HOME").map(PathBuf::from);
-        let home = home.or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".cargo")))?;
-        let registries = std::fs::read_dir(home.join("registry/src")).ok();
-        let packages =
-            registries.into_iter().flatten().flatten().filter_map(|registry| std::fs::read_dir(registry.path()).ok());
-        let package = packages.flatten().flatten().find(|package| {
-            package.file_name().to_string_lossy().starts_with("dcap-qvl-0.7") && package.path().join("sample").exists()
-        });
-        let Some(package) = package else {
-            eprintln!("skipped: dcap-qvl's package is not in {}", home.display());
-            return None;
-        };
-        let sample = package.path().join("sample");
+        let sample = samples::folder()?;
         let folder = tempfile::tempdir().unwrap();
         std::fs::copy(sample.join("tdx_quote_collateral.json"), folder.path().join("tdx.json")).unwrap();
         let quote = std::fs::read(sample.join("tdx_quote")).unwrap();
@@ -415,5 +403,4 @@ impl Domain {
     }
 }
 
-const SUMMER_2025: i64 = 1_751_000_000;
 const UNBOUND: &str = "the TDX quote is not bound to this TPM and nonce: its report data is another";

@@ -13,6 +13,8 @@
 mod folder;
 mod quote;
 mod rule;
+#[cfg(any(test, feature = "testing"))]
+pub mod samples;
 
 pub use self::folder::{FolderError, read_folder};
 pub use self::quote::{Collateral, CollateralDigest, CollateralError, TeeError, VerifiedTeeQuote, verify};

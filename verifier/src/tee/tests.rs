@@ -1,10 +1,9 @@
-//! Real quotes with the collateral of their time, from the package of `dcap-qvl` in Cargo's registry. Where the package is
-//! not unpacked there, what needs them says that it skipped.
+//! Real quotes with the collateral of their time ([`samples`]). Where they are not to be had, what needs them says that it
+//! skipped.
 
 use super::*;
 use assay_wire::evidence::TeeKind;
 use ring::digest::SHA256;
-use std::path::PathBuf;
 
 /// A quote with its collateral, and a moment when both were good.
 struct Sample {
@@ -13,26 +12,12 @@ struct Sample {
     now: i64,
 }
 
-const SUMMER_2025: i64 = 1_751_000_000;
-
 fn sample(kind: TeeKind, name: &str) -> Option<Sample> {
-    let home = std::env::var_os("CARGO_HOME").map(PathBuf::from);
-    let home = home.or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".cargo")))?;
-    let registries = std::fs::read_dir(home.join("registry/src")).ok();
-    let packages =
-        registries.into_iter().flatten().flatten().filter_map(|registry| std::fs::read_dir(registry.path()).ok());
-    let package = packages.flatten().flatten().find(|package| {
-        package.file_name().to_string_lossy().starts_with("dcap-qvl-0.7") && package.path().join("sample").exists()
-    });
-    let Some(package) = package else {
-        eprintln!("skipped: dcap-qvl's package is not in {}", home.display());
-        return None;
-    };
-    let folder = package.path().join("sample");
+    let folder = samples::folder()?;
     let quote = TeeQuote { kind, quote: std::fs::read(folder.join(name)).unwrap() };
     let text = std::fs::read_to_string(folder.join(format!("{name}_collateral.json"))).unwrap();
     let collateral = Collateral::from_files([(name, text.as_str())]).unwrap();
-    Some(Sample { quote, collateral, now: SUMMER_2025 })
+    Some(Sample { quote, collateral, now: samples::GOOD_AT })
 }
 
 fn both() -> impl Iterator<Item = (Sample, TeeRule)> {
