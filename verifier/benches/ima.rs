@@ -115,9 +115,11 @@ fn bare_hashing(paths: &[String]) -> impl Fn() -> u64 {
             black_box(sha1.finish());
             let mut template = Sha256::new();
             template.update(data);
+            let mut joined = [0; 64];
+            joined[..32].copy_from_slice(&pcr);
+            joined[32..].copy_from_slice(&template.finish());
             let mut extended = Sha256::new();
-            extended.update(&pcr);
-            extended.update(&template.finish());
+            extended.update(&joined);
             pcr = extended.finish();
         }
         black_box(pcr);

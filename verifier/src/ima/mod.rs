@@ -149,6 +149,7 @@ pub struct Entry<'a> {
     pcr: u32,
     template_digest_algorithm: HashAlgorithm,
     template_digest: &'a [u8],
+    violation: bool,
     template: &'a str,
     data: TemplateData<'a>,
     fields: Fields<'a>,
@@ -212,7 +213,7 @@ impl<'a> Entry<'a> {
     /// digest is zero, and what was extended says nothing of the rest of the entry.
     #[must_use]
     pub fn is_violation(&self) -> bool {
-        self.template_digest.iter().all(|octet| *octet == 0)
+        self.violation
     }
 
     /// Whether every field of the template is known here.

@@ -63,8 +63,9 @@ impl<'a> Entries<'a> {
         let template = template_name(reader)?;
         let (data, fields) =
             if template == "ima" { legacy(reader)? } else { sized(template, self.template_bytes, reader)? };
-        let template_digest_algorithm = self.template_digest;
-        Ok(Entry { index: self.index, pcr, template_digest_algorithm, template_digest, template, data, fields })
+        let (index, template_digest_algorithm) = (self.index, self.template_digest);
+        let violation = template_digest.iter().all(|octet| *octet == 0);
+        Ok(Entry { index, pcr, template_digest_algorithm, template_digest, violation, template, data, fields })
     }
 }
 
@@ -89,6 +90,9 @@ fn template_name<'a>(reader: &mut Reader<'a>) -> Result<&'a str, DecodeError> {
         return Err(reader.value("size of the template's name", size));
     }
     let name = reader.bytes(size as usize)?;
+    if name == NG.as_bytes() {
+        return Ok(NG);
+    }
     // Printable, so that it can be shown; no template's name is anything else.
     match std::str::from_utf8(name) {
         Ok(name) if name.bytes().all(|octet| octet.is_ascii_graphic()) => Ok(name),
@@ -107,7 +111,7 @@ fn sized<'a>(
         Ok(bytes) if bytes <= limit => reader.bytes(bytes)?,
         Ok(_) | Err(_) => return Err(reader.value("size of the template data", size)),
     };
-    let layout = if template == "ima-ng" { Some(Layout::NG) } else { Layout::of(template) };
+    let layout = if template == NG { Some(Layout::NG) } else { Layout::of(template) };
     let fields = match layout {
         Some(layout) => {
             let mut inner = Reader::new("template data", data, Order::Little);
@@ -135,6 +139,8 @@ fn legacy<'a>(reader: &mut Reader<'a>) -> Result<(TemplateData<'a>, Fields<'a>),
     Ok((TemplateData::Legacy { digest, name }, fields))
 }
 
+/// The template of nearly every entry.
+const NG: &str = "ima-ng";
 /// `MAX_TEMPLATE_NAME_LEN` of the kernel's restoring of lists.
 const MOST_TEMPLATE_NAME_BYTES: u32 = 255;
 /// `IMA_EVENT_NAME_LEN_MAX`.
