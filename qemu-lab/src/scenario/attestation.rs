@@ -16,6 +16,7 @@ use assay_ramdisk_agent::tpm::Tpm as _;
 use assay_ramdisk_agent::tpm::esapi::EsapiTpm;
 use assay_wire::attestation::AttestationAnswer;
 use serde_json::{Value, json};
+use std::net::SocketAddrV4;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 use tokio::process::Child;
@@ -127,11 +128,15 @@ struct CutOff {
 }
 
 async fn cut_off(bench: &Bench, tenant: &SoftTenant, probe: &Probe, gateway: &Netns) -> Result<CutOff> {
+    let position = bench.events.position();
     let mut initiator = busy_initiator(tenant)?;
-    // An initiator that is cut off connects again at once, and that connection may hang in its login when the port
-    // closes: what is timed is the end of this session's connection.
+    // A connection that is not logged in has no session, and may hang in its login when the port closes; an initiator that
+    // is cut off makes another one at once. What is timed is the end of this session's connection.
     let session = wait_until("waiting for the initiator's session", STATE_LIMIT, || async {
-        gateway.act(CUT_LIMIT, || async { established_sessions() }).await.ok()?.into_iter().next()
+        let established = gateway.act(CUT_LIMIT, || async { established_sessions() }).await.ok()?;
+        let logged_in = bench.events.since(position);
+        let mut logged_in = logged_in.iter().filter(|event| event.name() == "portal.logged_in");
+        logged_in.find_map(|event| event.text("peer")?.parse().ok().filter(|peer| established.contains(peer)))
     })
     .await?;
     let began = probe.now();
@@ -142,7 +147,7 @@ async fn cut_off(bench: &Bench, tenant: &SoftTenant, probe: &Probe, gateway: &Ne
     // All three watch before anything happens.
     let port = port_closes(bench).await?;
     let watching = gateway.clone();
-    let session = tokio::spawn(async move { watching.act(CUT_LIMIT, || session_ends(session)).await });
+    let session = tokio::spawn(async move { watching.act(CUT_LIMIT, move || session_ends(session)).await });
     let sent = bad_evidence(tenant).await?;
     let port_closed = port.await.map_err(LabError::service("watching the port"))??;
     let session_ended = session.await.map_err(LabError::service("watching the session"))??;
@@ -222,23 +227,26 @@ async fn port_closes(bench: &Bench) -> Result<tokio::task::JoinHandle<Result<Ins
 }
 
 /// Waits, inside the gateway's namespace, until the session with that peer is no more.
-async fn session_ends(peer: String) -> Result<Instant> {
+async fn session_ends(peer: SocketAddrV4) -> Result<Instant> {
     let ended = || async { (!established_sessions().ok()?.contains(&peer)).then(Instant::now) };
     wait_quickly("waiting for the iSCSI session to be cut", ended).await
 }
 
 /// The peers of established connections to this thread's port 3260 (`/proc/net/tcp`: local address, remote address,
 /// state).
-fn established_sessions() -> Result<Vec<String>> {
+fn established_sessions() -> Result<Vec<SocketAddrV4>> {
     let path = "/proc/thread-self/net/tcp";
     let table = std::fs::read_to_string(path).map_err(LabError::io(format!("reading {path}")))?;
-    Ok(table.lines().filter_map(session_peer).map(str::to_owned).collect())
+    Ok(table.lines().filter_map(session_peer).collect())
 }
 
-fn session_peer(line: &str) -> Option<&str> {
+fn session_peer(line: &str) -> Option<SocketAddrV4> {
     let mut words = line.split_ascii_whitespace().skip(1);
     let (local, remote, state) = (words.next()?, words.next()?, words.next()?);
-    (local.ends_with(":0CBC") && state == "01").then_some(remote)
+    let (address, port) = remote.split_once(':').filter(|_| local.ends_with(":0CBC") && state == "01")?;
+    // The address as it lies in memory, read as a number; the port is one.
+    let address = u32::from_str_radix(address, 16).ok()?.to_ne_bytes();
+    Some(SocketAddrV4::new(address.into(), u16::from_str_radix(port, 16).ok()?))
 }
 
 /// Asks every millisecond.
@@ -284,7 +292,7 @@ mod tests {
     fn sessions_are_established_connections_to_the_portal() {
         let line =
             |local: &str, state: &str| format!("   1: 0100140A:{local} 3200140A:9C40 {state} 00000000:00000000 00");
-        assert_eq!(session_peer(&line("0CBC", "01")), Some("3200140A:9C40"));
+        assert_eq!(session_peer(&line("0CBC", "01")), Some(SocketAddrV4::new([10, 20, 0, 50].into(), 40_000)));
         assert_eq!(session_peer(&line("0CBC", "0A")), None);
         assert_eq!(session_peer(&line("20FB", "01")), None);
         assert_eq!(session_peer("  sl  local_address rem_address   st tx_queue"), None);
