@@ -165,21 +165,27 @@ async fn unwound(site: &Site) -> String {
     tokio::time::timeout(std::time::Duration::from_secs(20), waiting).await.unwrap()
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_node_is_released_only_if_the_projects_own_verifier_agrees() {
+/// A site where the project's own verifier must agree, with a node that has booted and the policy learnt from it, which
+/// that verifier has not. Its URL and key come last.
+async fn both_must_agree(tenants: Value) -> (Site, RunningTenant, Agent, PolicyRecord, [String; 2]) {
     let mut agent = Agent::manufacture("n1");
     let tenant = Tenant::prepare().await;
-    let (tenant_url, tenant_key) = (tenant.agent_url.clone(), tenant.agent_key.clone());
-    let more =
-        format!("[[co_verifiers]]\nproject = \"alpha\"\nurl = \"{tenant_url}\"\nkey_sha256 = \"{tenant_key}\"\n");
+    let (url, key) = (tenant.agent_url.clone(), tenant.agent_key.clone());
+    let more = format!("[[co_verifiers]]\nproject = \"alpha\"\nurl = \"{url}\"\nkey_sha256 = \"{key}\"\n");
     let site = Site::start_with(&agent.ek_cas, &more, Arc::new(SystemClock)).await;
-    let tenant = tenant.start(&site).await;
+    let tenant = tenant.start_with(&site, tenants).await;
     let (ours, theirs) = (site.keys.result_key.parse().unwrap(), tenant.keys.result_key.parse().unwrap());
     site.peers.require(Agreement::new(Require::ProviderAndProject, vec![ours]), vec![ours, theirs]);
     site.lease("n1");
     agent.boot(&boot_log(), &site.keys);
     agent.attest(&site).await;
     let policy = learn_and_approve(&site, "n1").await;
+    (site, tenant, agent, policy, [url, key])
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_is_released_only_if_the_projects_own_verifier_agrees() {
+    let (site, tenant, agent, policy, [tenant_url, tenant_key]) = both_must_agree(json!({})).await;
 
     // The agent is told whom else to ask, with the key to expect there.
     let session = agent.session(&site).await.unwrap();
@@ -204,6 +210,7 @@ async fn a_node_is_released_only_if_the_projects_own_verifier_agrees() {
         matches!(again, Verdict::Affirmed { result: same, attestation: id } if same == result && id == attestation),
         "a lost answer is given again"
     );
+    let theirs = tenant.keys.result_key.parse().unwrap();
     let own = SignedResult::from_wire(result.clone()).verify(&[theirs], SystemClock.now_seconds()).unwrap();
     assert_eq!(attestation, Some(own.claims().jti), "it goes on attesting under its own result's id");
     let releases: Vec<ReleaseRecord> = tenant.operator.get("/v1/releases").await.unwrap();
@@ -263,18 +270,7 @@ struct Both {
 
 impl Both {
     async fn released(tenants: Value) -> Self {
-        let mut agent = Agent::manufacture("n1");
-        let tenant = Tenant::prepare().await;
-        let (url, key) = (tenant.agent_url.clone(), tenant.agent_key.clone());
-        let more = format!("[[co_verifiers]]\nproject = \"alpha\"\nurl = \"{url}\"\nkey_sha256 = \"{key}\"\n");
-        let site = Site::start_with(&agent.ek_cas, &more, Arc::new(SystemClock)).await;
-        let tenant = tenant.start_with(&site, tenants).await;
-        let (ours, theirs) = (site.keys.result_key.parse().unwrap(), tenant.keys.result_key.parse().unwrap());
-        site.peers.require(Agreement::new(Require::ProviderAndProject, vec![ours]), vec![ours, theirs]);
-        site.lease("n1");
-        agent.boot(&boot_log(), &site.keys);
-        agent.attest(&site).await;
-        let policy = learn_and_approve(&site, "n1").await;
+        let (site, tenant, agent, policy, [url, _]) = both_must_agree(tenants).await;
         tenant.approve(&policy.document).await;
         let (known, _, _, verdict) = tenant.verdict(&agent, &url).await;
         let Verdict::Affirmed { result, attestation } = verdict else { panic!("{verdict:?}") };
