@@ -30,10 +30,11 @@ struct Down {
 }
 
 impl LinkWatch {
-    /// Takes a reading of the boot NIC's port. `admission` is the one that stands; with another one, watching begins anew.
+    /// Takes a reading of the boot NIC's port. `admission` is the one that stands; with another one, watching begins anew,
+    /// except for the switch's count: a flap after the admission and before its first reading has to be seen, too.
     pub fn saw(&mut self, admission: Option<AdmissionId>, reading: LinkReading, now_ms: i64) {
         if admission != self.admission {
-            *self = Self { admission, ..Self::default() };
+            *self = Self { admission, changes: self.changes, ..Self::default() };
         }
         let went_down_between = self.changes.is_some_and(|before| reading.changes.is_some_and(|now| now != before));
         self.changes = reading.changes.or(self.changes);
@@ -106,6 +107,15 @@ mod tests {
         watch.flap_was_looked_into();
         watch.saw(id, reading(Link::Up, 6), 2000);
         assert!(!watch.flapped());
+    }
+
+    #[test]
+    fn d1_a_flap_between_the_admission_and_its_first_reading_is_seen() {
+        let mut watch = LinkWatch::default();
+        watch.saw(None, reading(Link::Up, 4), 0);
+        let id = Some(AdmissionId::random());
+        watch.saw(id, reading(Link::Up, 6), 1000);
+        assert!(watch.flapped() && !watch.is_lost(id, 0));
     }
 
     #[test]
