@@ -38,6 +38,34 @@ pub struct Manifest {
     pub checksum_block_bytes: u64,
 }
 
+/// A golden image's open files: all that it takes to read it. They can be handed to a process that may open nothing.
+#[derive(Debug)]
+pub struct GoldenFiles {
+    /// What messages call it: its folder.
+    pub name: PathBuf,
+    /// Size of the disk in octets, as its manifest says.
+    pub byte_len: u64,
+    /// [`DISK`], open to be read.
+    pub disk: File,
+    /// [`CHECKSUMS`], open to be read.
+    pub checksums: File,
+}
+
+impl GoldenFiles {
+    /// Opens the files of the image in `folder`.
+    ///
+    /// # Errors
+    /// One is missing, or the manifest is malformed.
+    pub fn open(folder: &Path) -> Result<Self, StoreError> {
+        let byte_len = Manifest::read(folder)?.image.virtual_bytes;
+        let open = |name| {
+            let path = folder.join(name);
+            File::open(&path).map_err(|source| StoreError::io("opening", &path, source))
+        };
+        Ok(Self { name: folder.to_owned(), byte_len, disk: open(DISK)?, checksums: open(CHECKSUMS)? })
+    }
+}
+
 /// An open golden image. Read-only, and shared by every clone that is open.
 #[derive(Debug)]
 pub struct GoldenImage {
@@ -54,22 +82,31 @@ impl GoldenImage {
     /// # Errors
     /// A file is missing, or one does not fit another.
     pub fn open(folder: &Path) -> Result<Self, StoreError> {
-        let manifest = Manifest::read(folder)?;
-        let path = folder.join(DISK);
-        let disk = File::open(&path).map_err(|source| StoreError::io("opening", &path, source))?;
+        Self::from_files(GoldenFiles::open(folder)?)
+    }
+
+    /// Takes over an image's open files.
+    ///
+    /// # Errors
+    /// They do not fit one another.
+    pub fn from_files(files: GoldenFiles) -> Result<Self, StoreError> {
+        let GoldenFiles { name, byte_len, disk, checksums } = files;
+        let path = name.join(DISK);
         let length = disk.metadata().map_err(|source| StoreError::io("reading the size of", &path, source))?.len();
-        let byte_len = manifest.image.virtual_bytes;
         if length != byte_len {
             return Err(StoreError::malformed(&path, format!("has {length} octets, its manifest says {byte_len}")));
         }
-        let path = folder.join(CHECKSUMS);
-        let bytes = std::fs::read(&path).map_err(|source| StoreError::io("reading", &path, source))?;
+        let path = name.join(CHECKSUMS);
+        let blocks = byte_len.div_ceil(CHECKSUM_BLOCK_BYTES);
+        let length = checksums.metadata().map_err(|source| StoreError::io("reading the size of", &path, source))?.len();
+        if length != blocks * 4 {
+            return Err(StoreError::malformed(&path, format!("has {length} octets for {blocks} blocks")));
+        }
+        let mut bytes = vec![0; usize::try_from(length).unwrap_or(usize::MAX)];
+        // At an offset: copies of the file share their position.
+        checksums.read_exact_at(&mut bytes, 0).map_err(|source| StoreError::io("reading", &path, source))?;
         let checksums: Vec<u32> =
             bytes.chunks_exact(4).map(|word| u32::from_le_bytes([word[0], word[1], word[2], word[3]])).collect();
-        let blocks = byte_len.div_ceil(CHECKSUM_BLOCK_BYTES);
-        if u64::try_from(bytes.len()) != Ok(blocks * 4) {
-            return Err(StoreError::malformed(&path, format!("has {} octets for {blocks} blocks", bytes.len())));
-        }
         let checked = (0..checksums.len().div_ceil(64)).map(|_| AtomicU64::new(0)).collect();
         Ok(Self { disk, byte_len, checksums, checked })
     }

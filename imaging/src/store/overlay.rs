@@ -16,12 +16,12 @@ use super::StoreError;
 use super::allocation::{AllocationMap, GRANULE_BYTES, GRANULE_LEN, map_bytes, page_offset};
 use super::device::{BlockDevice, DeviceError, check_range};
 use super::file::{punch_hole, read_if_cached, reserve, sync_folder};
-use super::golden::GoldenImage;
+use super::golden::{GoldenFiles, GoldenImage};
 use bytes::Bytes;
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io;
 use std::os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
@@ -54,6 +54,63 @@ impl HostBoot {
     #[must_use]
     pub const fn from_bytes(bytes: [u8; 16]) -> Self {
         Self(bytes)
+    }
+}
+
+/// A clone's own open files.
+#[derive(Debug)]
+pub struct TopFiles {
+    /// What messages call it: its folder.
+    pub name: PathBuf,
+    /// [`DATA`], open to be read and written, and locked: the lock lasts until the last copy of it is closed, in
+    /// whichever process.
+    pub data: File,
+    /// [`MAP`], likewise.
+    pub map: File,
+    /// [`LIVE`], likewise.
+    pub live: File,
+}
+
+impl TopFiles {
+    /// Opens and locks the files of the clone in `folder`.
+    ///
+    /// # Errors
+    /// One is missing, or somebody else has the clone open.
+    pub fn open(folder: &Path) -> Result<Self, StoreError> {
+        let open = |name: &str| {
+            let path = folder.join(name);
+            OpenOptions::new()
+                .read(true)
+                .write(true)
+                .open(&path)
+                .map_err(|source| StoreError::io("opening", &path, source))
+        };
+        let files = Self { name: folder.to_owned(), data: open(DATA)?, map: open(MAP)?, live: open(LIVE)? };
+        match files.data.try_lock() {
+            Ok(()) => Ok(files),
+            Err(TryLockError::WouldBlock) => Err(StoreError::InUse { path: folder.to_owned() }),
+            Err(TryLockError::Error(source)) => Err(StoreError::io("locking the clone", folder, source)),
+        }
+    }
+}
+
+/// Everything that it takes to serve one disk, and nothing else: open files, no paths. They can be handed to a process
+/// that may open nothing.
+#[derive(Debug)]
+pub struct DiskFiles {
+    /// What the clone reads where it was not written.
+    pub golden: GoldenFiles,
+    /// The clone.
+    pub top: TopFiles,
+}
+
+impl DiskFiles {
+    /// Opens the clone in `disk_folder`, of the golden image in `image_folder`.
+    ///
+    /// # Errors
+    /// As [`GoldenFiles::open`] and [`TopFiles::open`].
+    pub fn open(image_folder: &Path, disk_folder: &Path) -> Result<Self, StoreError> {
+        Ok(Self { golden: GoldenFiles::open(image_folder)?, top: TopFiles::open(disk_folder)? })
     }
 }
 
@@ -97,20 +154,16 @@ impl Overlay {
     /// # Errors
     /// Somebody else has it open, or its files do not belong together or to this golden image.
     pub fn open(folder: &Path, golden: Arc<GoldenImage>, boot: HostBoot) -> Result<Self, StoreError> {
-        let open = |name: &str| {
-            let path = folder.join(name);
-            OpenOptions::new()
-                .read(true)
-                .write(true)
-                .open(&path)
-                .map_err(|source| StoreError::io("opening", &path, source))
-        };
-        let (data, map_file, live_file) = (open(DATA)?, open(MAP)?, open(LIVE)?);
-        match data.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => return Err(StoreError::InUse { path: folder.to_owned() }),
-            Err(TryLockError::Error(source)) => return Err(StoreError::io("locking the clone", folder, source)),
-        }
+        Self::from_files(TopFiles::open(folder)?, golden, boot)
+    }
+
+    /// Takes over a clone's open files.
+    ///
+    /// # Errors
+    /// They do not belong together or to this golden image.
+    pub fn from_files(files: TopFiles, golden: Arc<GoldenImage>, boot: HostBoot) -> Result<Self, StoreError> {
+        let TopFiles { name, data, map: map_file, live: live_file } = files;
+        let folder = name.as_path();
         let byte_len = golden.byte_len();
         let length = data.metadata().map_err(|source| StoreError::io("reading the size of", folder, source))?.len();
         if length != byte_len {
