@@ -1,5 +1,5 @@
 //! What a measurement list costs, on one core. The ceiling is hashing the same octets and nothing else: SHA-1 and SHA-256
-//! of each entry's template data, and the extension of PCR 10. The peer is Keylime.
+//! of each entry's template data, and the extension of PCR 10, by OpenSSL. The peer is Keylime.
 
 #![allow(clippy::unwrap_used, reason = "a benchmark may end where it cannot go on")]
 

@@ -18,6 +18,7 @@ pub mod policy;
 
 mod ascii;
 mod boot;
+mod digest;
 mod judge;
 mod parse;
 mod replay;

@@ -56,8 +56,8 @@ pub struct ImaPolicy {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub exclude_buffers: Vec<Glob>,
     /// Digests of files by path. Looked up for each entry of a list, and written in alphabetical order.
-    #[serde(default, serialize_with = "in_order", skip_serializing_if = "HashMap::is_empty")]
-    pub files: HashMap<String, Vec<ImaDigest>>,
+    #[serde(default, serialize_with = "in_order", skip_serializing_if = "Files::is_empty")]
+    pub files: Files,
     /// Whose signatures make a file good.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub keys: Vec<SigningKey>,
@@ -73,6 +73,9 @@ pub struct ImaPolicy {
     #[serde(default)]
     pub violations: Violations,
 }
+
+/// Digests by path. The paths are the operator's, so nobody chooses them to collide, and a fast hash will do.
+pub type Files = HashMap<String, Vec<ImaDigest>, foldhash::fast::RandomState>;
 
 /// What it means that a file was written while it was measured. Nothing vouches for the path of a violation, so there
 /// is no allowing them by path.
@@ -113,7 +116,7 @@ pub struct MeasuredPolicy {
 }
 
 /// As a policy's digest needs it: the same files, the same octets.
-fn in_order<S: Serializer>(files: &HashMap<String, Vec<ImaDigest>>, serializer: S) -> Result<S::Ok, S::Error> {
+fn in_order<S: Serializer>(files: &Files, serializer: S) -> Result<S::Ok, S::Error> {
     files.iter().collect::<BTreeMap<_, _>>().serialize(serializer)
 }
 

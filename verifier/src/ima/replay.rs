@@ -1,9 +1,9 @@
 //! Replay: what the kernel extended for each entry, extended again. This is the hot path: two digests and an extension
-//! an entry, so the hashes are OpenSSL's, whose SHA-1 uses the processor's instructions too.
+//! an entry.
 
-use super::{Entry, TemplateData};
+use super::{Entry, TemplateData, digest};
 use assay_tpm::algorithm::HashAlgorithm;
-use openssl::sha::{Sha1, Sha256, Sha384, Sha512};
+use openssl::sha::{Sha384, Sha512};
 
 /// How the kernel makes what it extends into a bank other than SHA-1's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,12 +39,11 @@ impl Replay {
     #[inline]
     pub fn extend(&mut self, entry: &Entry<'_>) {
         let digest = self.extended(entry);
-        // In one piece: a second update costs as much as a block.
         let (value, len) = (self.value.as_slice(), self.bank.digest_bytes());
         let mut joined = [0; 128];
         joined[..len].copy_from_slice(value);
         joined[len..2 * len].copy_from_slice(digest.as_slice());
-        self.value = hash(self.bank, &[&joined[..2 * len]]);
+        self.value = hash(self.bank, &joined[..2 * len]);
     }
 
     /// The value now.
@@ -83,9 +82,10 @@ pub(super) fn sha256_extension(entry: &Entry<'_>) -> [u8; 32] {
 #[inline]
 pub(super) fn template_digest(entry: &Entry<'_>, algorithm: HashAlgorithm) -> Octets {
     match entry.data {
-        TemplateData::Sized(data) => hash(algorithm, &[data]),
+        TemplateData::Sized(data) => hash(algorithm, data),
         TemplateData::Legacy { digest, name } => {
-            hash(algorithm, &[digest, name, &[0; LEGACY_NAME_BYTES][name.len().min(LEGACY_NAME_BYTES)..]])
+            let zeros = &[0; LEGACY_NAME_BYTES][name.len().min(LEGACY_NAME_BYTES)..];
+            hash(algorithm, &[digest, name, zeros].concat())
         }
     }
 }
@@ -112,19 +112,17 @@ impl<const N: usize> From<&[u8; N]> for Octets {
 }
 
 #[inline]
-fn hash(algorithm: HashAlgorithm, parts: &[&[u8]]) -> Octets {
+fn hash(algorithm: HashAlgorithm, octets: &[u8]) -> Octets {
     macro_rules! hashed {
         ($hash:ident) => {{
             let mut hash = $hash::new();
-            for part in parts {
-                hash.update(part);
-            }
+            hash.update(octets);
             Octets::from(&hash.finish())
         }};
     }
     match algorithm {
-        HashAlgorithm::Sha1 => hashed!(Sha1),
-        HashAlgorithm::Sha256 => hashed!(Sha256),
+        HashAlgorithm::Sha1 => Octets::from(&digest::sha1(octets)),
+        HashAlgorithm::Sha256 => Octets::from(&digest::sha256(octets)),
         HashAlgorithm::Sha384 => hashed!(Sha384),
         HashAlgorithm::Sha512 => hashed!(Sha512),
     }

@@ -175,8 +175,9 @@ impl<'a> Walk<'a> {
     fn over(mut self, list: &MeasurementList<'_>, state: &ImaState) -> Result<Advanced, Vec<String>> {
         let quoted = &self.pcrs[usize::from(IMA_PCR)];
         let mut explained = self.next.pcr10 == *quoted.as_bytes();
-        let skipped = self.next.entries - state.entries;
-        for entry in list.entries().skip(usize::try_from(skipped).unwrap_or(usize::MAX)) {
+        let mut entries = list.entries();
+        entries.by_ref().take(usize::try_from(self.next.entries - state.entries).unwrap_or(usize::MAX)).for_each(drop);
+        for entry in entries {
             if explained {
                 break; // measured after the quote: the next evidence's
             }
