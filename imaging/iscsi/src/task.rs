@@ -403,8 +403,12 @@ impl Completion {
     /// What will be read into memory, in octets.
     fn read_octets(&self) -> usize {
         match self {
-            Self::Read { octets } | Self::Verify { octets, .. } | Self::OrWrite { octets, .. } => *octets as usize,
-            Self::Done | Self::LbaStatus { .. } => 0,
+            Self::Read { octets }
+            | Self::Verify { octets, .. }
+            | Self::OrWrite { octets, .. }
+            | Self::CopyRead { octets, .. } => *octets as usize,
+            // What a copy writes was held when it was read.
+            Self::Done | Self::LbaStatus { .. } | Self::CopyWrite { .. } => 0,
         }
     }
 }

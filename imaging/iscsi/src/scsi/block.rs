@@ -2,7 +2,7 @@
 
 use super::sense::Refusal;
 use super::unit::Nexus;
-use super::{Cdb, Completion, Plan, Sense, cut, mode, opcodes, reservation};
+use super::{Cdb, Completion, Plan, Sense, copy, cut, mode, opcodes, reservation};
 use crate::io::{Io, IoFault, IoResult};
 use crate::target::{LogicalUnitConfig, Target};
 use bytes::{Bytes, BytesMut};
@@ -33,6 +33,8 @@ pub(crate) enum Purpose {
     OrWrite { lba: u64, blocks: u32, fua: bool },
     /// UNMAP.
     Unmap,
+    /// EXTENDED COPY.
+    ExtendedCopy,
     /// MODE SELECT.
     ModeSelect { short: bool },
     /// PERSISTENT RESERVE OUT.
@@ -49,6 +51,7 @@ impl Purpose {
             | Self::Verify { .. }
             | Self::OrWrite { .. }
             | Self::Unmap
+            | Self::ExtendedCopy
             | Self::ModeSelect { .. }
             | Self::PersistentReserve { .. } => false,
         }
@@ -89,6 +92,7 @@ pub(super) fn plan(unit: &LogicalUnitConfig, write_protected: bool, cdb: &Cdb) -
             write_same(unit, cdb).and_then(|plan| writable(write_protected, plan))
         }
         opcodes::UNMAP => unmap(cdb).and_then(|plan| writable(write_protected, plan)),
+        opcodes::EXTENDED_COPY => copy::plan(cdb).and_then(|plan| writable(write_protected, plan)),
         _ => Err(Sense::INVALID_OPCODE.into()),
     }
 }
@@ -146,6 +150,7 @@ pub(crate) fn collected(target: &Target, nexus: Nexus, purpose: Purpose, data: V
             Ok(Plan::Io(Io::CompareAndWrite { lba, expected, new }, Completion::Done))
         }
         Purpose::Unmap => unmap_ranges(config, &gather(data)),
+        Purpose::ExtendedCopy => copy::start(target, nexus, &gather(data)),
         Purpose::ModeSelect { short } => {
             let mut unit = target.unit();
             mode::apply(config, &mut unit, short, &gather(data))?;
@@ -163,6 +168,9 @@ pub(crate) fn collected(target: &Target, nexus: Nexus, purpose: Purpose, data: V
 /// What follows from a backend's answer: GOOD, data, or further I/O.
 pub(crate) fn completed(completion: Completion, result: IoResult) -> Result<Finished, Refusal> {
     let result = match result {
+        IoResult::Failed(fault) if matches!(completion, Completion::CopyRead { .. } | Completion::CopyWrite { .. }) => {
+            return Err(copy::refusal(fault));
+        }
         IoResult::Failed(fault) => return Err(refusal(fault)),
         IoResult::Miscompare { offset } => return Err(Sense::miscompare(offset).into()),
         answer @ (IoResult::Done | IoResult::Data(_) | IoResult::Status { .. }) => answer,
@@ -184,6 +192,14 @@ pub(crate) fn completed(completion: Completion, result: IoResult) -> Result<Fini
             let merged: BytesMut = data.iter().zip(mask.iter().flatten()).map(|(old, new)| old | new).collect();
             Ok(Finished::Io(Io::Write { lba, data: vec![merged.freeze()], fua }, Completion::Done))
         }
+        (Completion::CopyRead { copy, destination, octets, block_bytes }, IoResult::Data(data))
+            if data.len() == octets as usize =>
+        {
+            Ok(copy::piece_read(copy, destination, data, block_bytes))
+        }
+        (Completion::CopyWrite { copy, octets, block_bytes }, IoResult::Done) => {
+            Ok(copy::piece_written(copy, octets, block_bytes))
+        }
         (Completion::LbaStatus { lba, allocation }, IoResult::Status { mapped, blocks }) => {
             let blocks = u32::try_from(blocks).unwrap_or(u32::MAX);
             let mut data = vec![0, 0, 0, 20, 0, 0, 0, 0];
@@ -199,6 +215,8 @@ pub(crate) fn completed(completion: Completion, result: IoResult) -> Result<Fini
             | Completion::Read { .. }
             | Completion::Verify { .. }
             | Completion::OrWrite { .. }
+            | Completion::CopyRead { .. }
+            | Completion::CopyWrite { .. }
             | Completion::LbaStatus { .. },
             _,
         ) => Err(Sense::HARDWARE.into()),

@@ -3,7 +3,7 @@
 use super::block::{
     MAX_COMPARE_BLOCKS, MAX_TRANSFER_OCTETS, MAX_UNMAP_BLOCKS, MAX_UNMAP_RANGES, MAX_WRITE_SAME_BLOCKS,
 };
-use super::{Cdb, Plan, Refusal, Sense, cut};
+use super::{Cdb, Plan, Refusal, Sense, copy, cut, ports};
 use crate::target::TargetConfig;
 
 /// Product revision level: this device server's, not the image's.
@@ -23,9 +23,11 @@ pub(super) fn inquiry(config: &TargetConfig, cdb: &Cdb) -> Result<Plan, Refusal>
         return Ok(cut(standard(config, 0x00), allocation));
     }
     let body = match page {
-        0x00 => vec![0x00, 0x80, 0x83, 0xb0, 0xb1, 0xb2],
+        0x00 => vec![0x00, 0x80, 0x83, 0x86, 0x8f, 0xb0, 0xb1, 0xb2],
         0x80 => config.logical_unit.serial.clone().into_bytes(),
         0x83 => identification(config),
+        0x86 => extended(config),
+        0x8f => copy::vital_page(&config.logical_unit),
         0xb0 => block_limits(config),
         0xb1 => block_characteristics(),
         0xb2 => provisioning(),
@@ -50,7 +52,8 @@ fn standard(config: &TargetConfig, peripheral: u8) -> Vec<u8> {
     let mut data = vec![
         peripheral, 0x00,
         // SPC-4; HISUP (LUNs are hierarchical), response data format 2; additional length 66 - 5.
-        0x06, 0x12, 61, 0x00, 0x00, // CMDQUE.
+        0x06, 0x12, 61, // TPGS 01b: implicit asymmetric access. 3PC: copies.
+        0x18, 0x00, // CMDQUE.
         0x02,
     ];
     data.extend_from_slice(&padded(&unit.vendor, 8));
@@ -61,18 +64,42 @@ fn standard(config: &TargetConfig, peripheral: u8) -> Vec<u8> {
     data
 }
 
-/// Device identification (page 83h): the unit's NAA and T10 designators, the target port's name.
+/// Device identification (page 83h): the unit's designators, then those of the target port, its group and the target.
 fn identification(config: &TargetConfig) -> Vec<u8> {
+    let mut data = unit_designators(config).concat();
+    // Relative target port, and target port group (associated with the port).
+    data.extend(designator(0x51, 0x94, &[0, 0, 0, ports::RELATIVE_PORT]));
+    data.extend(designator(0x51, 0x95, &[0, 0, 0, ports::PORT_GROUP]));
+    // SCSI name strings of the port and of the target device (§7.8.6.11).
+    let port = format!("{},t,0x{:04x}", config.name, crate::target::PORTAL_GROUP_TAG);
+    data.extend(designator(0x53, 0x98, &zero_terminated(port)));
+    data.extend(designator(0x53, 0xa8, &zero_terminated(config.name.clone())));
+    data
+}
+
+/// What names the logical unit: an NAA and a T10 designator, each a whole designation descriptor.
+pub(super) fn unit_designators(config: &TargetConfig) -> [Vec<u8>; 2] {
     let unit = &config.logical_unit;
     let naa = (3u64 << 60) | (unit.naa & 0x0fff_ffff_ffff_ffff);
-    let mut data = designator(0x01, 0x03, &naa.to_be_bytes());
     let mut t10 = padded(&unit.vendor, 8);
     t10.extend_from_slice(unit.serial.as_bytes());
-    data.extend(designator(0x02, 0x01, &t10));
-    // SCSI name string of the target port (§7.8.6.11): UTF-8, zero-terminated, a multiple of four octets.
-    let mut port = format!("{},t,0x{:04x}", config.name, crate::target::PORTAL_GROUP_TAG).into_bytes();
-    port.resize((port.len() / 4 + 1) * 4, 0);
-    data.extend(designator(0x53, 0x98, &port));
+    [designator(0x01, 0x03, &naa.to_be_bytes()), designator(0x02, 0x01, &t10)]
+}
+
+/// UTF-8, zero-terminated, a multiple of four octets.
+fn zero_terminated(name: String) -> Vec<u8> {
+    let mut name = name.into_bytes();
+    name.resize((name.len() / 4 + 1) * 4, 0);
+    name
+}
+
+/// Extended INQUIRY data (page 86h, SPC-4 §7.8.7): simple tasks only, and whether there is a volatile cache.
+fn extended(config: &TargetConfig) -> Vec<u8> {
+    let mut data = vec![0; 60];
+    // SIMPSUP.
+    data[1] = 0x01;
+    // V_SUP.
+    data[2] = u8::from(config.logical_unit.write_cache);
     data
 }
 

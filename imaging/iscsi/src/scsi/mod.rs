@@ -4,9 +4,11 @@
 //! wait for. Everything is checked here, so that the backend sees only I/O that lies within the unit and is not empty.
 
 mod block;
+mod copy;
 mod inquiry;
 mod mode;
 mod opcodes;
+mod ports;
 mod reservation;
 mod sense;
 mod unit;
@@ -74,6 +76,10 @@ pub(crate) enum Completion {
     Verify { data: Vec<Bytes>, octets: u32 },
     /// GET LBA STATUS at `lba`, with this allocation length in octets.
     LbaStatus { lba: u64, allocation: u32 },
+    /// EXTENDED COPY: write what was read.
+    CopyRead { copy: Box<copy::Copy>, destination: u64, octets: u32, block_bytes: u32 },
+    /// EXTENDED COPY: that many octets are written, go on.
+    CopyWrite { copy: Box<copy::Copy>, octets: u64, block_bytes: u32 },
     /// ORWRITE: write back what was read, OR these.
     OrWrite { lba: u64, data: Vec<Bytes>, fua: bool, octets: u32 },
 }
@@ -108,6 +114,7 @@ pub(crate) fn plan(target: &Target, nexus: Nexus, lun: [u8; 8], cdb: &Cdb) -> Re
         }
         opcodes::PERSISTENT_RESERVE_IN => unit.reservations.persistent_in(&target.config().initiator, cdb),
         opcodes::PERSISTENT_RESERVE_OUT => reservation::persistent_out(cdb),
+        opcodes::RECEIVE_COPY_RESULTS => copy::results(&target.config().logical_unit, &unit, nexus, cdb),
         _ => {
             let write_protected = unit.write_protect || target.config().logical_unit.read_only;
             drop(unit);

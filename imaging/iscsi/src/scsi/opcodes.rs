@@ -1,6 +1,6 @@
 //! Operation codes, and the table that REPORT SUPPORTED OPERATION CODES (SPC-4 §6.35) answers from.
 
-use super::{Cdb, Plan, Refusal, Sense, cut};
+use super::{Cdb, Plan, Refusal, Sense, cut, ports};
 
 pub(super) const TEST_UNIT_READY: u8 = 0x00;
 pub(super) const REQUEST_SENSE: u8 = 0x03;
@@ -29,6 +29,8 @@ pub(super) const RELEASE_10: u8 = 0x57;
 pub(super) const MODE_SENSE_10: u8 = 0x5a;
 pub(super) const PERSISTENT_RESERVE_IN: u8 = 0x5e;
 pub(super) const PERSISTENT_RESERVE_OUT: u8 = 0x5f;
+pub(super) const EXTENDED_COPY: u8 = 0x83;
+pub(super) const RECEIVE_COPY_RESULTS: u8 = 0x84;
 pub(super) const READ_16: u8 = 0x88;
 pub(super) const COMPARE_AND_WRITE: u8 = 0x89;
 pub(super) const WRITE_16: u8 = 0x8a;
@@ -50,7 +52,11 @@ pub(super) const READ_DEFECT_DATA_12: u8 = 0xb7;
 /// Service actions of SERVICE ACTION IN(16).
 pub(super) const READ_CAPACITY_16: u8 = 0x10;
 pub(super) const GET_LBA_STATUS: u8 = 0x12;
+/// Service actions of RECEIVE COPY RESULTS.
+pub(super) const COPY_STATUS: u8 = 0x00;
+pub(super) const COPY_PARAMETERS: u8 = 0x03;
 /// Service actions of MAINTENANCE IN.
+const REPORT_TARGET_PORT_GROUPS: u8 = 0x0a;
 const REPORT_SUPPORTED_OPCODES: u8 = 0x0c;
 const REPORT_SUPPORTED_FUNCTIONS: u8 = 0x0d;
 
@@ -76,6 +82,8 @@ const ACTION_IN_USAGE: &[u8] =
     &[0x1f, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x00, 0x00];
 const RESERVE_IN_USAGE: &[u8] = &[0x1f, 0x00, 0x00, 0x00, 0x00, 0x00, 0xff, 0xff, 0x00];
 const RESERVE_OUT_USAGE: &[u8] = &[0x1f, 0xff, 0x00, 0x00, 0xff, 0xff, 0xff, 0xff, 0x00];
+const COPY_USAGE: &[u8] = &[0x1f, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0x00, 0x00];
+const COPY_RESULTS_USAGE: &[u8] = &[0x1f, 0xff, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0x00, 0x00];
 const NO_FIELDS_10: &[u8] = &[0x00; 9];
 
 const SUPPORTED: &[Supported] = &[
@@ -114,6 +122,9 @@ const SUPPORTED: &[Supported] = &[
     Supported(PERSISTENT_RESERVE_OUT, Some(0x03), RESERVE_OUT_USAGE),
     Supported(PERSISTENT_RESERVE_OUT, Some(0x04), RESERVE_OUT_USAGE),
     Supported(PERSISTENT_RESERVE_OUT, Some(0x06), RESERVE_OUT_USAGE),
+    Supported(EXTENDED_COPY, Some(0x00), COPY_USAGE),
+    Supported(RECEIVE_COPY_RESULTS, Some(COPY_STATUS), COPY_RESULTS_USAGE),
+    Supported(RECEIVE_COPY_RESULTS, Some(COPY_PARAMETERS), COPY_RESULTS_USAGE),
     Supported(READ_16, None, USAGE_16),
     Supported(COMPARE_AND_WRITE, None, COMPARE_USAGE),
     Supported(WRITE_16, None, USAGE_16),
@@ -126,6 +137,11 @@ const SUPPORTED: &[Supported] = &[
     Supported(SERVICE_ACTION_IN_16, Some(READ_CAPACITY_16), ACTION_IN_USAGE),
     Supported(SERVICE_ACTION_IN_16, Some(GET_LBA_STATUS), ACTION_IN_USAGE),
     Supported(REPORT_LUNS, None, &[0x00, 0xff, 0x00, 0x00, 0x00, 0xff, 0xff, 0xff, 0xff, 0x00, 0x00]),
+    Supported(
+        MAINTENANCE_IN,
+        Some(REPORT_TARGET_PORT_GROUPS),
+        &[0xff, 0x00, 0x00, 0x00, 0x00, 0xff, 0xff, 0xff, 0xff, 0x00, 0x00],
+    ),
     Supported(
         MAINTENANCE_IN,
         Some(REPORT_SUPPORTED_OPCODES),
@@ -143,16 +159,17 @@ const SUPPORTED: &[Supported] = &[
     Supported(READ_DEFECT_DATA_12, None, &[0x1f, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x00, 0x00]),
 ];
 
-/// MAINTENANCE IN: which commands and which task management functions there are.
+/// MAINTENANCE IN: target port groups, and which commands and task management functions there are.
 pub(super) fn maintenance_in(cdb: &Cdb) -> Result<Plan, Refusal> {
     let allocation = cdb.word(6) as usize;
     match cdb.service_action() {
+        REPORT_TARGET_PORT_GROUPS => ports::report(cdb),
         REPORT_SUPPORTED_OPCODES => {
             let timeouts = cdb.octet(2) & 0x80 != 0;
             let data = match cdb.octet(2) & 0x07 {
                 0 => all(timeouts),
                 options @ 1..=3 => one(options, cdb.octet(3), cdb.half(4), timeouts)?,
-                _ => return Err(Sense::INVALID_FIELD_IN_CDB.into()),
+                _ => return Err(Sense::invalid_octet(2).into()),
             };
             Ok(cut(data, allocation))
         }
@@ -168,7 +185,7 @@ pub(super) fn maintenance_in(cdb: &Cdb) -> Result<Plan, Refusal> {
             }
             Ok(cut(data, allocation))
         }
-        _ => Err(Sense::INVALID_FIELD_IN_CDB.into()),
+        _ => Err(Sense::invalid_octet(1).into()),
     }
 }
 
@@ -194,7 +211,7 @@ fn one(options: u8, opcode: u8, action: u16, timeouts: bool) -> Result<Vec<u8>, 
     let known = SUPPORTED.iter().any(|entry| entry.0 == opcode);
     // 1: without service action; 2: with; 3: either.
     if (options == 1 && has_actions) || (options == 2 && known && !has_actions) {
-        return Err(Sense::INVALID_FIELD_IN_CDB.into());
+        return Err(Sense::invalid_octet(2).into());
     }
     let found = SUPPORTED
         .iter()
@@ -233,8 +250,8 @@ mod tests {
     fn one_command_is_reported_by_each_option() {
         assert_eq!(one(1, READ_10, 0, false).unwrap()[1..4], [0x03, 0, 10]);
         assert_eq!(one(2, SERVICE_ACTION_IN_16, 0x10, true).unwrap()[1..4], [0x83, 0, 16]);
-        assert_eq!(one(1, SERVICE_ACTION_IN_16, 0, false), Err(Sense::INVALID_FIELD_IN_CDB.into()));
-        assert_eq!(one(2, READ_10, 0, false), Err(Sense::INVALID_FIELD_IN_CDB.into()));
+        assert_eq!(one(1, SERVICE_ACTION_IN_16, 0, false), Err(Sense::invalid_octet(2).into()));
+        assert_eq!(one(2, READ_10, 0, false), Err(Sense::invalid_octet(2).into()));
         assert_eq!(one(3, 0xff, 0, false).unwrap(), [0, 1, 0, 0]);
     }
 }

@@ -107,6 +107,7 @@ fn access(cdb: &Cdb) -> Access {
         | opcodes::PREFETCH_16
         | opcodes::READ_DEFECT_DATA_10
         | opcodes::READ_DEFECT_DATA_12
+        | opcodes::RECEIVE_COPY_RESULTS
         | opcodes::SERVICE_ACTION_IN_16 => Access::Read,
         _ => Access::Write,
     }

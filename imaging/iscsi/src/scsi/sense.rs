@@ -27,13 +27,15 @@ impl From<Sense> for Refusal {
     }
 }
 
-/// A sense key, an additional sense code and qualifier, and sometimes an information field.
+/// A sense key, an additional sense code and qualifier, and sometimes where the fault is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Sense {
     key: u8,
     /// Additional sense code in the high octet, qualifier in the low one.
     code: u16,
     information: Option<u32>,
+    /// The octet of the CDB that is refused.
+    field: Option<u8>,
 }
 
 impl Sense {
@@ -55,10 +57,23 @@ impl Sense {
     pub(crate) const NO_SPACE: Self = Self::new(0x7, 0x2707);
     pub(crate) const ABORTED: Self = Self::new(0xb, 0x0000);
     pub(crate) const DATA_PHASE: Self = Self::new(0xb, 0x4b00);
+    pub(crate) const OPERATION_IN_PROGRESS: Self = Self::new(0x5, 0x0016);
+    pub(crate) const TOO_MANY_TARGETS: Self = Self::new(0x5, 0x2606);
+    pub(crate) const UNSUPPORTED_TARGET: Self = Self::new(0x5, 0x2607);
+    pub(crate) const TOO_MANY_SEGMENTS: Self = Self::new(0x5, 0x2608);
+    pub(crate) const UNSUPPORTED_SEGMENT: Self = Self::new(0x5, 0x2609);
+    pub(crate) const COPY_ABORTED: Self = Self::new(0xa, 0x0000);
+    pub(crate) const COPY_TARGET_UNREACHABLE: Self = Self::new(0xa, 0x0804);
+    pub(crate) const COPY_DEVICE_FAILED: Self = Self::new(0xa, 0x0d01);
     const MISCOMPARE: Self = Self::new(0xe, 0x1d00);
 
     const fn new(key: u8, code: u16) -> Self {
-        Self { key, code, information: None }
+        Self { key, code, information: None, field: None }
+    }
+
+    /// INVALID FIELD IN CDB, with the octet that is at fault.
+    pub(crate) const fn invalid_octet(octet: u8) -> Self {
+        Self { field: Some(octet), ..Self::INVALID_FIELD_IN_CDB }
     }
 
     /// A unit attention condition with this code.
@@ -77,10 +92,15 @@ impl Sense {
         if descriptor_format {
             let mut sense = vec![0x72, self.key, code, qualifier, 0, 0, 0, 0];
             if let Some(information) = self.information {
-                sense[7] = 12;
+                sense[7] += 12;
                 // Information descriptor, valid.
                 sense.extend_from_slice(&[0x00, 0x0a, 0x80, 0]);
                 sense.extend_from_slice(&u64::from(information).to_be_bytes());
+            }
+            if let Some(octet) = self.field {
+                sense[7] += 8;
+                // Sense key specific descriptor: valid, in the CDB.
+                sense.extend_from_slice(&[0x02, 0x06, 0, 0, 0xc0, 0, octet, 0]);
             }
             return sense;
         }
@@ -91,6 +111,9 @@ impl Sense {
         sense[7] = 10;
         sense[12] = code;
         sense[13] = qualifier;
+        if let Some(octet) = self.field {
+            sense[15..18].copy_from_slice(&[0xc0, 0, octet]);
+        }
         sense
     }
 }
@@ -107,5 +130,12 @@ mod tests {
         assert_eq!((descriptor[0], descriptor[1], descriptor[2], descriptor[7]), (0x72, 0xe, 0x1d, 12));
         assert_eq!(descriptor.len(), 20);
         assert_eq!(Sense::OUT_OF_RANGE.encode(true).len(), 8);
+    }
+
+    #[test]
+    fn both_formats_point_at_the_octet_that_is_refused() {
+        assert_eq!(Sense::invalid_octet(2).encode(false)[12..], [0x24, 0, 0, 0xc0, 0, 2]);
+        let descriptor = Sense::invalid_octet(2).encode(true);
+        assert_eq!((descriptor[7], &descriptor[8..]), (8, &[2, 6, 0, 0, 0xc0, 0, 2, 0][..]));
     }
 }

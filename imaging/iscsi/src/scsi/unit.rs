@@ -1,5 +1,6 @@
 //! The logical unit's SCSI state: what outlives one command and is shared by all sessions of the target.
 
+use super::copy::Copies;
 use super::reservation::Reservations;
 use super::sense::Sense;
 use std::collections::{BTreeMap, VecDeque};
@@ -32,6 +33,7 @@ pub(crate) struct UnitState {
     attached: BTreeMap<Nexus, Attached>,
     attachments: u64,
     pub(crate) reservations: Reservations,
+    pub(super) copies: Copies,
     /// Control mode page, D_SENSE: sense data in descriptor format.
     pub(crate) descriptor_sense: bool,
     /// Control mode page, SWP: software write protect.
@@ -44,6 +46,7 @@ impl UnitState {
     pub(crate) fn attach(&mut self, nexus: Nexus) -> Attachment {
         self.attachments += 1;
         self.reservations.release_legacy(nexus);
+        self.copies.forget(nexus);
         if self.attached.len() < NEXUS_LIMIT || self.attached.contains_key(&nexus) {
             self.attached.entry(nexus).or_default().number = self.attachments;
         }
@@ -56,6 +59,7 @@ impl UnitState {
         if self.attached.get(&nexus).is_some_and(|attached| attached.number == number) {
             self.attached.remove(&nexus);
             self.reservations.release_legacy(nexus);
+            self.copies.forget(nexus);
         }
     }
 
@@ -64,6 +68,7 @@ impl UnitState {
         self.descriptor_sense = false;
         self.write_protect = false;
         self.reservations.reset_legacy();
+        self.copies.clear();
         // BUS DEVICE RESET FUNCTION OCCURRED.
         self.attend_all_but(None, Sense::attention(0x2903));
     }
