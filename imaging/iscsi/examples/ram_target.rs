@@ -4,7 +4,7 @@
 #[path = "../tests/support/mod.rs"]
 mod support;
 
-use assay_iscsi::{Authentication, ChapCredentials, SessionLimit};
+use assay_iscsi::{Authentication, ChapAlgorithms, ChapCredentials, SessionLimit};
 use support::{Server, config};
 
 fn main() {
@@ -12,7 +12,11 @@ fn main() {
     let port = arguments.next().map_or(0, |port| port.parse().expect("a port number"));
     let initiator = arguments.next();
     let authentication = match arguments.next().as_deref().and_then(|chap| chap.split_once(':')) {
-        Some((name, secret)) => Authentication::Chap { initiator: ChapCredentials::new(name, secret), target: None },
+        Some((name, secret)) => Authentication::Chap {
+            initiator: ChapCredentials::new(name, secret),
+            target: None,
+            algorithms: ChapAlgorithms::WithMd5,
+        },
         None => Authentication::None,
     };
     let mut config = config(256 * 2048, authentication);

@@ -1,7 +1,7 @@
 //! CHAP (RFC 1994) as iSCSI uses it (RFC 7143 §12.1.3): credentials, challenges, responses.
 //!
-//! SHA-256 (algorithm 7, RFC 7143 as amended by the IANA registry) where the initiator can, MD5 (5) for iPXE and old
-//! initiators.
+//! SHA-256 (algorithm 7 of the IANA registry), and MD5 (5) where the target's configuration allows it: iPXE has
+//! nothing else. SHA-1 (6) and SHA3-256 (8) are left out: who has them has SHA-256.
 
 use base64::Engine as _;
 use md5::{Digest as _, Md5};
@@ -11,6 +11,8 @@ use zeroize::Zeroizing;
 
 /// Octets of a challenge made here.
 pub const CHALLENGE_OCTETS: usize = 32;
+/// Shortest secret accepted (RFC 7143 §9.2.1: 96 bits, since whoever overhears a login may guess at leisure).
+pub(crate) const SECRET_OCTETS: usize = 12;
 /// Longest binary value accepted (RFC 7143 §12.1.3 allows challenges of up to 1024 octets).
 const BINARY_LIMIT: usize = 1024;
 
@@ -23,7 +25,7 @@ pub struct ChapCredentials {
 }
 
 impl ChapCredentials {
-    /// Credentials with this secret; RFC 7143 §9.2.1 wants at least 96 random bits.
+    /// Credentials with this secret, which a target accepts from 12 octets on; they should be random.
     pub fn new(name: impl Into<String>, secret: impl Into<Vec<u8>>) -> Self {
         Self { name: name.into(), secret: Zeroizing::new(secret.into()) }
     }
@@ -46,6 +48,16 @@ impl ChapCredentials {
                 digest.finish().as_ref().to_vec()
             }
         }
+    }
+
+    /// Whether the secret is too short to be used.
+    pub(crate) fn is_weak(&self) -> bool {
+        self.secret.len() < SECRET_OCTETS
+    }
+
+    /// Whether both have the same secret, so that one's answer would do for the other.
+    pub(crate) fn shares_secret_with(&self, other: &Self) -> bool {
+        self.secret.ct_eq(&other.secret).into()
     }
 
     /// Whether `name` and `response` are right, in a time that does not depend on how wrong they are.
@@ -71,6 +83,26 @@ pub(crate) struct ChapExchange {
     pub(crate) challenge: [u8; CHALLENGE_OCTETS],
 }
 
+/// Which CHAP algorithms a target takes; of those, the strongest that the initiator offers is used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum ChapAlgorithms {
+    /// SHA-256 only: an initiator that offers less is refused.
+    #[default]
+    Sha256,
+    /// MD5 too: for iPXE, and for initiators that offer nothing else.
+    WithMd5,
+}
+
+impl ChapAlgorithms {
+    /// Whether `algorithm` is one of them.
+    pub(crate) fn allow(self, algorithm: ChapAlgorithm) -> bool {
+        match (self, algorithm) {
+            (Self::WithMd5, _) | (Self::Sha256, ChapAlgorithm::Sha256) => true,
+            (Self::Sha256, ChapAlgorithm::Md5) => false,
+        }
+    }
+}
+
 /// CHAP_A values.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum ChapAlgorithm {
@@ -79,16 +111,13 @@ pub(crate) enum ChapAlgorithm {
 }
 
 impl ChapAlgorithm {
-    /// The strongest that the initiator offers in its list, whatever its order.
-    pub(crate) fn choose(offered: &str) -> Option<Self> {
-        let offers = |wanted: &str| offered.split(',').any(|algorithm| algorithm == wanted);
-        if offers("7") {
-            Some(Self::Sha256)
-        } else if offers("5") {
-            Some(Self::Md5)
-        } else {
-            None
-        }
+    /// The strongest that the initiator offers in its list, whatever its order, and that is allowed.
+    pub(crate) fn choose(offered: &str, allowed: ChapAlgorithms) -> Option<Self> {
+        let strongest_first = [Self::Sha256, Self::Md5];
+        strongest_first.into_iter().find(|algorithm| {
+            let number = algorithm.number().to_string();
+            allowed.allow(*algorithm) && offered.split(',').any(|offer| offer == number)
+        })
     }
 
     /// Its number on the wire.
@@ -148,9 +177,12 @@ mod tests {
 
     #[test]
     fn the_strongest_algorithm_wins_and_unknown_ones_are_refused() {
-        assert_eq!(ChapAlgorithm::choose("5,7"), Some(ChapAlgorithm::Sha256));
-        assert_eq!(ChapAlgorithm::choose("5"), Some(ChapAlgorithm::Md5));
-        assert_eq!(ChapAlgorithm::choose("6,8"), None);
+        for allowed in [ChapAlgorithms::Sha256, ChapAlgorithms::WithMd5] {
+            assert_eq!(ChapAlgorithm::choose("5,7", allowed), Some(ChapAlgorithm::Sha256));
+            assert_eq!(ChapAlgorithm::choose("6,8", allowed), None);
+        }
+        assert_eq!(ChapAlgorithm::choose("5", ChapAlgorithms::WithMd5), Some(ChapAlgorithm::Md5));
+        assert_eq!(ChapAlgorithm::choose("5,6", ChapAlgorithms::Sha256), None);
     }
 
     #[test]

@@ -42,7 +42,7 @@ mod target;
 mod task;
 mod text;
 
-pub use chap::{CHALLENGE_OCTETS, ChapCredentials};
+pub use chap::{CHALLENGE_OCTETS, ChapAlgorithms, ChapCredentials};
 pub use connection::Connection;
 pub use error::ProtocolError;
 pub use framer::FrameError;

@@ -9,7 +9,9 @@
 //! a proof; a login that starts in a later stage is refused. Whether a target exists is not told to those it does not
 //! accept.
 
-use crate::chap::{CHALLENGE_OCTETS, ChapAlgorithm, ChapCredentials, ChapExchange, decode_binary, encode_binary};
+use crate::chap::{
+    CHALLENGE_OCTETS, ChapAlgorithm, ChapAlgorithms, ChapCredentials, ChapExchange, decode_binary, encode_binary,
+};
 use crate::negotiation::{Parameters, RECEIVE_SEGMENT_OCTETS};
 use crate::pdu::{CONTINUE, FINAL, Opcode, Pdu};
 use crate::target::{Authentication, Directory, PORTAL_GROUP_TAG, Target};
@@ -316,7 +318,7 @@ impl Login {
         let Proof::Agreed = self.proof else {
             return Err(LoginStatus::InitiatorError);
         };
-        let algorithm = ChapAlgorithm::choose(offered).ok_or(LoginStatus::AuthenticationFailure)?;
+        let algorithm = ChapAlgorithm::choose(offered, self.algorithms()).ok_or(LoginStatus::AuthenticationFailure)?;
         let [identifier, challenge @ ..] = self.entropy.0;
         text::append(answer, "CHAP_A", &algorithm.number().to_string());
         text::append(answer, "CHAP_I", &identifier.to_string());
@@ -339,7 +341,9 @@ impl Login {
         let response = decode_binary(response).ok_or(LoginStatus::AuthenticationFailure)?;
         let identity = self.identity.as_mut().ok_or(LoginStatus::AuthenticationFailure)?;
         let accepts = |target: &Arc<Target>| {
-            chap(target).is_some_and(|(credentials, _)| credentials.accepts(&exchange, name, &response))
+            chap(target).is_some_and(|chap| {
+                chap.algorithms.allow(exchange.algorithm) && chap.initiator.accepts(&exchange, name, &response)
+            })
         };
         let proven_to = match &mut identity.kind {
             SessionKind::Normal(target) => Some(target.clone()).filter(|target| accepts(target)),
@@ -354,6 +358,19 @@ impl Login {
         }
         self.proof = Proof::Passed;
         Ok(())
+    }
+
+    /// What may be used before it is known which of several targets the proof is for: what any of them allows. A
+    /// stranger to all is asked like everyone.
+    fn algorithms(&self) -> ChapAlgorithms {
+        let allows_md5 =
+            |target: &Arc<Target>| chap(target).is_some_and(|chap| chap.algorithms == ChapAlgorithms::WithMd5);
+        let with_md5 = match self.identity.as_ref().map(|identity| &identity.kind) {
+            Some(SessionKind::Normal(target)) => allows_md5(target),
+            Some(SessionKind::Discovery(targets)) => targets.is_empty() || targets.iter().any(allows_md5),
+            None => false,
+        };
+        if with_md5 { ChapAlgorithms::WithMd5 } else { ChapAlgorithms::Sha256 }
     }
 
     /// Discovery asks for CHAP unless every target that it could list does without.
@@ -382,15 +399,24 @@ fn answer_challenge(
     if challenge.is_empty() || challenge == exchange.challenge {
         return Err(LoginStatus::AuthenticationFailure);
     }
-    let credentials = chap(target).and_then(|(_, own)| own).ok_or(LoginStatus::AuthenticationFailure)?;
+    let credentials = chap(target).and_then(|chap| chap.target).ok_or(LoginStatus::AuthenticationFailure)?;
     text::append(answer, "CHAP_N", &credentials.name);
     text::append(answer, "CHAP_R", &encode_binary(&credentials.response(exchange.algorithm, identifier, &challenge)));
     Ok(())
 }
 
-fn chap(target: &Target) -> Option<(&ChapCredentials, Option<&ChapCredentials>)> {
+/// A target's CHAP configuration.
+struct Chap<'a> {
+    initiator: &'a ChapCredentials,
+    target: Option<&'a ChapCredentials>,
+    algorithms: ChapAlgorithms,
+}
+
+fn chap(target: &Target) -> Option<Chap<'_>> {
     match &target.config().authentication {
         Authentication::None => None,
-        Authentication::Chap { initiator, target } => Some((initiator, target.as_ref())),
+        Authentication::Chap { initiator, target, algorithms } => {
+            Some(Chap { initiator, target: target.as_ref(), algorithms: *algorithms })
+        }
     }
 }

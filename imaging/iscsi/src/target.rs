@@ -3,7 +3,7 @@
 //! A target is made from an admission and lives as long as it does; the engine only ever reads it, apart from the
 //! logical unit's shared SCSI state (reservations, unit attentions), which every session of the target sees.
 
-use crate::chap::ChapCredentials;
+use crate::chap::{ChapAlgorithms, ChapCredentials, SECRET_OCTETS};
 use crate::scsi::UnitState;
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -37,8 +37,10 @@ pub enum Authentication {
     Chap {
         /// What the initiator must prove that it knows.
         initiator: ChapCredentials,
-        /// What the target proves in turn, if the initiator asks for it.
+        /// What the target proves in turn, if the initiator asks for it. Another secret than the initiator's.
         target: Option<ChapCredentials>,
+        /// How both may prove it.
+        algorithms: ChapAlgorithms,
     },
 }
 
@@ -91,6 +93,14 @@ impl Target {
         {
             if text.len() > limit || !text.bytes().all(|octet| (0x20..0x7f).contains(&octet)) {
                 return Err(ConfigError::Identity { target: config.name, what, limit });
+            }
+        }
+        if let Authentication::Chap { initiator, target, .. } = &config.authentication {
+            if initiator.is_weak() || target.as_ref().is_some_and(ChapCredentials::is_weak) {
+                return Err(ConfigError::WeakSecret { target: config.name });
+            }
+            if target.as_ref().is_some_and(|own| own.shares_secret_with(initiator)) {
+                return Err(ConfigError::SharedSecret { target: config.name });
             }
         }
         Ok(Self { config, unit: Mutex::new(UnitState::default()) })
@@ -178,6 +188,18 @@ pub enum ConfigError {
         target: String,
         /// The number of blocks.
         blocks: u64,
+    },
+    /// A CHAP secret that could be guessed (RFC 7143 §9.2.1).
+    #[error("configuring target {target}: a CHAP secret is shorter than {SECRET_OCTETS} octets")]
+    WeakSecret {
+        /// The target.
+        target: String,
+    },
+    /// Both sides would prove the same secret (RFC 7143 §9.2.1), so one could be made to answer for the other.
+    #[error("configuring target {target}: the CHAP secrets of initiator and target are the same")]
+    SharedSecret {
+        /// The target.
+        target: String,
     },
     /// An identity string that does not fit its INQUIRY field.
     #[error("configuring target {target}: {what} is not at most {limit} printable characters")]

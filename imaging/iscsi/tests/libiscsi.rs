@@ -4,7 +4,7 @@
 
 mod support;
 
-use assay_iscsi::{Authentication, ChapCredentials, SessionLimit};
+use assay_iscsi::{Authentication, ChapAlgorithms, ChapCredentials, SessionLimit};
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::{Command, Output};
@@ -75,7 +75,8 @@ fn a_read_only_target_refuses_every_write() {
 fn libiscsi_logs_in_with_chap_and_not_without() {
     // libiscsi takes the secret from the URL.
     let credentials = ChapCredentials::new(NAME, "twelve-chars-");
-    let authentication = Authentication::Chap { initiator: credentials, target: None };
+    let authentication =
+        Authentication::Chap { initiator: credentials, target: None, algorithms: ChapAlgorithms::WithMd5 };
     let server = Server::start(0, config(BLOCKS, authentication), SessionLimit::One);
     let inquire = |login: &str| {
         let url = format!("iscsi://{login}{}/{TARGET}/0", server.address());

@@ -4,7 +4,9 @@
 
 mod support;
 
-use assay_iscsi::{Authentication, ChapCredentials, ConnectionId, Portal, Sessions, Target};
+use assay_iscsi::{
+    Authentication, ChapAlgorithms, ChapCredentials, ConfigError, ConnectionId, Portal, Sessions, Target, TargetConfig,
+};
 use md5::{Digest as _, Md5};
 use proptest::prelude::*;
 use std::sync::{Arc, Mutex};
@@ -24,9 +26,14 @@ impl Site {
     }
 
     fn with_chap() -> Self {
+        Self::with(ChapAlgorithms::WithMd5)
+    }
+
+    fn with(algorithms: ChapAlgorithms) -> Self {
         Self::new(Authentication::Chap {
             initiator: ChapCredentials::new(NAME, SECRET),
             target: Some(ChapCredentials::new("target", "another secret")),
+            algorithms,
         })
     }
 
@@ -78,6 +85,101 @@ fn chap_with_either_algorithm_leads_to_a_session() {
         assert_ne!(done.header[14..16], [0, 0], "a session has a handle");
         assert!(initiator.logged_in);
     }
+}
+
+#[test]
+fn md5_is_refused_where_the_target_does_not_allow_it() {
+    let site = Site::with(ChapAlgorithms::Sha256);
+    for offered in ["5", "6,5", "5,8", "", "0x7", "07", "5;7"] {
+        let mut initiator = site.connect(1);
+        initiator.login_request(0x00, &[&NAMES[..], &[("AuthMethod", "CHAP")]].concat());
+        let refused = initiator.login_request(0x00, &[("CHAP_A", offered)]);
+        assert_eq!((refused.status(), refused.key("CHAP_C")), (0x0201, None), "CHAP_A={offered}");
+        assert!(initiator.closed);
+    }
+    let mut initiator = site.connect(1);
+    assert_eq!(prove(&mut initiator, "5,7", SECRET, &[]).status(), 0, "the strongest is taken, though it comes last");
+}
+
+#[test]
+fn an_algorithm_is_chosen_once_and_answered_as_it_was_chosen() {
+    // An initiator that asks again after its challenge could weaken what was agreed on.
+    let site = Site::with_chap();
+    let mut initiator = site.connect(1);
+    initiator.login_request(0x00, &[&NAMES[..], &[("AuthMethod", "CHAP")]].concat());
+    assert_eq!(initiator.login_request(0x00, &[("CHAP_A", "7")]).key("CHAP_A").as_deref(), Some("7"));
+    assert_eq!(initiator.login_request(0x00, &[("CHAP_A", "5")]).status(), 0x0200);
+    // An MD5 answer to a SHA-256 challenge proves nothing.
+    let mut initiator = site.connect(2);
+    initiator.login_request(0x00, &[&NAMES[..], &[("AuthMethod", "CHAP")]].concat());
+    let challenge = initiator.login_request(0x00, &[("CHAP_A", "7")]);
+    let identifier: u8 = challenge.key("CHAP_I").unwrap().parse().unwrap();
+    let weak = response("5", identifier, SECRET, &unhex(&challenge.key("CHAP_C").unwrap()));
+    assert_eq!(initiator.login_request(0x81, &[("CHAP_N", NAME), ("CHAP_R", &weak)]).status(), 0x0201);
+}
+
+#[test]
+fn discovery_does_not_weaken_a_target_that_wants_sha_256() {
+    // One target allows MD5, the other does not; both have the same credentials.
+    let site = Site::with(ChapAlgorithms::Sha256);
+    let weaker = Authentication::Chap {
+        initiator: ChapCredentials::new(NAME, SECRET),
+        target: None,
+        algorithms: ChapAlgorithms::WithMd5,
+    };
+    let config = TargetConfig { name: "iqn.2026-01.example:weaker".into(), ..config(64, weaker) };
+    site.portal.insert(Arc::new(Target::new(config).unwrap()));
+    for (algorithm, listed) in
+        [("5", vec!["iqn.2026-01.example:weaker"]), ("7", vec![TARGET, "iqn.2026-01.example:weaker"])]
+    {
+        let mut initiator = site.connect(1);
+        let names = [("InitiatorName", INITIATOR), ("SessionType", "Discovery"), ("AuthMethod", "CHAP")];
+        initiator.login_request(0x00, &names);
+        let challenge = initiator.login_request(0x00, &[("CHAP_A", algorithm)]);
+        let identifier = challenge.key("CHAP_I").unwrap().parse().unwrap();
+        let proof = response(algorithm, identifier, SECRET, &unhex(&challenge.key("CHAP_C").unwrap()));
+        assert_eq!(initiator.login_request(0x83, &[("CHAP_N", NAME), ("CHAP_R", &proof)]).status(), 0);
+        let mut header = [0; 48];
+        header[..2].copy_from_slice(&[0x44, 0x80]);
+        header[20..24].copy_from_slice(&[0xff; 4]);
+        initiator.send(header, b"SendTargets=All\0");
+        let text = String::from_utf8(initiator.answer().data).unwrap();
+        let mut found: Vec<&str> = text.split('\0').filter_map(|pair| pair.strip_prefix("TargetName=")).collect();
+        found.sort_by_key(|name| *name != TARGET);
+        assert_eq!(found, listed, "CHAP_A={algorithm}");
+    }
+}
+
+#[test]
+fn secrets_that_could_be_guessed_or_turned_around_make_no_target() {
+    let target = |initiator: &str, own: Option<&str>| {
+        Target::new(config(
+            64,
+            Authentication::Chap {
+                initiator: ChapCredentials::new(NAME, initiator),
+                target: own.map(|secret| ChapCredentials::new("target", secret)),
+                algorithms: ChapAlgorithms::Sha256,
+            },
+        ))
+        .err()
+    };
+    let weak = Some(ConfigError::WeakSecret { target: TARGET.into() });
+    assert_eq!(target("11 octets..", None), weak);
+    assert_eq!(target("12 octets...", None), None);
+    assert_eq!(target("12 octets...", Some("short")), weak);
+    assert_eq!(target(SECRET, Some(SECRET)), Some(ConfigError::SharedSecret { target: TARGET.into() }));
+}
+
+#[test]
+fn a_target_without_a_secret_of_its_own_does_not_pretend_to_prove_itself() {
+    let site = Site::new(Authentication::Chap {
+        initiator: ChapCredentials::new(NAME, SECRET),
+        target: None,
+        algorithms: ChapAlgorithms::Sha256,
+    });
+    let mut initiator = site.connect(1);
+    let refused = prove(&mut initiator, "7", SECRET, &[("CHAP_I", "9"), ("CHAP_C", "0x00112233445566778899")]);
+    assert_eq!((refused.status(), refused.key("CHAP_R")), (0x0201, None));
 }
 
 #[test]
@@ -166,7 +268,7 @@ fn discovery_lists_the_initiators_own_targets_only() {
     let site = Site::with_chap();
     let other = support::config(64, Authentication::None);
     site.portal.insert(Arc::new(
-        Target::new(assay_iscsi::TargetConfig {
+        Target::new(TargetConfig {
             name: "iqn.2026-01.example:other".into(),
             initiator: "iqn.2026-01.example:n2".into(),
             ..other

@@ -7,7 +7,9 @@ use super::unit::{BLOCK_BYTES, Unit};
 use crate::store::StoreError;
 use crate::store::golden::GoldenImage;
 use crate::store::overlay::{HostBoot, Overlay};
-use assay_iscsi::{Authentication, ChapCredentials, ConfigError, LogicalUnitConfig, Target, TargetConfig};
+use assay_iscsi::{
+    Authentication, ChapAlgorithms, ChapCredentials, ConfigError, LogicalUnitConfig, Target, TargetConfig,
+};
 use assay_service::clock::Clock;
 use assay_wire::id::{AdmissionId, DiskId, ImageId};
 use assay_wire::net::MacAddr;
@@ -217,6 +219,8 @@ impl Exports {
             authentication: Authentication::Chap {
                 initiator: ChapCredentials::new(order.chap_name.clone(), order.chap_secret.clone()),
                 target: None,
+                // iPXE and open-iscsi as Debian configures it have nothing else.
+                algorithms: ChapAlgorithms::WithMd5,
             },
             logical_unit: LogicalUnitConfig {
                 block_bytes: BLOCK_BYTES,

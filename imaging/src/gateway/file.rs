@@ -6,7 +6,9 @@ use super::unit::{BLOCK_BYTES, Unit};
 use super::{GatewayError, listen, refused};
 use crate::store::device::{BlockDevice, DeviceError, check_range};
 use crate::store::file::{punch_hole, read_if_cached};
-use assay_iscsi::{Authentication, ChapCredentials, ConfigError, Directory, LogicalUnitConfig, Target, TargetConfig};
+use assay_iscsi::{
+    Authentication, ChapAlgorithms, ChapCredentials, ConfigError, Directory, LogicalUnitConfig, Target, TargetConfig,
+};
 use assay_service::CancellationToken;
 use assay_wire::net::Iqn;
 use ring::digest::{SHA256, digest};
@@ -134,7 +136,9 @@ fn target(export: &FileExport, portal: SocketAddr, blocks: u64) -> TargetConfig 
         portal,
         initiator: export.initiator.as_ref().map_or_else(|| "any".to_owned(), Iqn::to_string),
         authentication: match &export.chap {
-            Some(chap) => Authentication::Chap { initiator: credentials(chap), target: None },
+            Some(chap) => {
+                Authentication::Chap { initiator: credentials(chap), target: None, algorithms: ChapAlgorithms::WithMd5 }
+            }
             None => Authentication::None,
         },
         logical_unit: LogicalUnitConfig {
