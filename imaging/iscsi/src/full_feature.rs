@@ -31,6 +31,7 @@ pub(crate) enum Reject {
     CommandNotSupported = 0x05,
     TooManyImmediate = 0x06,
     TaskInProgress = 0x07,
+    InvalidField = 0x09,
 }
 
 /// A logged-in connection.
@@ -51,6 +52,8 @@ pub(crate) struct FullFeature {
     next_transfer_tag: u32,
     request: Vec<u8>,
     answer: Bytes,
+    /// The target transfer tag by which the text under way is continued.
+    text_tag: Option<u32>,
     ping: Option<u32>,
 }
 
@@ -92,6 +95,7 @@ impl FullFeature {
             next_transfer_tag: 0,
             request: Vec::new(),
             answer: Bytes::new(),
+            text_tag: None,
             ping: None,
         }
     }
@@ -184,6 +188,9 @@ impl FullFeature {
             // A new request drops what was left of the one before.
             self.request.clear();
             self.answer = Bytes::new();
+        } else if self.text_tag != Some(header.word(20)) {
+            reject(link, header, Reject::InvalidField);
+            return Ok(());
         }
         if self.request.len() + pdu.data.len() > TEXT_LIMIT {
             return Err(ProtocolError::Text(text::TextError::TooLong { limit: TEXT_LIMIT }));
@@ -235,7 +242,8 @@ impl FullFeature {
     }
 
     fn send_text(&mut self, link: &mut Link, request: &Header, flags: u8, text: Bytes) {
-        let transfer_tag = if flags & FINAL != 0 { RESERVED_TAG } else { self.new_transfer_tag() };
+        self.text_tag = if flags & FINAL != 0 { None } else { Some(self.new_transfer_tag()) };
+        let transfer_tag = self.text_tag.unwrap_or(RESERVED_TAG);
         let header = Header::answer(Answer::Text, flags)
             .set(8, &request.lun())
             .set_word(16, request.task_tag())

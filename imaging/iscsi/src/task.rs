@@ -21,6 +21,11 @@ use std::sync::Arc;
 /// Task data held or promised at once, in octets. A task that needs more than is free waits; four of the largest fit.
 const HELD_LIMIT: usize = 4 * scsi::MAX_TRANSFER_OCTETS as usize;
 
+/// Data-out in pieces below this length is put together: a piece costs memory of its own beside its octets.
+const PIECE_OCTETS: usize = 8 * 1024;
+/// Pieces that are put together grow to this length.
+const JOINED_OCTETS: usize = 64 * 1024;
+
 /// One task that is not finished.
 pub(crate) struct Task {
     lun: [u8; 8],
@@ -51,6 +56,8 @@ pub(crate) struct Collecting {
     take_octets: u32,
     received_octets: u32,
     data: Vec<Bytes>,
+    /// The latest small pieces, put together.
+    joined: BytesMut,
     data_sn: u32,
     r2t_sn: u32,
     source: Source,
@@ -237,9 +244,8 @@ impl FullFeature {
         let State::Collecting(collecting) = &mut task.state else { return };
         collecting.source = Source::Nothing;
         if collecting.received_octets < collecting.take_octets {
-            let already_held = task.held_octets >= collecting.take_octets as usize;
             let needed = task.needs_octets();
-            if already_held {
+            if needed == 0 {
                 self.request_data(link, task_tag);
             } else if self.waiting.is_empty() && (self.held_octets == 0 || self.held_octets + needed <= HELD_LIMIT) {
                 task.hold(&mut self.held_octets, needed);
@@ -251,7 +257,8 @@ impl FullFeature {
         }
         let State::Collecting(collecting) = std::mem::replace(&mut task.state, State::Moving) else { return };
         let Kind::Normal { target, attachment } = &self.kind else { return };
-        let plan = scsi::collected(target, attachment.nexus, collecting.purpose, collecting.data);
+        let (purpose, data) = collecting.finish();
+        let plan = scsi::collected(target, attachment.nexus, purpose, data);
         self.follow(link, task_tag, plan);
     }
 
@@ -292,10 +299,10 @@ impl FullFeature {
             Ok(Plan::Collect(..)) => self.finish(link, task_tag, Err(Sense::HARDWARE.into())),
             Ok(Plan::Io(io, completion)) => {
                 let Some(task) = self.tasks.get_mut(&task_tag) else { return };
-                let needed = completion.read_octets();
+                let needed = completion.held_octets().saturating_sub(task.held_octets);
                 // A task that holds as much as it asks for does not wait: those before it might wait for it.
                 let free = self.held_octets == 0 || self.held_octets + needed <= HELD_LIMIT;
-                if needed <= task.held_octets || (free && self.waiting.is_empty()) {
+                if needed == 0 || (free && self.waiting.is_empty()) {
                     task.hold(&mut self.held_octets, needed);
                     self.run(link, task_tag, io, completion);
                 } else {
@@ -392,21 +399,21 @@ impl Task {
     /// Memory that the task needs to go on.
     fn needs_octets(&self) -> usize {
         match &self.state {
-            State::Collecting(collecting) => (collecting.take_octets - collecting.received_octets) as usize,
-            State::Queued(_, completion) => completion.read_octets(),
+            State::Collecting(collecting) => collecting.held_octets().saturating_sub(self.held_octets),
+            State::Queued(_, completion) => completion.held_octets().saturating_sub(self.held_octets),
             State::Draining(_) | State::Running(..) | State::Moving => 0,
         }
     }
 }
 
 impl Completion {
-    /// What will be read into memory, in octets.
-    fn read_octets(&self) -> usize {
+    /// What is in memory when the backend has answered, in octets: what it reads, and what that is compared or merged
+    /// with.
+    fn held_octets(&self) -> usize {
         match self {
-            Self::Read { octets }
-            | Self::Verify { octets, .. }
-            | Self::OrWrite { octets, .. }
-            | Self::CopyRead { octets, .. } => *octets as usize,
+            Self::Read { octets } | Self::CopyRead { octets, .. } => *octets as usize,
+            Self::Verify { data, octets } => *octets as usize + data.iter().map(Bytes::len).sum::<usize>(),
+            Self::OrWrite { octets, .. } => 3 * *octets as usize,
             // What a copy writes was held when it was read.
             Self::Done | Self::LbaStatus { .. } | Self::CopyWrite { .. } => 0,
         }
@@ -417,8 +424,16 @@ impl Collecting {
     /// Starts with the command's immediate data.
     fn new(purpose: Purpose, take_octets: u32, unsolicited: bool, immediate: &Bytes) -> Self {
         let source = if unsolicited { Source::Unsolicited } else { Source::Nothing };
-        let mut collecting =
-            Self { purpose, take_octets, received_octets: 0, data: Vec::new(), data_sn: 0, r2t_sn: 0, source };
+        let mut collecting = Self {
+            purpose,
+            take_octets,
+            received_octets: 0,
+            data: Vec::new(),
+            joined: BytesMut::new(),
+            data_sn: 0,
+            r2t_sn: 0,
+            source,
+        };
         collecting.append(immediate);
         collecting
     }
@@ -427,11 +442,36 @@ impl Collecting {
     fn append(&mut self, data: &Bytes) {
         let wanted = self.take_octets.saturating_sub(self.received_octets) as usize;
         let taken = data.slice(..data.len().min(wanted));
-        if !taken.is_empty() {
-            self.data.push(taken);
+        if taken.len() >= PIECE_OCTETS || taken.len() == self.take_octets as usize {
+            self.push_joined();
+            if !taken.is_empty() {
+                self.data.push(taken);
+            }
+        } else {
+            self.joined.extend_from_slice(&taken);
+            if self.joined.len() >= JOINED_OCTETS {
+                self.push_joined();
+            }
         }
         // Both are below 2^24: a segment and a burst.
         self.received_octets += u32::try_from(data.len()).unwrap_or(0);
+    }
+
+    fn push_joined(&mut self) {
+        if !self.joined.is_empty() {
+            self.data.push(self.joined.split().freeze());
+        }
+    }
+
+    /// All the data are there.
+    fn finish(mut self) -> (Purpose, Vec<Bytes>) {
+        self.push_joined();
+        (self.purpose, self.data)
+    }
+
+    /// What the data and what is done with them take, in octets.
+    fn held_octets(&self) -> usize {
+        self.take_octets as usize * self.purpose.copies()
     }
 
     /// Checks one Data-Out PDU against what was asked for, and takes its data. Data out of order break the task, since
@@ -453,7 +493,7 @@ impl Collecting {
         if header.word(36) != self.data_sn || header.word(40) != self.received_octets {
             return Ok(Arrival::Broken);
         }
-        self.data_sn += 1;
+        self.data_sn = self.data_sn.wrapping_add(1);
         self.append(&pdu.data);
         let solicited = matches!(self.source, Source::Solicited { .. });
         match (header.is_final(), solicited) {

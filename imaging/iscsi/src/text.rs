@@ -10,6 +10,9 @@ const KEY_OCTETS: usize = 63;
 /// The pairs of `text`, in order.
 pub(crate) fn parse(text: &[u8]) -> Result<Vec<(&str, &str)>, TextError> {
     let mut pairs: Vec<(&str, &str)> = Vec::new();
+    if text.last().is_some_and(|last| *last != 0) {
+        return Err(TextError::Unterminated);
+    }
     for pair in text.split(|octet| *octet == 0).filter(|pair| !pair.is_empty()) {
         let pair = std::str::from_utf8(pair).map_err(|_| TextError::NotText)?;
         let (key, value) = pair.split_once('=').ok_or(TextError::NoValue)?;
@@ -41,6 +44,9 @@ pub enum TextError {
     /// Not UTF-8.
     #[error("reading text parameters: not UTF-8")]
     NotText,
+    /// The last pair has no end: something was cut off.
+    #[error("reading text parameters: the last pair is not ended")]
+    Unterminated,
     /// No `=` in a pair.
     #[error("reading text parameters: a key without a value")]
     NoValue,
@@ -91,8 +97,10 @@ mod tests {
     }
 
     #[test]
-    fn a_repeated_key_is_refused() {
+    fn a_repeated_key_and_one_without_end_or_value_are_refused() {
         assert_eq!(parse(b"A=1\0A=2\0"), Err(TextError::Repeated { key: "A".into() }));
+        assert_eq!(parse(b"A=1\0B=2"), Err(TextError::Unterminated));
+        assert_eq!(parse(b""), Ok(Vec::new()));
         assert_eq!(parse(b"A\0"), Err(TextError::NoValue));
         assert_eq!(parse(b"=1\0"), Err(TextError::KeyLength { octets: 0 }));
     }

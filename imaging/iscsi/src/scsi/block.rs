@@ -42,6 +42,22 @@ pub(crate) enum Purpose {
 }
 
 impl Purpose {
+    /// How often as much as is collected is in memory at last: beside the data, what is read to compare them with, and
+    /// what both are merged into.
+    pub(crate) fn copies(&self) -> usize {
+        match self {
+            Self::OrWrite { .. } => 3,
+            Self::Verify { .. } => 2,
+            Self::Write { .. }
+            | Self::WriteSame { .. }
+            | Self::CompareAndWrite { .. }
+            | Self::Unmap
+            | Self::ExtendedCopy
+            | Self::ModeSelect { .. }
+            | Self::PersistentReserve { .. } => 1,
+        }
+    }
+
     /// Whether the command makes no sense with less or more data than it wants, so that it is refused before any is
     /// asked for. A shortened WRITE, by contrast, writes what came and reports a residual.
     pub(crate) fn is_exact(&self) -> bool {
@@ -189,7 +205,13 @@ pub(crate) fn completed(completion: Completion, result: IoResult) -> Result<Fini
         (Completion::OrWrite { lba, data: mask, fua, octets }, IoResult::Data(data))
             if data.len() == octets as usize =>
         {
-            let merged: BytesMut = data.iter().zip(mask.iter().flatten()).map(|(old, new)| old | new).collect();
+            let mut merged = BytesMut::from(&data[..]);
+            let mut rest = &mut merged[..];
+            for piece in &mask {
+                let (under, left) = rest.split_at_mut(piece.len().min(rest.len()));
+                under.iter_mut().zip(piece).for_each(|(old, new)| *old |= new);
+                rest = left;
+            }
             Ok(Finished::Io(Io::Write { lba, data: vec![merged.freeze()], fua }, Completion::Done))
         }
         (Completion::CopyRead { copy, destination, octets, block_bytes }, IoResult::Data(data))
@@ -432,8 +454,19 @@ fn lba_status(unit: &LogicalUnitConfig, cdb: &Cdb) -> Result<Plan, Refusal> {
 
 /// Where `data` differs from `expected`, repeated as often as it fits; nothing expected is nothing compared.
 fn first_difference(expected: &[Bytes], data: &[u8]) -> Option<u32> {
-    let position = expected.iter().flatten().cycle().zip(data).position(|(expected, found)| expected != found)?;
-    u32::try_from(position).ok()
+    let mut at = 0;
+    for piece in expected.iter().filter(|piece| !piece.is_empty()).cycle() {
+        let found = &data[at..data.len().min(at + piece.len())];
+        if found.is_empty() {
+            return None;
+        }
+        if found != &piece[..found.len()] {
+            let within = found.iter().zip(piece).position(|(found, expected)| found != expected)?;
+            return u32::try_from(at + within).ok();
+        }
+        at += found.len();
+    }
+    None
 }
 
 /// One buffer of several; copied only if there are several.
