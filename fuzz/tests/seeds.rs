@@ -65,6 +65,8 @@ fn write_the_seeds() {
     tftp();
     http();
     iscsi();
+    iscsi_text();
+    iscsi_cdb();
     qcow2();
     agent(&evidence, &ak);
     agent_attestation();
@@ -450,6 +452,97 @@ fn iscsi() {
     );
     let second = pdu(0x43, 0x87, 1, 1, &[ISID], b"HeaderDigest=CRC32C,None\0DataDigest=CRC32C,None\0");
     seed("iscsi_connection", "staged-login", [first, second].concat());
+}
+
+/// Texts, one request a line after an octet that says which phase they are for.
+fn iscsi_text() {
+    let names = "InitiatorName=iqn.2026-01.t:i\0TargetName=iqn.2026-01.t:p\0";
+    let chap = format!(
+        "\0\x01{names}AuthMethod=CHAP,None\0\n\0CHAP_A=7,5\0\n\x01CHAP_N=i\0CHAP_R=0x{}\0CHAP_I=9\0CHAP_C=0b{}\0\n",
+        "5a".repeat(32),
+        "qqqq".repeat(8)
+    );
+    seed("iscsi_text", "chap", chap);
+    seed("iscsi_text", "in-pieces", format!("\0\x40{names}\n\x40X-a=\n\x011\0AuthMethod=None\0\n"));
+    let discovery = "\0\x01InitiatorName=iqn.2026-01.t:i\0SessionType=Discovery\0AuthMethod=CHAP\0\n\0CHAP_A=5\0\n";
+    seed("iscsi_text", "discovery", discovery);
+    let operational: &[u8] =
+        b"HeaderDigest=CRC32C,None\0DataDigest=None\0MaxBurstLength=0x40000\0ErrorRecoveryLevel=2\0X-com.example=1\0\n";
+    seed("iscsi_text", "operational", [b"\0\x87", names.as_bytes(), operational].concat());
+    seed("iscsi_text", "send-targets", b"\x01\x80SendTargets=\0\n\x40SendTar\n\xa1gets=iqn.2026-01.t:d\0\n".as_slice());
+}
+
+/// Commands, each with flags, the length of its data, its CDB, its data.
+fn iscsi_cdb() {
+    let record = |flags: u8, cdb: &[u8], data: &[u8]| {
+        let mut record = vec![flags, u8::try_from(data.len()).unwrap()];
+        record.extend(cdb);
+        record.resize(18, 0);
+        record.extend(data);
+        record
+    };
+    let (read, write, second) = (2, 4, 1);
+    let vital = |page: u8| record(read, &[0x12, 1, page, 0, 255, 0], &[]);
+    let pages = [0x00, 0x80, 0x83, 0x86, 0x8f, 0xb0, 0xb1, 0xb2].map(vital).concat();
+    seed("iscsi_cdb", "vital-pages", pages);
+    let capacities = [
+        record(read, &[0x25], &[]),
+        record(read, &[0x9e, 0x10, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 32], &[]),
+        record(read, &[0x9e, 0x12, 0, 0, 0, 0, 0, 0, 0, 8, 0, 0, 0, 24], &[]),
+        record(read, &[0xa0, 0, 0, 0, 0, 0, 0, 0, 0, 64], &[]),
+        record(read, &[0xa3, 0x0a, 0, 0, 0, 0, 0, 0, 0, 64], &[]),
+        record(read, &[0xa3, 0x0c, 0x80, 0, 0, 0, 0, 0, 64, 0], &[]),
+        record(read, &[0x5a, 0, 0x3f, 0, 0, 0, 0, 0, 255], &[]),
+        record(read, &[0x84, 3, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 64], &[]),
+    ];
+    seed("iscsi_cdb", "capacities", capacities.concat());
+    let thin = [
+        record(write, &[0x42, 0, 0, 0, 0, 0, 0, 0, 24, 0], &unmap()),
+        record(write, &[0x93, 9, 0, 0, 0, 0, 0, 0, 0, 8, 0, 0, 0, 8], &[]),
+        record(0, &[0x35], &[]),
+        record(read, &[0x88, 8, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 2], &[]),
+        record(0, &[0x2f, 0, 0, 0, 0, 1, 0, 0, 2], &[]),
+        record(0, &[0x34, 0, 0, 0, 0, 1, 0, 0, 2], &[]),
+    ];
+    seed("iscsi_cdb", "thin", thin.concat());
+    let keys = |key: u8, action_key: u8| {
+        let mut list = [0; 24];
+        (list[7], list[15]) = (key, action_key);
+        list
+    };
+    let out = |session: u8, action: u8, kind: u8, list: &[u8]| {
+        record(write | session, &[0x5f, action, kind, 0, 0, 0, 0, 0, 24], list)
+    };
+    let reservations = [
+        out(0, 0, 0, &keys(0, 1)),
+        out(second, 6, 0, &keys(0, 2)),
+        out(0, 1, 5, &keys(1, 0)),
+        record(read | second, &[0x5e, 3, 0, 0, 0, 0, 0, 0, 255], &[]),
+        out(second, 4, 5, &keys(2, 1)),
+        record(read, &[0x03, 0, 0, 0, 18], &[]),
+        out(second, 3, 0, &keys(2, 0)),
+    ];
+    seed("iscsi_cdb", "reservations", reservations.concat());
+    // EXTENDED COPY: one target by its NAA designator, one segment.
+    let mut list = vec![1, 0, 0, 32, 0, 0, 0, 0, 0, 0, 0, 28, 0, 0, 0, 0, 0xe4, 0, 0, 0, 1, 3, 0, 8];
+    list.extend(((3_u64 << 60) | 1).to_be_bytes());
+    list.resize(16 + 29, 0);
+    list.extend([0, 2, 0, 2, 0, 0, 24, 0, 0, 0, 0, 0, 0, 0, 9]);
+    list.extend(4_u64.to_be_bytes());
+    list.extend(100_u64.to_be_bytes());
+    let length = u8::try_from(list.len()).unwrap();
+    let copy = [
+        record(write, &[0x83, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, length], &list),
+        record(read, &[0x84, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 64], &[]),
+    ];
+    seed("iscsi_cdb", "copy", copy.concat());
+    let select = [0, 0, 0, 0, 0x0a, 10, 4, 0x10, 8, 0, 0, 0, 0xff, 0xff, 0, 0];
+    let modes = [
+        record(write, &[0x15, 0x10, 0, 0, 16], &select),
+        record(read | second, &[0x1a, 8, 0x0a, 0, 255], &[]),
+        record(write, &[0x2a, 0, 0, 0, 0, 1, 0, 0, 1], &[]),
+    ];
+    seed("iscsi_cdb", "modes", modes.concat());
 }
 
 /// The parameters of one UNMAP of one block (SBC-3 section 5.28).

@@ -218,6 +218,39 @@ fn a_reset_is_told_as_a_unit_attention() {
 }
 
 #[test]
+fn target_resets_abort_the_tasks_and_a_cold_one_ends_the_session() {
+    for (function, closes) in [(0x86, false), (0x87, true)] {
+        let mut initiator = logged_in(&[]);
+        initiator.hold_io = true;
+        initiator.command(READ, 1, 512, &cdb_10(0x28, 0, 1));
+        let mut reset = [0; 48];
+        reset[..2].copy_from_slice(&[0x42, function]);
+        reset[19] = 9;
+        initiator.send(reset, &[]);
+        assert!(initiator.answers.is_empty(), "the read still runs");
+        initiator.run_held();
+        let answer = initiator.answer();
+        assert_eq!((answer.opcode(), answer.word(16), answer.header[2]), (0x22, 9, 0));
+        assert_eq!((initiator.closed, initiator.answers.len()), (closes, 0), "{function:#x}");
+    }
+}
+
+#[test]
+fn an_initiator_is_asked_to_log_out_and_may() {
+    let mut initiator = logged_in(&[]);
+    initiator.connection.request_logout(3);
+    initiator.pump();
+    let message = initiator.answer();
+    assert_eq!((message.opcode(), message.word(16), message.header[36]), (0x32, RESERVED, 1));
+    assert_eq!(message.header[42..44], [0, 3], "within three seconds");
+    let mut logout = [0; 48];
+    logout[..2].copy_from_slice(&[0x46, 0x80]);
+    initiator.send(logout, &[]);
+    assert_eq!(initiator.answer().header[2], 0);
+    assert!(initiator.logged_out && initiator.closed);
+}
+
+#[test]
 fn the_command_window_holds() {
     let mut initiator = logged_in(&[]);
     initiator.hold_io = true;
