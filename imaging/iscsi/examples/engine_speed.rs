@@ -9,6 +9,7 @@ use assay_iscsi::{
     Target, TargetConfig, Tsih,
 };
 use bytes::Bytes;
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -46,7 +47,8 @@ struct Initiator {
     number: u32,
     /// What the backend answers every read with, cut to length.
     contents: Bytes,
-    to_send: Vec<u8>,
+    /// Shared with the contents, so that sending copies once, as a socket does.
+    to_send: VecDeque<Bytes>,
 }
 
 impl Initiator {
@@ -71,11 +73,11 @@ impl Initiator {
         portal.insert(Arc::new(target.expect("a valid target")));
         let connection = Connection::new(Arc::new(portal), ChallengeEntropy([7; CHALLENGE_OCTETS + 1]));
         let contents = Bytes::from(vec![0x5a; 1 << 20]);
-        let mut initiator = Self { connection, number: 0, contents, to_send: Vec::new() };
+        let mut initiator = Self { connection, number: 0, contents, to_send: VecDeque::new() };
         let names = format!(
             "InitiatorName={INITIATOR}\0TargetName={TARGET}\0InitialR2T=No\0MaxBurstLength=1048576\0FirstBurstLength=131072\0MaxRecvDataSegmentLength=262144\0"
         );
-        initiator.push([0x43, 0x87], &[], names.as_bytes());
+        initiator.push([0x43, 0x87], &[], names.into());
         initiator.exchange();
         assert!(initiator.connection.is_logged_in());
         initiator
@@ -94,37 +96,30 @@ impl Initiator {
                 (32, &cdb),
             ];
             self.number = self.number.wrapping_add(1);
-            let immediate = if opcode == 0x2a { vec![0x5a; octets.min(131_072) as usize] } else { Vec::new() };
-            self.push([0x01, if opcode == 0x2a { 0xa0 } else { 0xc0 }], &fields, &immediate);
+            let wanted = if opcode == 0x2a { octets.min(131_072) as usize } else { 0 };
+            let immediate = self.contents.slice(..wanted);
+            self.push([0x01, if opcode == 0x2a { 0xa0 } else { 0xc0 }], &fields, immediate);
         }
         self.exchange();
     }
 
-    fn push(&mut self, start: [u8; 2], fields: &[(usize, &[u8])], data: &[u8]) {
+    fn push(&mut self, start: [u8; 2], fields: &[(usize, &[u8])], data: Bytes) {
         let mut header = [0; 48];
         header[..2].copy_from_slice(&start);
         header[5..8].copy_from_slice(&u32::try_from(data.len()).expect("a segment").to_be_bytes()[1..]);
         for (at, octets) in fields {
             header[*at..*at + octets.len()].copy_from_slice(octets);
         }
-        self.to_send.extend_from_slice(&header);
-        self.to_send.extend_from_slice(data);
-        self.to_send.resize(self.to_send.len().next_multiple_of(4), 0);
+        let padding = data.len().next_multiple_of(4) - data.len();
+        self.to_send.push_back(Bytes::copy_from_slice(&header));
+        self.to_send.push_back(data);
+        self.to_send.push_back(Bytes::from_static(&[0; 3]).slice(..padding));
     }
 
     /// Sends what is to send, and does what follows until nothing moves.
     fn exchange(&mut self) {
-        let mut sent = 0;
         loop {
-            let mut moved = false;
-            if sent < self.to_send.len()
-                && let Some(buffer) = self.connection.receive_buffer()
-            {
-                let room = (buffer.capacity() - buffer.len()).min(self.to_send.len() - sent);
-                buffer.extend_from_slice(&self.to_send[sent..sent + room]);
-                sent += room;
-                moved = true;
-            }
+            let mut moved = self.fill();
             self.connection.process().expect("the protocol is kept");
             while let Some(event) = self.connection.poll_event() {
                 moved = true;
@@ -151,10 +146,25 @@ impl Initiator {
                 self.data_out(r2t);
             }
             if !moved {
-                self.to_send.clear();
                 return;
             }
         }
+    }
+
+    /// One read: as much as there is room for.
+    fn fill(&mut self) -> bool {
+        let Some(buffer) = self.connection.receive_buffer() else { return false };
+        let mut moved = false;
+        while let Some(next) = self.to_send.front_mut() {
+            let room = (buffer.capacity() - buffer.len()).min(next.len());
+            buffer.extend_from_slice(&next.split_to(room));
+            moved |= room > 0;
+            if !next.is_empty() {
+                break;
+            }
+            self.to_send.pop_front();
+        }
+        moved
     }
 
     /// Answers an R2T with segments of 256 KiB.
@@ -162,7 +172,9 @@ impl Initiator {
         let word = |at: usize| u32::from_be_bytes(std::array::from_fn(|index| r2t[at + index]));
         let (start, octets) = (word(40), word(44));
         let contents = self.contents.clone();
-        for (number, segment) in contents[..octets as usize].chunks(256 * 1024).enumerate() {
+        for number in 0..(octets as usize).div_ceil(256 * 1024) {
+            let end = ((number + 1) * 256 * 1024).min(octets as usize);
+            let segment = contents.slice(number * 256 * 1024..end);
             let number = u32::try_from(number).expect("a few");
             let offset = start + number * 256 * 1024;
             let last = (number + 1) * 256 * 1024 >= octets;

@@ -11,11 +11,12 @@ use crate::management::PendingFunction;
 use crate::negotiation::Parameters;
 use crate::pdu::{Answer, CONTINUE, FINAL, Header, Opcode, Pdu, RESERVED_TAG};
 use crate::scsi::{Attachment, Nexus};
+use crate::tags::TagMap;
 use crate::target::{PORTAL_GROUP_TAG, Target};
 use crate::task::Task;
 use crate::text;
 use bytes::Bytes;
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 /// Most octets of one text request, over its PDUs.
@@ -39,9 +40,9 @@ pub(crate) struct FullFeature {
     pub(crate) kind: Kind,
     cid: u16,
     pub(crate) parameters: Parameters,
-    pub(crate) tasks: HashMap<u32, Task>,
+    pub(crate) tasks: TagMap<u32, Task>,
     /// Who waits for each backend operation.
-    pub(crate) running: HashMap<IoTag, Owner>,
+    pub(crate) running: TagMap<IoTag, Owner>,
     /// Tasks that wait for memory, oldest first.
     pub(crate) waiting: VecDeque<u32>,
     pub(crate) functions: Vec<PendingFunction>,
@@ -85,8 +86,8 @@ impl FullFeature {
             kind,
             cid: identity.cid,
             parameters,
-            tasks: HashMap::new(),
-            running: HashMap::new(),
+            tasks: TagMap::default(),
+            running: TagMap::default(),
             waiting: VecDeque::new(),
             functions: Vec::new(),
             held_octets: 0,

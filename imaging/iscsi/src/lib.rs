@@ -22,7 +22,8 @@
 //! ```
 //!
 //! The driver bounds the time until [`Connection::is_logged_in`], and of silence (it may ask for a ping with
-//! `Connection::ping`). Memory is bounded by the engine: 64 commands, 16 MiB of data under way, segments of 256 KiB.
+//! `Connection::ping`). Memory is bounded by the engine: 64 commands and 8 immediate ones, 16 MiB of data that were
+//! read or asked for, 128 KiB of unsolicited data a command, segments of 256 KiB, 4 MiB of queued answers.
 
 mod chap;
 mod connection;
@@ -38,6 +39,7 @@ mod pdu;
 mod response;
 mod scsi;
 mod sessions;
+mod tags;
 mod target;
 mod task;
 mod text;

@@ -1,4 +1,4 @@
-//! libiscsi's tools against the engine over TCP: its conformance suite, and a login with CHAP.
+//! libiscsi's tools against the engine over TCP: its conformance suite, header digests, and a login with CHAP.
 
 #![allow(clippy::unwrap_used, reason = "a test")]
 
@@ -72,6 +72,26 @@ fn a_read_only_target_refuses_every_write() {
 }
 
 #[test]
+fn libiscsi_reads_and_writes_with_header_digests() {
+    // libiscsi's own tools offer them and prefer none; QEMU, which uses it, can ask for them.
+    for (digest, agreed) in [("none", false), ("crc32c", true)] {
+        let server = Server::start(0, config(BLOCKS, Authentication::None), SessionLimit::One);
+        let image = format!(
+            "driver=iscsi,transport=tcp,portal={},target={TARGET},lun=0,initiator-name={INITIATOR},header-digest={digest}",
+            server.address()
+        );
+        let commands = ["-c", "write -P 0x5a 4k 3M", "-c", "read -P 0x5a 4k 3M", "-c", "read -P 0 0 4k"];
+        let output = run("qemu-io", &[&["--image-opts", &image][..], &commands].concat());
+        let log = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success() && !log.contains("failed"), "{digest}: {output:?}");
+        for done in ["wrote 3145728/3145728", "read 3145728/3145728", "read 4096/4096"] {
+            assert!(log.contains(done), "{done}: {log}");
+        }
+        assert_eq!(server.has_agreed_on_header_digests(), agreed, "{digest}");
+    }
+}
+
+#[test]
 fn libiscsi_logs_in_with_chap_and_not_without() {
     // libiscsi takes the secret from the URL.
     let credentials = ChapCredentials::new(NAME, "twelve-chars-");
@@ -93,7 +113,7 @@ fn libiscsi_logs_in_with_chap_and_not_without() {
 
 fn run(program: &str, arguments: &[&str]) -> Output {
     Command::new(program).args(arguments).output().unwrap_or_else(|error| {
-        panic!("running {program}: {error}; `apt-get install libiscsi-bin` has it");
+        panic!("running {program}: {error}; scripts/packages.txt names what has it");
     })
 }
 

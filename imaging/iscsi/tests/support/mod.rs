@@ -57,6 +57,8 @@ struct Shared {
     portal: Arc<Portal>,
     disk: Arc<RamDisk>,
     stopping: AtomicBool,
+    /// A login agreed on header digests.
+    header_digests: AtomicBool,
     next: AtomicU64,
     open: Mutex<Open>,
     ended: Condvar,
@@ -82,6 +84,7 @@ impl Server {
             portal,
             disk,
             stopping: AtomicBool::new(false),
+            header_digests: AtomicBool::new(false),
             next: AtomicU64::new(0),
             open: Mutex::new(open),
             ended: Condvar::new(),
@@ -96,6 +99,11 @@ impl Server {
     /// Where it listens.
     pub(crate) fn address(&self) -> SocketAddr {
         self.shared.address
+    }
+
+    /// Whether any login agreed on header digests.
+    pub(crate) fn has_agreed_on_header_digests(&self) -> bool {
+        self.shared.header_digests.load(Ordering::SeqCst)
     }
 
     /// Waits until it is stopped from elsewhere.
@@ -177,6 +185,15 @@ impl Shared {
                 }
             }
             let batch: Vec<Transmit> = std::iter::from_fn(|| connection.poll_transmit()).take(64).collect();
+            let agreed = b"HeaderDigest=CRC32C\0";
+            let login = |transmit: &&Transmit| transmit.slices()[0][0] == 0x23;
+            if batch
+                .iter()
+                .filter(login)
+                .any(|answer| answer.slices()[1].windows(agreed.len()).any(|key| key == agreed))
+            {
+                self.header_digests.store(true, Ordering::SeqCst);
+            }
             send(stream, &batch)?;
             if !moved && batch.is_empty() {
                 break;
