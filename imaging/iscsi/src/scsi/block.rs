@@ -476,3 +476,35 @@ fn gather(mut data: Vec<Bytes>) -> Bytes {
     }
     data.concat().into()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn the_first_difference_is_found_however_the_data_are_cut(
+            pieces in prop::collection::vec(prop::collection::vec(0u8..2, 0..5), 0..5),
+            data in prop::collection::vec(0u8..2, 0..40), equal: bool,
+        ) {
+            let expected: Vec<Bytes> = pieces.into_iter().map(Bytes::from).collect();
+            let repeated = || expected.iter().flatten().cycle();
+            let data: Vec<u8> = if equal { repeated().take(data.len()).copied().collect() } else { data };
+            let naive = repeated().zip(&data).position(|(expected, found)| expected != found);
+            prop_assert_eq!(first_difference(&expected, &data), naive.map(|at| u32::try_from(at).unwrap()));
+        }
+    }
+
+    #[test]
+    fn or_write_merges_over_the_borders_of_its_pieces() {
+        let mask = [Bytes::from_static(&[1, 2]), Bytes::from_static(&[4]), Bytes::from_static(&[8])];
+        let completion = Completion::OrWrite { lba: 7, data: mask.to_vec(), fua: true, octets: 4 };
+        let Ok(Finished::Io(Io::Write { lba: 7, data, fua: true }, Completion::Done)) =
+            completed(completion, IoResult::Data(Bytes::from_static(&[0x10, 2, 0, 1])))
+        else {
+            panic!("not a write");
+        };
+        assert_eq!(data.concat(), [0x11, 2, 4, 9]);
+    }
+}
