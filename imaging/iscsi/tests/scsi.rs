@@ -186,7 +186,10 @@ fn mode_pages_tell_of_the_cache_and_of_write_protection() {
         let all = path.read(&[0x5a, 8, 0x3f, 0, 0, 0, 0, 0, 255, 0]);
         assert!(all[8..].windows(2).any(|page| page == [0x0a, 10]), "the control page, which libiscsi needs");
         let wrote = path.write_blocks(0, &[1; 512]);
-        assert_eq!(wrote, if read_only { End::Check(7, 0x2700) } else { End::Good(Vec::new()) });
+        let list = copy_list(&mut path, 1, &[(0, 8, 8)]);
+        for end in [wrote, copy(&mut path, &list)] {
+            assert_eq!(end, if read_only { End::Check(7, 0x2700) } else { End::Good(Vec::new()) });
+        }
     }
 }
 
