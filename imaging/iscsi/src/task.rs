@@ -13,7 +13,7 @@ use crate::io::{Event, Io, IoRequest, IoResult, IoTag};
 use crate::link::{Link, StatSn};
 use crate::pdu::{Answer, FINAL, Header, Pdu, RESERVED_TAG};
 use crate::response::{Residual, respond};
-use crate::scsi::{self, Cdb, Completion, Finished, Plan, Purpose, Refusal, Sense, Status};
+use crate::scsi::{self, Cdb, Completion, Finished, Plan, Purpose, Refusal, Rest, Sense, Status};
 use crate::target::Target;
 use bytes::{BufMut as _, Bytes, BytesMut};
 use std::sync::Arc;
@@ -35,7 +35,15 @@ pub(crate) struct Task {
     /// What the command transfers by its CDB, where that is data-out.
     wanted_octets: u32,
     pub(crate) held_octets: usize,
+    sent: Sent,
     pub(crate) state: State,
+}
+
+/// Data-in of earlier parts of a READ.
+#[derive(Debug, Clone, Copy, Default)]
+struct Sent {
+    octets: u32,
+    data_sn: u32,
 }
 
 pub(crate) enum State {
@@ -114,6 +122,7 @@ impl FullFeature {
             expected_octets: if reads || writes { header.word(20) } else { 0 },
             wanted_octets: 0,
             held_octets: 0,
+            sent: Sent::default(),
             state: State::Moving,
         };
         if task.immediate {
@@ -197,6 +206,7 @@ impl FullFeature {
                 match scsi::completed(completion, result) {
                     Ok(Finished::Good) => self.follow(link, task_tag, Ok(Plan::Good)),
                     Ok(Finished::Data(data)) => self.finish(link, task_tag, Ok(data)),
+                    Ok(Finished::Part(data, rest)) => self.send_part(link, task_tag, data, rest),
                     Ok(Finished::Io(io, completion)) => self.follow(link, task_tag, Ok(Plan::Io(io, completion))),
                     Err(refusal) => self.finish(link, task_tag, Err(refusal)),
                 }
@@ -324,7 +334,7 @@ impl FullFeature {
 
     /// Ends a task: data-in and status, with residuals.
     fn finish(&mut self, link: &mut Link, task_tag: u32, outcome: Result<Bytes, Refusal>) {
-        let Some(task) = self.tasks.remove(&task_tag) else { return };
+        let Some(mut task) = self.tasks.remove(&task_tag) else { return };
         self.retire(link, task.immediate);
         let (status, payload, mut data) = match outcome {
             Ok(data) => (Status::Good, Bytes::new(), data),
@@ -332,43 +342,77 @@ impl FullFeature {
             Err(Refusal::Busy) => (Status::Busy, Bytes::new(), Bytes::new()),
             Err(Refusal::Check(sense)) => (Status::CheckCondition, self.encode_sense(sense), Bytes::new()),
         };
+        let sent = u64::from(task.sent.octets);
         // A write that is refused still says how much it would have taken.
         let transferred = if data.is_empty() { u64::from(task.wanted_octets) } else { data.len() as u64 };
-        let residual = Residual::of(transferred, task.expected_octets);
-        data.truncate(task.expected_octets as usize);
+        let residual = Residual::of(sent + transferred, task.expected_octets);
+        data.truncate((task.expected_octets - task.sent.octets) as usize);
         if data.is_empty() {
             respond(link, task.lun, task_tag, status, residual, payload);
             self.release(link, task.held_octets);
         } else {
-            self.send_data_in(link, &task, task_tag, residual, data);
+            self.send_data_in(link, &mut task, task_tag, Some(residual), data);
             // The memory of what is queued is free when the driver takes the last PDU.
         }
     }
 
-    /// Data-In PDUs (§11.7), the last of which carries the status GOOD.
-    fn send_data_in(&mut self, link: &mut Link, task: &Task, task_tag: u32, residual: Residual, mut data: Bytes) {
-        let burst = self.parameters.max_burst_octets as usize;
-        let (mut offset, mut data_sn) = (0usize, 0u32);
+    /// Sends what a part of a READ read, and reads the next.
+    fn send_part(&mut self, link: &mut Link, task_tag: u32, data: Bytes, rest: Rest) {
+        let Some(mut task) = self.tasks.remove(&task_tag) else { return };
+        let room = task.expected_octets - task.sent.octets;
+        let total = u64::from(task.sent.octets) + data.len() as u64 + rest.octets();
+        if data.len() >= room as usize {
+            // The initiator has room for no more.
+            self.retire(link, task.immediate);
+            let residual = Residual::of(total, task.expected_octets);
+            if room == 0 {
+                respond(link, task.lun, task_tag, Status::Good, residual, Bytes::new());
+                self.release(link, task.held_octets);
+            } else {
+                self.send_data_in(link, &mut task, task_tag, Some(residual), data.slice(..room as usize));
+            }
+            return;
+        }
+        self.send_data_in(link, &mut task, task_tag, None, data);
+        self.tasks.insert(task_tag, task);
+        let (io, completion) = scsi::part(rest);
+        self.follow(link, task_tag, Ok(Plan::Io(io, completion)));
+    }
+
+    /// Data-In PDUs (§11.7), the last of which carries the status GOOD if that comes with a residual. The task's memory
+    /// goes with them.
+    fn send_data_in(
+        &mut self,
+        link: &mut Link,
+        task: &mut Task,
+        task_tag: u32,
+        status: Option<Residual>,
+        mut data: Bytes,
+    ) {
+        let burst = self.parameters.max_burst_octets;
         while !data.is_empty() {
-            let left_of_burst = burst - offset % burst;
+            let left_of_burst = (burst - task.sent.octets % burst) as usize;
             let octets = data.len().min(self.parameters.send_segment_octets).min(left_of_burst);
             let segment = data.split_to(octets);
             let last = data.is_empty();
-            let burst_ends = octets == left_of_burst;
-            let mut header = Header::answer(Answer::DataIn, if last || burst_ends { FINAL } else { 0 })
+            let ends = octets == left_of_burst || (last && status.is_some());
+            let mut header = Header::answer(Answer::DataIn, if ends { FINAL } else { 0 })
                 .set(8, &task.lun)
                 .set_word(16, task_tag)
                 .set_word(20, RESERVED_TAG)
-                .set_word(36, data_sn)
-                .set_word(40, u32::try_from(offset).unwrap_or(u32::MAX));
-            if last {
+                .set_word(36, task.sent.data_sn)
+                .set_word(40, task.sent.octets);
+            let mut stat_sn = StatSn::None;
+            if last && let Some(residual) = status {
                 // S: status is in this PDU.
                 header = header.set(1, &[FINAL | 0x01 | residual.flags()]).set_word(44, residual.octets());
+                stat_sn = StatSn::Advance;
             }
-            let (stat_sn, releases) = if last { (StatSn::Advance, task.held_octets) } else { (StatSn::None, 0) };
+            let releases = if last { std::mem::take(&mut task.held_octets) } else { 0 };
             link.send(header, segment, stat_sn, releases);
-            offset += octets;
-            data_sn += 1;
+            // Below the expected length, which fits.
+            task.sent.octets += u32::try_from(octets).unwrap_or(u32::MAX);
+            task.sent.data_sn += 1;
         }
     }
 
@@ -411,7 +455,7 @@ impl Completion {
     /// with.
     fn held_octets(&self) -> usize {
         match self {
-            Self::Read { octets } | Self::CopyRead { octets, .. } => *octets as usize,
+            Self::Read { octets, .. } | Self::CopyRead { octets, .. } => *octets as usize,
             Self::Verify { data, octets } => *octets as usize + data.iter().map(Bytes::len).sum::<usize>(),
             Self::OrWrite { octets, .. } => 3 * *octets as usize,
             // What a copy writes was held when it was read.

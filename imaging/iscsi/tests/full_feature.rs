@@ -168,6 +168,62 @@ fn residuals_tell_both_ways() {
     assert_eq!(read(&mut initiator, 0, 1, 8192), vec![0; 512]);
 }
 
+/// What firmware asks of iPXE when it loads a boot loader of 20 MiB.
+#[test]
+fn a_read_longer_than_a_transfer_comes_in_parts() {
+    let mut initiator = logged_in(&[]);
+    let written = pattern(512 * 8);
+    let header = initiator.command_header(WRITE, 1, 512 * 8, &cdb_10(0x2a, 20_000, 8));
+    initiator.send(header, &written);
+    assert_eq!(response(&mut initiator).0, 0);
+    initiator.io_count = 0;
+    let data = read(&mut initiator, 0, 65_535, 256 << 10);
+    assert_eq!((data.len(), initiator.io_count), (65_535 * 512, 8), "4 MiB at a time");
+    assert_eq!(data[20_000 * 512..][..written.len()], written);
+    // Nothing is read that the initiator has no room for, and it is told what the command would have come to.
+    initiator.io_count = 0;
+    initiator.command(READ, 2, 5 << 20, &cdb_10(0x28, 0, 65_535));
+    let (mut octets, mut last) = (0, initiator.answer());
+    while last.header[1] & 0x01 == 0 {
+        octets += last.data.len();
+        last = initiator.answer();
+    }
+    octets += last.data.len();
+    assert_eq!((octets, initiator.io_count), (5 << 20, 2));
+    assert_eq!((last.header[1], last.word(44)), (0x85, 65_535 * 512 - (5 << 20)));
+    // One block more than READ(10) can say.
+    initiator.command(READ, 3, 512, &cdb_16(0x88, 0, 65_536));
+    assert_eq!(sense(&mut initiator), (2, 5, 0x2400));
+}
+
+#[test]
+fn the_parts_of_long_reads_wait_for_memory_and_can_be_aborted() {
+    let mut initiator = logged_in(&[]);
+    initiator.hold_io = true;
+    for task_tag in 0..8 {
+        initiator.command(READ, task_tag, 65_535 * 512, &cdb_10(0x28, 0, 65_535));
+    }
+    let mut parts = 0;
+    while !initiator.held.is_empty() {
+        assert!(initiator.held.len() <= 4, "16 MiB at once");
+        initiator.run_held();
+        parts += 1;
+    }
+    let ended = initiator.answers.iter().filter(|answer| answer.header[1] & 0x01 != 0).count();
+    assert_eq!((parts, ended), (64, 8));
+    initiator.answers.clear();
+    initiator.command(READ, 9, 65_535 * 512, &cdb_10(0x28, 0, 65_535));
+    initiator.run_held();
+    let mut abort = [0; 48];
+    (abort[0], abort[1]) = (0x42, 0x81);
+    abort[16..20].copy_from_slice(&10_u32.to_be_bytes());
+    abort[20..24].copy_from_slice(&9_u32.to_be_bytes());
+    initiator.send(abort, &[]);
+    initiator.run_held();
+    assert!(initiator.held.is_empty(), "no part is read after the abort");
+    assert_eq!(initiator.answers.back().unwrap().opcode(), 0x22, "the abort is answered");
+}
+
 #[test]
 fn compare_and_write_tells_where_it_differs() {
     let mut initiator = logged_in(&[]);

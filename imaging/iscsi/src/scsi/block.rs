@@ -2,13 +2,15 @@
 
 use super::sense::Refusal;
 use super::unit::Nexus;
-use super::{Cdb, Completion, Plan, Sense, copy, cut, mode, opcodes, reservation};
+use super::{Cdb, Completion, Plan, Rest, Sense, copy, cut, mode, opcodes, reservation};
 use crate::io::{Io, IoFault, IoResult};
 use crate::target::{LogicalUnitConfig, Target};
 use bytes::{Bytes, BytesMut};
 
 /// Most octets that one command transfers (block limits page).
 pub(crate) const MAX_TRANSFER_OCTETS: u32 = 4 * 1024 * 1024;
+/// What a READ may transfer, in blocks: as much as READ(10) can say.
+const MAX_READ_BLOCKS: u32 = 65_535;
 /// Most blocks of one COMPARE AND WRITE.
 pub(super) const MAX_COMPARE_BLOCKS: u8 = 64;
 /// Most blocks of one UNMAP, over all its ranges.
@@ -193,8 +195,8 @@ pub(crate) fn completed(completion: Completion, result: IoResult) -> Result<Fini
     };
     match (completion, result) {
         (Completion::Done, IoResult::Done) => Ok(Finished::Good),
-        (Completion::Read { octets }, IoResult::Data(data)) if data.len() == octets as usize => {
-            Ok(Finished::Data(data))
+        (Completion::Read { octets, rest }, IoResult::Data(data)) if data.len() == octets as usize => {
+            Ok(if rest.blocks == 0 { Finished::Data(data) } else { Finished::Part(data, rest) })
         }
         (Completion::Verify { data: expected, octets }, IoResult::Data(data)) if data.len() == octets as usize => {
             match first_difference(&expected, &data) {
@@ -250,6 +252,8 @@ pub(crate) fn completed(completion: Completion, result: IoResult) -> Result<Fini
 pub(crate) enum Finished {
     Good,
     Data(Bytes),
+    /// Data, and more to come: [`part`].
+    Part(Bytes, Rest),
     Io(Io, Completion),
 }
 
@@ -288,13 +292,18 @@ fn in_range(unit: &LogicalUnitConfig, lba: u64, blocks: u64) -> Result<(), Refus
 
 /// Checks a transfer's range, its length against the block limits page, and that no protection information is asked for.
 fn transfer(unit: &LogicalUnitConfig, cdb: &Cdb) -> Result<(u64, u32), Refusal> {
+    bounded(unit, cdb, MAX_TRANSFER_OCTETS / unit.block_bytes)
+}
+
+/// As [`transfer`], with a limit in blocks.
+fn bounded(unit: &LogicalUnitConfig, cdb: &Cdb, limit: u32) -> Result<(u64, u32), Refusal> {
     let (lba, blocks) = extent(cdb);
     // RDPROTECT, WRPROTECT, VRPROTECT; a 6-octet command has LBA bits there.
     if cdb.opcode() >> 5 != 0 && cdb.octet(1) >> 5 != 0 {
         return Err(Sense::INVALID_FIELD_IN_CDB.into());
     }
     in_range(unit, lba, u64::from(blocks))?;
-    if blocks > MAX_TRANSFER_OCTETS / unit.block_bytes {
+    if blocks > limit {
         return Err(Sense::INVALID_FIELD_IN_CDB.into());
     }
     Ok((lba, blocks))
@@ -309,12 +318,23 @@ fn writable(write_protected: bool, plan: Plan) -> Result<Plan, Refusal> {
     if write_protected { Err(Sense::WRITE_PROTECTED.into()) } else { Ok(plan) }
 }
 
+/// READ. iPXE never looks at the block limits page and lets firmware read a boot loader's 20 MiB by one READ(10), so a READ
+/// may be as long as that: it is carried out in parts of what any command may transfer.
 fn read(unit: &LogicalUnitConfig, cdb: &Cdb) -> Result<Plan, Refusal> {
-    let (lba, blocks) = transfer(unit, cdb)?;
+    let (lba, blocks) = bounded(unit, cdb, MAX_READ_BLOCKS)?;
     if blocks == 0 {
         return Ok(Plan::Good);
     }
-    Ok(Plan::Io(Io::Read { lba, blocks }, Completion::Read { octets: blocks * unit.block_bytes }))
+    let (io, completion) = part(Rest { lba, blocks, block_bytes: unit.block_bytes });
+    Ok(Plan::Io(io, completion))
+}
+
+/// The next part of a READ.
+pub(crate) fn part(rest: Rest) -> (Io, Completion) {
+    let Rest { lba, blocks, block_bytes } = rest;
+    let now = blocks.min(MAX_TRANSFER_OCTETS / block_bytes);
+    let rest = Rest { lba: lba + u64::from(now), blocks: blocks - now, block_bytes };
+    (Io::Read { lba, blocks: now }, Completion::Read { octets: now * block_bytes, rest })
 }
 
 /// WRITE and WRITE AND VERIFY; the backend answers for what it wrote, so the latter needs nothing more but FUA.

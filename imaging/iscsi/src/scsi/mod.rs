@@ -13,7 +13,7 @@ mod reservation;
 mod sense;
 mod unit;
 
-pub(crate) use block::{Finished, MAX_TRANSFER_OCTETS, Purpose, collected, completed};
+pub(crate) use block::{Finished, MAX_TRANSFER_OCTETS, Purpose, collected, completed, part};
 pub(crate) use sense::{Refusal, Sense, Status};
 pub(crate) use unit::{Attachment, Nexus, UnitState};
 
@@ -70,8 +70,8 @@ pub(crate) enum Plan {
 pub(crate) enum Completion {
     /// GOOD.
     Done,
-    /// GOOD, with the data.
-    Read { octets: u32 },
+    /// GOOD, with the data; before that, if there is more to read than is read at once, the rest.
+    Read { octets: u32, rest: Rest },
     /// The data read must equal these, repeated (VERIFY with BYTCHK), else MISCOMPARE. Empty: any data do.
     Verify { data: Vec<Bytes>, octets: u32 },
     /// GET LBA STATUS at `lba`, with this allocation length in octets.
@@ -82,6 +82,21 @@ pub(crate) enum Completion {
     CopyWrite { copy: Box<copy::Copy>, octets: u64, block_bytes: u32 },
     /// ORWRITE: write back what was read, OR these.
     OrWrite { lba: u64, data: Vec<Bytes>, fua: bool, octets: u32 },
+}
+
+/// What a READ has not asked the backend for yet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Rest {
+    pub(super) lba: u64,
+    pub(super) blocks: u32,
+    pub(super) block_bytes: u32,
+}
+
+impl Rest {
+    /// How much that is.
+    pub(crate) fn octets(self) -> u64 {
+        u64::from(self.blocks) * u64::from(self.block_bytes)
+    }
 }
 
 /// Plans a command of `nexus` to the unit at `lun`.
