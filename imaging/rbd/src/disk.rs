@@ -1,0 +1,183 @@
+//! A node's disk as its export's process sees it: a clone on Ceph over a golden image that lies on this host as a file.
+//!
+//! What the clone never wrote is read from the file, whose pages all exports of one golden image share, and never asks
+//! Ceph. Which objects those are is found when the disk is opened, by asking after each object of the clone: an object
+//! that is there hides the parent's, also an empty one. (librbd's `diff_iterate` does not tell of objects that were
+//! emptied, by `write_zeroes` or a node's UNMAP: a disk that trusted it would bring back what its node had erased.)
+
+use crate::ffi::c;
+use crate::name::ImageName;
+use crate::ownership::OwnObjects;
+use crate::{Image, ParentImage, Pool, RbdError};
+use std::fmt;
+use std::io;
+
+/// A golden image's content on this host. Its reader checks it: what is rotten is an error, not content.
+pub trait GoldenFile: fmt::Debug + Send + Sync {
+    /// Size in octets.
+    fn byte_len(&self) -> u64;
+
+    /// Fills `buffer` from `offset`.
+    ///
+    /// # Errors
+    /// The file cannot be read, or is not what it should be.
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()>;
+
+    /// Like [`GoldenFile::read_at`], if that needs no waiting; answers whether `buffer` was filled.
+    ///
+    /// # Errors
+    /// As [`GoldenFile::read_at`].
+    fn try_read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<bool>;
+}
+
+/// A clone over its golden file. Calls block; any number of threads may make them at once. Only one process at a time may
+/// have a clone open so: what another one takes over would not be seen.
+#[derive(Debug)]
+pub struct CloneDisk<G> {
+    image: Image,
+    golden: Option<G>,
+    own: OwnObjects,
+}
+
+/// Requests in flight while a disk is opened.
+const PROBES: u64 = 8;
+
+impl<G: GoldenFile> CloneDisk<G> {
+    /// Opens the clone `name`. What it has not is read from `layers`, its parent first; the last of them is the golden image,
+    /// which lies in `golden`.
+    ///
+    /// # Errors
+    /// It is a clone of another image, or of another size than the file; or Ceph refuses.
+    pub fn open(pool: &Pool, name: ImageName, layers: &[ParentImage], golden: G) -> Result<Self, RbdError> {
+        let image = pool.open_image(name)?;
+        let own = OwnObjects::new(image.byte_len(), image.object_bytes());
+        if image.parent()?.is_none() {
+            // It was flattened: all of it is its own, and what it has not is zero.
+            return Ok(Self { image, golden: None, own });
+        }
+        let [between @ .., lowest] = layers else {
+            let detail = "is a clone, of nothing that is known".to_owned();
+            return Err(RbdError::Malformed { object: image.path().to_owned(), detail });
+        };
+        image.check_parent(between.first().unwrap_or(lowest))?;
+        if golden.byte_len() != image.byte_len() {
+            let detail = format!("has {} octets, its golden file {}", image.byte_len(), golden.byte_len());
+            return Err(RbdError::Malformed { object: image.path().to_owned(), detail });
+        }
+        find_own(pool, &image.data_prefix()?, &own)?;
+        // What an image in between has is on Ceph too.
+        for layer in between {
+            find_own(&pool.in_namespace(&layer.namespace)?, &format!("rbd_data.{}", layer.id), &own)?;
+        }
+        Ok(Self { image, golden: Some(golden), own })
+    }
+
+    /// Size in octets.
+    #[must_use]
+    pub fn byte_len(&self) -> u64 {
+        self.image.byte_len()
+    }
+
+    /// How many of the disk's objects are its own, and how many it has in all.
+    #[must_use]
+    pub fn own_objects(&self) -> (u64, u64) {
+        let all = self.own.count();
+        (if self.golden.is_some() { self.own.own_count() } else { all }, all)
+    }
+
+    /// Fills `buffer` from `offset`.
+    ///
+    /// # Errors
+    /// The range is outside the disk, the golden file cannot be read, or Ceph refuses.
+    pub fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<(), RbdError> {
+        let Some(golden) = &self.golden else { return self.image.read_at(offset, buffer) };
+        self.image.check_range(offset, buffer.len() as u64)?;
+        let mut rest = buffer;
+        for run in self.own.runs(offset..offset + rest.len() as u64) {
+            let (part, behind) = rest.split_at_mut(length(&run.range));
+            rest = behind;
+            if run.own {
+                self.image.read_at(run.range.start, part)?;
+            } else {
+                golden.read_at(run.range.start, part).map_err(self.golden_failed())?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Like [`CloneDisk::read_at`], if that needs neither Ceph nor waiting; answers whether `buffer` was filled. When it
+    /// answers `false` the buffer's content is unspecified.
+    ///
+    /// # Errors
+    /// As [`CloneDisk::read_at`].
+    pub fn try_read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<bool, RbdError> {
+        self.image.check_range(offset, buffer.len() as u64)?;
+        let Some(golden) = &self.golden else { return Ok(buffer.is_empty()) };
+        if self.own.runs(offset..offset + buffer.len() as u64).any(|run| run.own) {
+            return Ok(false);
+        }
+        golden.try_read_at(offset, buffer).map_err(self.golden_failed())
+    }
+
+    /// Writes `data` at `offset`. When this returns it is on the OSDs' disks.
+    ///
+    /// # Errors
+    /// The range is outside the disk, or Ceph refuses.
+    pub fn write_at(&self, offset: u64, data: &[u8]) -> Result<(), RbdError> {
+        self.take(offset, data.len() as u64)?;
+        self.image.write_at(offset, data)
+    }
+
+    /// Makes a range read as zeros, and gives back the space of what objects it covers wholly.
+    ///
+    /// # Errors
+    /// As [`CloneDisk::write_at`].
+    pub fn unmap(&self, offset: u64, length: u64) -> Result<(), RbdError> {
+        self.take(offset, length)?;
+        // Not `discard`: that leaves parts of objects as they were.
+        self.image.write_zeroes(offset, length)
+    }
+
+    /// Waits until all completed writes are durable.
+    ///
+    /// # Errors
+    /// Ceph refuses.
+    pub fn flush(&self) -> Result<(), RbdError> {
+        self.image.flush()
+    }
+
+    fn take(&self, offset: u64, length: u64) -> Result<(), RbdError> {
+        self.image.check_range(offset, length)?;
+        self.own.take(&(offset..offset + length));
+        Ok(())
+    }
+
+    fn golden_failed(&self) -> impl FnOnce(io::Error) -> RbdError {
+        let object = self.image.path().to_owned();
+        move |source| RbdError::File { doing: "reading the golden file of", object, source }
+    }
+}
+
+/// Takes over the objects that are there, of an image whose data objects' names start so.
+fn find_own(pool: &Pool, prefix: &str, own: &OwnObjects) -> Result<(), RbdError> {
+    let probe = |first: u64| {
+        for object in (first..own.count()).step_by(usize::try_from(PROBES).unwrap_or(1)) {
+            let name = format!("{prefix}.{object:016x}");
+            if pool.handle().has_object(&c(&name)).map_err(RbdError::ceph("asking after", pool.path(&name)))? {
+                own.take_object(object);
+            }
+        }
+        Ok(())
+    };
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..PROBES).map(|first| scope.spawn(move || probe(first))).collect();
+        threads.into_iter().try_for_each(|thread| match thread.join() {
+            Ok(found) => found,
+            Err(panic) => std::panic::resume_unwind(panic),
+        })
+    })
+}
+
+fn length(range: &std::ops::Range<u64>) -> usize {
+    usize::try_from(range.end - range.start).unwrap_or(usize::MAX)
+}

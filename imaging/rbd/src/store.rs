@@ -1,0 +1,708 @@
+//! Golden images and disks in a pool: a namespace per project, and steps that a crash may interrupt anywhere.
+//!
+//! | what | is there, whole, once |
+//! |---|---|
+//! | an image | it has its snapshot (`golden`): made last, removed first |
+//! | a disk | its metadata say that it was made (`assay.made`): written last |
+//!
+//! What a crash left is completed or undone by [`RbdStore::open`], or by asking for the same again. A snapshot of a disk
+//! takes constant time: the disk's image *becomes* the snapshot, and the disk a clone of it. So an image that was a disk is
+//! never written again, and whoever may read it for its clone's sake reads no running disk.
+//!
+//! The holder of a disk's key can write to the disk's header, so what a header says of a disk's parent is believed only
+//! where the parent's own header, which no key may write, has the disk among its clones.
+
+use crate::keys::{self, GoldenScope, Release, Scope};
+use crate::name::{ImageKind, ImageName, ImageObjectId, Namespace, PoolName, SnapshotName};
+use crate::{Cluster, DEFAULT_OBJECT_ORDER, Image, ParentImage, Pool, RbdError};
+use std::collections::HashMap;
+use std::io;
+use std::ops::ControlFlow;
+use std::sync::{Mutex, MutexGuard, PoisonError, RwLock};
+
+/// The snapshot that makes an image an image, and that disks are clones of.
+const BASE: &str = "golden";
+/// Metadata of a disk: its own name. (librbd copies a parent's metadata to its clones.)
+const MADE: &str = "assay.made";
+/// Metadata of a disk that is becoming an image: the image's name.
+const BECOMES: &str = "assay.becomes";
+/// Metadata of an image that was a disk: the disk's name, until that is there again.
+const WAS: &str = "assay.was";
+/// Metadata of a copy of an image, which is to take its place: the image's name.
+const INSTEAD: &str = "assay.instead";
+/// The object, in each namespace, that says which disks are being replaced by a clone of which image: a line each.
+const RESTORING: &str = "assay.restoring";
+/// Images between a disk and its golden image: each makes a read of what is not there dearer.
+const MOST_LAYERS: usize = 8;
+/// The object, in the pool's default namespace, that says which client has the store.
+const OWNER: &str = "assay.owner";
+/// Octets read and written at a time by an import: an object.
+const CHUNK_BYTES: u64 = 1 << DEFAULT_OBJECT_ORDER;
+/// Zeros in pieces of this size are not written.
+const PIECE_BYTES: usize = 64 * 1024;
+
+/// What an image is made from.
+pub trait Source {
+    /// Size of the disk.
+    fn byte_len(&self) -> u64;
+
+    /// Fills `buffer` from `offset`.
+    ///
+    /// # Errors
+    /// The source cannot be read.
+    fn read(&mut self, offset: u64, buffer: &mut [u8]) -> io::Result<()>;
+
+    /// What to write down about the image, once all of it was read: its digest and the like.
+    fn facts(&mut self) -> Vec<(String, String)>;
+}
+
+/// An image in the store.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StoredImage {
+    /// Its name.
+    pub name: ImageName,
+    /// Whose it is.
+    pub namespace: Namespace,
+    /// Size of the disk.
+    pub byte_len: u64,
+    /// Octets of its own objects, of which the last of a run may be partly empty.
+    pub own_bytes: u64,
+    /// The image that the disk was made from that it is a snapshot of.
+    pub parent: Option<ImageName>,
+}
+
+/// The images and disks of a pool. One process has it at a time.
+#[derive(Debug)]
+pub struct RbdStore {
+    cluster: Cluster,
+    pool: PoolName,
+    places: Mutex<HashMap<ImageName, Pool>>,
+    /// Held for reading while a clone is made, and for writing while an image is removed.
+    clones: RwLock<()>,
+    /// Held while a note is changed.
+    notes: Mutex<()>,
+}
+
+impl RbdStore {
+    /// Opens the store in a pool, and completes or undoes what was interrupted. Whoever had it open before is stopped: two
+    /// would undo each other's work, and a dead one's watches would keep images in use for half a minute.
+    ///
+    /// # Errors
+    /// The cluster is of a release that is not known, or refuses.
+    pub fn open(cluster: Cluster, pool: PoolName) -> Result<Self, RbdError> {
+        Release::of(&cluster)?;
+        let root = cluster.pool(&pool)?;
+        let address = cluster.address()?;
+        if let Some(before) = root.read_note(OWNER)?.filter(|before| *before != address) {
+            keys::blocklist(&cluster, &before)?;
+            cluster.wait_for_latest_map()?;
+        }
+        root.write_note(OWNER, &address)?;
+        let store =
+            Self { cluster, pool, places: Mutex::default(), clones: RwLock::default(), notes: Mutex::default() };
+        let namespaces = root.namespaces()?.into_iter().map(|name| store.cluster.namespace(&store.pool, &name));
+        let namespaces: Vec<Pool> = namespaces.collect::<Result<_, _>>()?;
+        for namespace in &namespaces {
+            let images = namespace.images()?;
+            store.places().extend(images.into_iter().map(|(name, _)| (name, namespace.clone())));
+        }
+        for namespace in &namespaces {
+            store.recover(namespace)?;
+        }
+        Ok(store)
+    }
+
+    /// Every image that is there whole.
+    ///
+    /// # Errors
+    /// Ceph refuses.
+    pub fn images(&self) -> Result<Vec<StoredImage>, RbdError> {
+        let names: Vec<ImageName> = self.places().keys().copied().filter(|n| n.kind() == ImageKind::Golden).collect();
+        let found = names.into_iter().map(|name| self.image(name));
+        found.filter(|image| !matches!(image, Err(error) if error.is_not_found())).collect()
+    }
+
+    /// One of them.
+    ///
+    /// # Errors
+    /// It is not there, or Ceph refuses.
+    pub fn image(&self, image: ImageName) -> Result<StoredImage, RbdError> {
+        let pool = self.place(image)?;
+        let open = self.open_image(image)?;
+        let parent = self.parent_of(&open)?.map(|parent| parent.name);
+        let own_bytes = open.own_extents()?.iter().map(|extent| extent.end - extent.start).sum();
+        let namespace = namespace_of(&pool)?;
+        Ok(StoredImage { name: image, namespace, byte_len: open.byte_len(), own_bytes, parent })
+    }
+
+    /// Makes an image. One that is there whole already is answered as it is.
+    ///
+    /// # Errors
+    /// The source cannot be read, `progress` said so, or Ceph refuses; nothing is left then, unless Ceph refuses that too.
+    pub fn import(
+        &self,
+        image: ImageName,
+        namespace: &Namespace,
+        source: &mut dyn Source,
+        progress: &mut dyn FnMut(u64, u64) -> ControlFlow<()>,
+    ) -> Result<StoredImage, RbdError> {
+        match self.image(image) {
+            Err(error) if error.is_not_found() => {}
+            found => return found,
+        }
+        let pool = self.make_place(namespace)?;
+        self.fence(&pool, image)?;
+        clear(&pool, image)?;
+        pool.create_image(image, source.byte_len(), DEFAULT_OBJECT_ORDER)?;
+        let made = copy(&pool.open_image(image)?, source, progress);
+        if let Err(error) = made {
+            if let Err(left) = pool.remove_image(image) {
+                tracing::warn!(event = "image.left", image = %image, error = %left, "a broken import is removed at the next start");
+            }
+            return Err(error);
+        }
+        self.places().insert(image, pool);
+        self.image(image)
+    }
+
+    /// An image's content.
+    ///
+    /// # Errors
+    /// It is not there whole, or Ceph refuses.
+    pub fn open_image(&self, image: ImageName) -> Result<Image, RbdError> {
+        let pool = self.place(image)?;
+        pool.open_read_only(image, Some(&self.base(image)?))
+    }
+
+    /// A fact that was written down about an image by [`Source::facts`].
+    ///
+    /// # Errors
+    /// It is not there, or Ceph refuses.
+    pub fn fact(&self, image: ImageName, key: &str) -> Result<Option<String>, RbdError> {
+        self.open_image(image)?.metadata(key)
+    }
+
+    /// Removes an image. One that is not there is no error. Its space comes back with [`RbdStore::sweep`].
+    ///
+    /// # Errors
+    /// It has clones, which are named; or Ceph refuses.
+    pub fn remove_image(&self, image: ImageName) -> Result<(), RbdError> {
+        let Ok(pool) = self.place(image) else { return Ok(()) };
+        let _nobody_clones = self.clones.write().unwrap_or_else(PoisonError::into_inner);
+        let open = match pool.open_image(image) {
+            Err(error) if error.is_not_found() => return Ok(()),
+            open => open?,
+        };
+        let alive = self.clones_of(&open)?;
+        if !alive.is_empty() {
+            return Err(RbdError::HasChildren { object: open.path().to_owned(), children: alive });
+        }
+        // From here on it is no image any more.
+        open.remove_snapshot(&fixed(BASE)?)?;
+        drop(open);
+        pool.trash_image(image)?;
+        self.places().remove(&image);
+        Ok(())
+    }
+
+    /// Makes an image of what a disk holds now, in constant time. An image that is there whole already is answered as it is.
+    /// The disk's keys must have been revoked: what was its header becomes the image's.
+    ///
+    /// # Errors
+    /// The disk is in use, stands on too many layers, or has a parent that is not its own; or Ceph refuses.
+    pub fn snapshot(&self, disk: ImageName, image: ImageName) -> Result<StoredImage, RbdError> {
+        match self.image(image) {
+            Err(error) if error.is_not_found() => {}
+            found => {
+                let pool = self.place(image)?;
+                if pool.open_read_only(image, None)?.metadata(WAS)? == Some(disk.to_string()) {
+                    self.complete_snapshot(&pool, image, disk)?;
+                }
+                return found;
+            }
+        }
+        let pool = self.idle(disk)?;
+        let open = pool.open_image(disk)?;
+        let layers = self.layers(&open)?.len();
+        if layers >= MOST_LAYERS {
+            return Err(RbdError::ChainTooLong { object: pool.path(disk), layers });
+        }
+        open.set_metadata(WAS, &disk.to_string())?;
+        open.set_metadata(BECOMES, &image.to_string())?;
+        // The disk's header was its node's to write; the image's is believed.
+        open.set_metadata(INSTEAD, "")?;
+        if !open.snapshots()?.is_empty() {
+            // An earlier attempt left it: it is of another time.
+            open.remove_snapshot(&fixed(BASE)?)?;
+        }
+        open.create_snapshot(&fixed(BASE)?)?;
+        drop(open);
+        pool.rename_image(disk, image)?;
+        self.places().insert(image, pool.clone());
+        self.complete_snapshot(&pool, image, disk)?;
+        self.image(image)
+    }
+
+    /// Makes a snapshot an image by itself, with what `content` (its content, as [`Content`] gives it) holds and says of it.
+    /// Disks that were made from it before go on as they are: what they read waits in the trash until they are gone.
+    ///
+    /// It is copied, not flattened in place: librbd then strikes an image off its parent's list of clones, although a
+    /// snapshot of it reads the parent still, and lets the parent be removed.
+    ///
+    /// # Errors
+    /// `progress` said so, or Ceph refuses: it is a snapshot still.
+    pub fn flatten(
+        &self,
+        image: ImageName,
+        content: &mut dyn Source,
+        progress: &mut dyn FnMut(u64, u64) -> ControlFlow<()>,
+    ) -> Result<StoredImage, RbdError> {
+        let stored = self.image(image)?;
+        if stored.parent.is_none() {
+            return Ok(stored);
+        }
+        let pool = self.place(image)?;
+        let instead = ImageName::derived(ImageKind::Golden, &format!("instead of {image}"));
+        self.import(instead, &stored.namespace, content, progress)?;
+        pool.open_image(instead)?.set_metadata(INSTEAD, &image.to_string())?;
+        let _nobody_clones = self.clones.write().unwrap_or_else(PoisonError::into_inner);
+        pool.trash_image(image)?;
+        self.take_place(&pool, instead, image)?;
+        self.image(image)
+    }
+
+    /// The last step of [`RbdStore::flatten`].
+    fn take_place(&self, pool: &Pool, instead: ImageName, image: ImageName) -> Result<(), RbdError> {
+        pool.forget_name(image)?;
+        pool.rename_image(instead, image)?;
+        self.places().remove(&instead);
+        self.places().insert(image, pool.clone());
+        pool.open_image(image)?.set_metadata(INSTEAD, "")
+    }
+
+    /// Makes a disk as a clone of an image, in constant time. A disk that is there whole already stays as it is.
+    ///
+    /// # Errors
+    /// The image is not there whole, or Ceph refuses.
+    pub fn create_disk(&self, disk: ImageName, namespace: &Namespace, image: ImageName) -> Result<(), RbdError> {
+        let pool = self.make_place(namespace)?;
+        self.clone_once(&pool, disk, image)
+    }
+
+    /// Makes a disk hold what an image holds, in constant time, and forgets what its node wrote. Its keys are worthless
+    /// then: it is another object of Ceph's.
+    ///
+    /// # Errors
+    /// Disk or image are not there, the disk is in use, or Ceph refuses.
+    pub fn restore(&self, disk: ImageName, image: ImageName) -> Result<(), RbdError> {
+        let pool = self.idle(disk)?;
+        self.image(image)?;
+        self.note_restore(&pool, disk, Some(image))?;
+        pool.trash_image(disk)?;
+        self.clone_once(&pool, disk, image)?;
+        self.note_restore(&pool, disk, None)
+    }
+
+    /// Removes a disk. One that is not there is no error. Its space comes back with [`RbdStore::sweep`].
+    ///
+    /// # Errors
+    /// It is in use, or Ceph refuses.
+    pub fn remove_disk(&self, disk: ImageName) -> Result<(), RbdError> {
+        let Ok(pool) = self.place(disk) else { return Ok(()) };
+        // Or a restore that died is taken for what was asked last.
+        self.note_restore(&pool, disk, None)?;
+        pool.trash_image(disk)?;
+        self.places().remove(&disk);
+        Ok(())
+    }
+
+    /// Octets of a disk's own objects.
+    ///
+    /// # Errors
+    /// It is not there, or Ceph refuses.
+    pub fn disk_bytes(&self, disk: ImageName) -> Result<u64, RbdError> {
+        let open = self.place(disk)?.open_read_only(disk, None)?;
+        Ok(open.own_extents()?.iter().map(|extent| extent.end - extent.start).sum())
+    }
+
+    /// What a disk's export needs: the scope of its key.
+    ///
+    /// # Errors
+    /// It is not there, its header names a parent that is not its own, or Ceph refuses.
+    pub fn scope(&self, disk: ImageName) -> Result<Scope, RbdError> {
+        let pool = self.place(disk)?;
+        let open = pool.open_read_only(disk, None)?;
+        let golden = self.layers(&open)?;
+        Ok(Scope { pool: self.pool.clone(), namespace: namespace_of(&pool)?, image: disk, id: open.id()?, golden })
+    }
+
+    /// Where an image or a disk is.
+    ///
+    /// # Errors
+    /// It is not there.
+    pub fn place(&self, name: ImageName) -> Result<Pool, RbdError> {
+        let place = self.places().get(&name).cloned();
+        place
+            .ok_or_else(|| RbdError::ceph("looking for", format!("{}/{name}", self.pool))(crate::ffi::Errno::NOT_FOUND))
+    }
+
+    /// Gives back the space of what was removed, and answers of how many images. What has clones still waits for them.
+    ///
+    /// # Errors
+    /// Ceph refuses.
+    pub fn sweep(&self) -> Result<usize, RbdError> {
+        let mut swept = 0;
+        for namespace in self.cluster.pool(&self.pool)?.namespaces()? {
+            let pool = self.cluster.namespace(&self.pool, &namespace)?;
+            for (id, name) in pool.trash()?.into_iter().filter(|(_, name)| ImageName::parse(name).is_some()) {
+                match pool.remove_from_trash(&id) {
+                    Ok(()) => swept += 1,
+                    Err(error) => {
+                        tracing::debug!(event = "trash.kept", image = name, error = %error, "waits in the trash");
+                    }
+                }
+            }
+        }
+        Ok(swept)
+    }
+
+    /// Completes or undoes what a crash left in a namespace. What cannot be read is left as it is: a node can spoil its own
+    /// disk's header, and must not keep the store from opening.
+    fn recover(&self, pool: &Pool) -> Result<(), RbdError> {
+        for (name, _) in pool.images()? {
+            match self.recover_one(pool, name) {
+                Err(error) if error.is_no_answer() => return Err(error),
+                Err(error) => {
+                    tracing::warn!(event = "image.unreadable", image = %name, error = ?error, "left as it is");
+                }
+                Ok(()) => {}
+            }
+        }
+        for (disk, image) in restores(pool)? {
+            if !is_made(pool, disk)? {
+                tracing::info!(event = "disk.restored", disk = %disk, image = %image, "completed what was interrupted");
+                self.clone_once(pool, disk, image)?;
+            }
+            self.note_restore(pool, disk, None)?;
+        }
+        Ok(())
+    }
+
+    /// Writes down that a disk is being restored, or is no more.
+    fn note_restore(&self, pool: &Pool, disk: ImageName, image: Option<ImageName>) -> Result<(), RbdError> {
+        let _one_at_a_time = self.notes.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut noted = restores(pool)?;
+        let before = noted.len();
+        noted.retain(|(other, _)| *other != disk);
+        if image.is_none() && noted.len() == before {
+            return Ok(());
+        }
+        noted.extend(image.map(|image| (disk, image)));
+        let text: String = noted.iter().map(|(disk, image)| format!("{disk} {image}\n")).collect();
+        pool.write_note(RESTORING, &text)
+    }
+
+    fn recover_one(&self, pool: &Pool, name: ImageName) -> Result<(), RbdError> {
+        let open = match pool.open_read_only(name, None) {
+            Err(error) if error.is_not_found() => {
+                // Died while it was being made or removed.
+                pool.remove_image(name)?;
+                self.places().remove(&name);
+                return Ok(());
+            }
+            open => open?,
+        };
+        let whole = open.snapshots()?.iter().any(|snapshot| snapshot == BASE);
+        match name.kind() {
+            ImageKind::Golden if !whole => {
+                drop(open);
+                self.fence(pool, name)?;
+                tracing::info!(event = "image.unfinished", image = %name, "removed what an import or a removal left");
+                pool.trash_image(name)?;
+                self.places().remove(&name);
+            }
+            ImageKind::Golden => {
+                let was = open.metadata(WAS)?.as_deref().and_then(ImageName::parse);
+                if let Some(disk) = was.filter(|disk| disk.kind() == ImageKind::Disk) {
+                    self.fence(pool, name)?;
+                    self.complete_snapshot(pool, name, disk)?;
+                }
+                let instead = open.metadata(INSTEAD)?.as_deref().and_then(ImageName::parse);
+                if let Some(image) = instead.filter(|image| *image != name) {
+                    drop(open);
+                    self.recover_flattening(pool, name, image)?;
+                }
+            }
+            ImageKind::Disk if whole => {
+                let becomes = open.metadata(BECOMES)?.as_deref().and_then(ImageName::parse);
+                drop(open);
+                self.fence(pool, name)?;
+                // Never the name of an image that is there, whatever the disk says.
+                if let Some(image) = becomes.filter(|image| self.place(*image).is_err()) {
+                    pool.forget_name(image)?;
+                }
+                pool.open_image(name)?.remove_snapshot(&fixed(BASE)?)?;
+            }
+            ImageKind::Disk => {}
+        }
+        Ok(())
+    }
+
+    fn recover_flattening(&self, pool: &Pool, instead: ImageName, image: ImageName) -> Result<(), RbdError> {
+        self.fence(pool, instead)?;
+        if !pool.has_image(image)? {
+            return self.take_place(pool, instead, image);
+        }
+        // Flattened again, it is copied again.
+        self.remove_image(instead)
+    }
+
+    /// The second half of a snapshot: the disk becomes a clone of what it was.
+    fn complete_snapshot(&self, pool: &Pool, image: ImageName, disk: ImageName) -> Result<(), RbdError> {
+        self.clone_once(pool, disk, image)?;
+        pool.open_image(image)?.set_metadata(WAS, "")
+    }
+
+    /// Makes a disk, unless it is there whole.
+    fn clone_once(&self, pool: &Pool, disk: ImageName, image: ImageName) -> Result<(), RbdError> {
+        match self.clone_disk(pool, disk, image) {
+            Err(RbdError::Exists { .. }) if is_made(pool, disk)? => {
+                self.places().insert(disk, pool.clone());
+                Ok(())
+            }
+            Err(RbdError::Exists { .. }) => {
+                self.fence(pool, disk)?;
+                clear(pool, disk)?;
+                self.clone_disk(pool, disk, image)
+            }
+            made => made,
+        }
+    }
+
+    /// Stops whoever has something unfinished open: an earlier process of ours, which is dead, but whose watch keeps Ceph
+    /// from removing the image for half a minute.
+    fn fence(&self, pool: &Pool, name: ImageName) -> Result<(), RbdError> {
+        let clients = match pool.open_read_only(name, None) {
+            Ok(open) => open.watchers()?,
+            Err(error) if error.is_not_found() => return Ok(()),
+            Err(error) => return Err(error),
+        };
+        clients.iter().try_for_each(|client| keys::blocklist(&self.cluster, client))?;
+        if clients.is_empty() { Ok(()) } else { self.cluster.wait_for_latest_map() }
+    }
+
+    fn clone_disk(&self, pool: &Pool, disk: ImageName, image: ImageName) -> Result<(), RbdError> {
+        let _not_removed = self.clones.read().unwrap_or_else(PoisonError::into_inner);
+        let from = self.place(image)?;
+        pool.clone_image((&from, image, &self.base(image)?), disk, DEFAULT_OBJECT_ORDER)?;
+        pool.open_image(disk)?.set_metadata(MADE, &disk.to_string())?;
+        self.places().insert(disk, pool.clone());
+        Ok(())
+    }
+
+    /// The snapshot of an image that disks are made from.
+    fn base(&self, image: ImageName) -> Result<SnapshotName, RbdError> {
+        self.place(image)?;
+        fixed(BASE)
+    }
+
+    /// What reads an image, by way of what is in the trash too: `namespace/name` of each.
+    fn clones_of(&self, image: &Image) -> Result<Vec<String>, RbdError> {
+        let mut alive = Vec::new();
+        for child in image.children()? {
+            if !child.in_trash {
+                alive.push(format!("{}/{}", child.namespace, child.name));
+            } else if let (Ok(namespace), Ok(id)) = (Namespace::new(&child.namespace), ImageObjectId::new(&child.id)) {
+                let pool = self.cluster.namespace(&self.pool, &namespace)?;
+                alive.extend(self.clones_of(&pool.open_by_id(&id, None)?)?);
+            }
+        }
+        Ok(alive)
+    }
+
+    /// A disk's place, if nobody has the disk open.
+    fn idle(&self, disk: ImageName) -> Result<Pool, RbdError> {
+        let pool = self.place(disk)?;
+        let clients = pool.open_read_only(disk, None)?.watchers()?;
+        if clients.is_empty() { Ok(pool) } else { Err(RbdError::InUse { object: pool.path(disk), clients }) }
+    }
+
+    /// The parent that an image's header names and whose own header has it among its clones.
+    fn parent_of(&self, image: &Image) -> Result<Option<Parent>, RbdError> {
+        let Some((parent, snapshot)) = image.parent()? else { return Ok(None) };
+        let wrong = || RbdError::WrongParent {
+            object: image.path().to_owned(),
+            found: parent.to_string(),
+            expected: "an image that has it among its clones".to_owned(),
+        };
+        let (Ok(namespace), Ok(id)) = (Namespace::new(&parent.namespace), ImageObjectId::new(&parent.id)) else {
+            return Err(wrong());
+        };
+        if parent.pool != self.pool.as_str() {
+            return Err(wrong());
+        }
+        let name = ImageName::parse(&parent.name).ok_or_else(wrong)?;
+        let pool = self.cluster.namespace(&self.pool, &namespace)?;
+        let own = image.id()?;
+        let mut children = pool.open_by_id(&id, None)?.children()?.into_iter();
+        if !children.any(|child| child.id == own.as_str()) {
+            return Err(wrong());
+        }
+        Ok(Some(Parent { pool, name, id, snapshot }))
+    }
+
+    /// All that an image reads what it has not from, next first, the golden image last.
+    fn layers(&self, image: &Image) -> Result<Vec<GoldenScope>, RbdError> {
+        let mut layers = Vec::new();
+        let mut next = self.parent_of(image)?;
+        while let Some(Parent { pool, id, snapshot, .. }) = next {
+            layers.push(GoldenScope { namespace: namespace_of(&pool)?, id: id.clone() });
+            if layers.len() > MOST_LAYERS {
+                return Err(RbdError::ChainTooLong { object: image.path().to_owned(), layers: layers.len() });
+            }
+            // The snapshot's parent: the image itself may have been flattened since.
+            next = self.parent_of(&pool.open_by_id(&id, Some(snapshot))?)?;
+        }
+        Ok(layers)
+    }
+
+    fn make_place(&self, namespace: &Namespace) -> Result<Pool, RbdError> {
+        self.cluster.pool(&self.pool)?.create_namespace(namespace)?;
+        self.cluster.namespace(&self.pool, namespace)
+    }
+
+    fn places(&self) -> MutexGuard<'_, HashMap<ImageName, Pool>> {
+        self.places.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// An image's content, as a source of another.
+#[derive(Debug)]
+pub struct Content(pub Image);
+
+impl Source for Content {
+    fn byte_len(&self) -> u64 {
+        self.0.byte_len()
+    }
+
+    fn read(&mut self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
+        self.0.read_at(offset, buffer).map_err(io::Error::other)
+    }
+
+    fn facts(&mut self) -> Vec<(String, String)> {
+        Vec::new()
+    }
+}
+
+/// The image that another one is a clone of.
+struct Parent {
+    pool: Pool,
+    name: ImageName,
+    id: ImageObjectId,
+    snapshot: u64,
+}
+
+impl Scope {
+    /// What is below the disk, as [`crate::CloneDisk::open`] takes it.
+    #[must_use]
+    pub fn layers(&self) -> Vec<ParentImage> {
+        let layer = |GoldenScope { namespace, id }| ParentImage { pool: self.pool.clone(), namespace, id };
+        self.golden.iter().cloned().map(layer).collect()
+    }
+}
+
+/// Disks that are being restored, and to which images.
+fn restores(pool: &Pool) -> Result<Vec<(ImageName, ImageName)>, RbdError> {
+    let text = pool.read_note(RESTORING)?.unwrap_or_default();
+    let line =
+        |line: &str| line.split_once(' ').and_then(|(disk, image)| ImageName::parse(disk).zip(ImageName::parse(image)));
+    Ok(text.lines().filter_map(line).collect())
+}
+
+/// Whether a disk is there, whole.
+fn is_made(pool: &Pool, disk: ImageName) -> Result<bool, RbdError> {
+    match pool.open_read_only(disk, None) {
+        // Its name may still lead to what it was.
+        Ok(open) => Ok(open.metadata(MADE)? == Some(disk.to_string()) && pool.has_image(disk)?),
+        Err(error) if error.is_not_found() => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// Removes what an interrupted making or renaming left of a name.
+fn clear(pool: &Pool, name: ImageName) -> Result<(), RbdError> {
+    if pool.has_image(name)? { pool.remove_image(name) } else { pool.forget_name(name) }
+}
+
+fn copy(
+    image: &Image,
+    source: &mut dyn Source,
+    progress: &mut dyn FnMut(u64, u64) -> ControlFlow<()>,
+) -> Result<(), RbdError> {
+    let broken_off = || RbdError::BrokenOff { doing: "importing", object: image.path().to_owned() };
+    let all = image.byte_len();
+    let mut buffer = vec![0; usize::try_from(CHUNK_BYTES.min(all)).unwrap_or(usize::MAX)];
+    let mut offset = 0;
+    while offset < all {
+        if progress(offset, all).is_break() {
+            return Err(broken_off());
+        }
+        let length = usize::try_from(all - offset).unwrap_or(usize::MAX).min(buffer.len());
+        let chunk = &mut buffer[..length];
+        let object = || image.path().to_owned();
+        let failed = |source| RbdError::File { doing: "reading the source of", object: object(), source };
+        source.read(offset, chunk).map_err(failed)?;
+        for (at, data) in pieces_with_data(chunk) {
+            image.write_at(offset + at as u64, data)?;
+        }
+        offset += length as u64;
+    }
+    for (key, value) in source.facts() {
+        image.set_metadata(&key, &value)?;
+    }
+    image.flush()?;
+    if progress(all, all).is_break() {
+        return Err(broken_off());
+    }
+    image.create_snapshot(&fixed(BASE)?)
+}
+
+/// The longest runs of pieces that are not all zeros, and where they start.
+fn pieces_with_data(chunk: &[u8]) -> Vec<(usize, &[u8])> {
+    let mut runs: Vec<(usize, &[u8])> = Vec::new();
+    for (index, piece) in chunk.chunks(PIECE_BYTES).enumerate().filter(|(_, piece)| piece.iter().any(|o| *o != 0)) {
+        let start = index * PIECE_BYTES;
+        match runs.last_mut() {
+            Some((first, run)) if *first + run.len() == start => *run = &chunk[*first..start + piece.len()],
+            _ => runs.push((start, piece)),
+        }
+    }
+    runs
+}
+
+fn fixed(name: &str) -> Result<SnapshotName, RbdError> {
+    SnapshotName::new(name).map_err(|cause| RbdError::Malformed { object: name.to_owned(), detail: cause.to_string() })
+}
+
+fn namespace_of(pool: &Pool) -> Result<Namespace, RbdError> {
+    pool.namespace().cloned().ok_or_else(|| RbdError::Malformed {
+        object: pool.to_string(),
+        detail: "is the pool's default namespace, which is nobody's".to_owned(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn zeros_are_left_out_and_neighbours_go_together() {
+        let mut chunk = vec![0; 5 * PIECE_BYTES + 10];
+        chunk[PIECE_BYTES] = 1;
+        chunk[3 * PIECE_BYTES - 1] = 1;
+        chunk[5 * PIECE_BYTES + 9] = 1;
+        let runs: Vec<_> = pieces_with_data(&chunk).into_iter().map(|(at, data)| (at, data.len())).collect();
+        assert_eq!(runs, [(PIECE_BYTES, 2 * PIECE_BYTES), (5 * PIECE_BYTES, 10)]);
+        assert!(pieces_with_data(&[0; 100]).is_empty());
+    }
+}
