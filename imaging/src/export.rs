@@ -37,6 +37,8 @@ use zeroize::Zeroizing;
 const REMEMBER_ENDED_MS: i64 = 30 * 24 * 60 * 60 * 1000;
 /// All names of targets and initiators begin with this.
 const IQN_PREFIX: &str = "iqn.2026-01.dev.assay";
+/// Sessions of one export at once. A node that logs in again takes the place of its own session.
+const SESSIONS: u8 = 1;
 /// Leases are spread over this many locks.
 const LOCKS: usize = 64;
 
@@ -463,6 +465,8 @@ impl Exporter {
             chap_secret: secret.expose().to_owned(),
             disk: record.disk,
             image: disk.image,
+            address: record.address.addr(),
+            sessions: SESSIONS,
             reservation: disk.mac.map(|mac| Reservation { mac, address: record.address }),
             expires_at_ms: record.expires_at_ms,
         })

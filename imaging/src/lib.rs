@@ -22,6 +22,7 @@ mod renewal;
 mod secret;
 mod service;
 pub mod store;
+pub mod worker;
 
 pub use api::openapi;
 pub use config::Config;

@@ -4,6 +4,7 @@ use crate::api;
 use crate::config::Config;
 use crate::db::{Db, MIGRATOR};
 use crate::export::{Exporter, blocking};
+use crate::gateway::order::ExportStatus;
 use crate::secret::{SecretKey, SecretKeyError};
 use crate::store::{ImageStore, StoreError};
 use assay_service::clock::Clock;
@@ -68,8 +69,8 @@ pub(crate) struct AppState {
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) import_folders: Vec<PathBuf>,
     pub(crate) imports: Arc<Semaphore>,
-    /// Sessions of each export, as its gateway last said.
-    pub(crate) sessions: Mutex<HashMap<AdmissionId, u32>>,
+    /// How each export goes, as its gateway last said.
+    pub(crate) served: Mutex<HashMap<AdmissionId, ExportStatus>>,
     /// The longest that one renewal lasts.
     pub(crate) longest_renewal: Duration,
 }
@@ -98,7 +99,7 @@ impl Imaging {
             clock: Arc::clone(&context.clock),
             import_folders: config.import_folders,
             imports: Arc::new(Semaphore::new(MAX_IMPORTS)),
-            sessions: Mutex::default(),
+            served: Mutex::default(),
             longest_renewal: config.longest_renewal,
         };
         Ok(Self { state: Arc::new(state) })
@@ -153,8 +154,8 @@ async fn upkeep(state: Arc<AppState>, shutdown: CancellationToken) {
 async fn reconcile(state: &AppState, gateway: &Gateway) -> bool {
     match state.exporter.reconcile(gateway).await {
         Ok(status) => {
-            let mut sessions = state.sessions.lock().unwrap_or_else(PoisonError::into_inner);
-            sessions.extend(status.exports.iter().map(|export| (export.admission, export.sessions)));
+            let mut served = state.served.lock().unwrap_or_else(PoisonError::into_inner);
+            served.extend(status.exports.into_iter().map(|export| (export.admission, export)));
             true
         }
         Err(error) => {

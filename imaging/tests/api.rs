@@ -19,8 +19,8 @@ async fn a_good_result_becomes_an_export_once() {
     let result = site.sign(&claims);
     let answer = site.service.export(&result).await.unwrap();
     assert_eq!(answer.admission, claims.jti);
-    assert_eq!(answer.address.address.to_string(), "10.20.0.50/24");
-    assert_eq!(answer.address.relay.to_string(), "10.20.0.1:8443");
+    assert_eq!(answer.address.address.to_string(), "127.20.0.50/24");
+    assert_eq!(answer.address.relay.to_string(), "127.20.0.1:8443");
     assert_eq!(answer.grant.admission, claims.jti);
     let again = site.service.export(&result).await.unwrap();
     assert_eq!(again.grant, answer.grant, "the same secret, not another");
@@ -84,7 +84,7 @@ async fn a_later_result_takes_the_lease_over_and_an_earlier_one_does_not() {
     site.service.export(&site.sign(&first)).await.unwrap();
     let later = Claims { iat: first.iat + 10, jti: AdmissionId::random(), ..first.clone() };
     let answer = site.service.export(&site.sign(&later)).await.unwrap();
-    assert_eq!(answer.address.address.to_string(), "10.20.0.50/24", "the address was free again");
+    assert_eq!(answer.address.address.to_string(), "127.20.0.50/24", "the address was free again");
     let served: Vec<_> = site.gateway.status().await.exports.iter().map(|export| export.admission).collect();
     assert_eq!(served, [later.jti]);
     let replayed = site.service.export(&site.sign(&first)).await.unwrap_err();
@@ -153,7 +153,7 @@ async fn an_export_is_gone_when_its_result_expires() {
 #[tokio::test]
 async fn addresses_are_reserved_while_exports_stand() {
     let mut site = Site::new().await;
-    let reserved = [(MAC.to_owned(), "10.20.0.50".to_owned())];
+    let reserved = [(MAC.to_owned(), "127.20.0.50".to_owned())];
     assert_eq!(site.gateway.reserved(), []);
     let revoked = site.claims();
     site.service.export(&site.sign(&revoked)).await.unwrap();

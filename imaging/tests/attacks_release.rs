@@ -15,11 +15,11 @@ use assay_wire::result::{Claims, SignedResult};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use rig::site::{Site, kind, until};
-use rig::{Held, image, libiscsi, text};
+use rig::{Held, connect_from, image, libiscsi, text, way};
 use ring::digest::{SHA256, digest};
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::time::{Duration, Instant};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 
 /// A node with a TPM, a lease and a disk.
@@ -62,9 +62,11 @@ impl Node {
     }
 }
 
-/// What an initiator needs of a grant.
-fn credentials(grant: &Grant) -> ExportOrder {
+/// What an initiator needs of a grant, and where it speaks from.
+fn credentials(answer: &ExportAnswer, grant: &Grant) -> ExportOrder {
     ExportOrder {
+        address: answer.address.address.addr(),
+        sessions: 1,
         target: grant.target.clone(),
         initiator: grant.initiator.clone(),
         chap_name: grant.chap_name.clone(),
@@ -88,10 +90,13 @@ async fn d6_a_node_opens_its_own_export_and_no_other() {
     let (answer_a, answer_b) = (a.exported(&site).await, b.exported(&site).await);
     assert!(a.open(&answer_b).is_none(), "another TPM opened the grant");
     let (grant_a, grant_b) = (a.open(&answer_a).unwrap(), b.open(&answer_b).unwrap());
-    let (mine, theirs) = (credentials(&grant_a), credentials(&grant_b));
+    let (mine, theirs) = (credentials(&answer_a, &grant_a), credentials(&answer_b, &grant_b));
     assert!(logs_in(&site, &mine).await && logs_in(&site, &theirs).await);
-    // Names are no secrets: A knows all of B's, and even then its own secret opens nothing of B's.
-    let target = ExportOrder { target: theirs.target.clone(), ..mine.clone() };
+    // A stolen secret is of no use elsewhere: A's connections never reach B's process.
+    let stolen = ExportOrder { address: mine.address, ..theirs.clone() };
+    assert!(!logs_in(&site, &stolen).await, "A opened B's export with B's own secret");
+    // Names are no secrets: A knows all of B's, and has its address. Even then its own secret opens nothing of B's.
+    let target = ExportOrder { target: theirs.target.clone(), address: theirs.address, ..mine.clone() };
     let initiator = ExportOrder { initiator: theirs.initiator.clone(), ..target.clone() };
     let chap_name = ExportOrder { chap_name: theirs.chap_name.clone(), ..initiator.clone() };
     for (what, order) in [("target", target), ("initiator", initiator), ("CHAP name", chap_name)] {
@@ -122,9 +127,9 @@ async fn d6_a_spoofed_mac_gets_an_address_and_no_disk() {
     assert_eq!(site.gateway.reserved(), [(b.mac.to_owned(), answer.address.address.addr().to_string())]);
     let grant = b.open(&answer).unwrap();
     // All that the spoofer can have seen on the wire: names, and no secret.
-    let guess = ExportOrder { chap_secret: "0123456789abcdef".into(), ..credentials(&grant) };
+    let guess = ExportOrder { chap_secret: "0123456789abcdef".into(), ..credentials(&answer, &grant) };
     assert!(!logs_in(&site, &guess).await);
-    let url = format!("iscsi://{}/{}/0", site.gateway.portal, grant.target);
+    let url = format!("iscsi://{}/{}/0", way(guess.address, site.gateway.portal).await, grant.target);
     let open = rig::run(std::process::Command::new("iscsi-inq").args(["-i", grant.initiator.as_str(), &url])).await;
     assert!(!open.status.success(), "let in without CHAP: {}", text(&open));
     site.stop().await;
@@ -134,13 +139,13 @@ async fn d6_a_spoofed_mac_gets_an_address_and_no_disk() {
 async fn d6_an_earlier_admissions_secret_opens_nothing() {
     let site = Site::new().await;
     let a = Node::with_disk(&site, "n2", "52:54:00:00:00:02").await;
-    let first = a.open(&a.exported(&site).await).unwrap();
-    let second = a.open(&a.exported(&site).await).unwrap();
+    let (earlier, later) = (a.exported(&site).await, a.exported(&site).await);
+    let (first, second) = (a.open(&earlier).unwrap(), a.open(&later).unwrap());
     assert!(first.chap_secret != second.chap_secret && first.initiator != second.initiator);
-    assert!(!logs_in(&site, &credentials(&first)).await);
+    assert!(!logs_in(&site, &credentials(&later, &first)).await);
     // The disk is the lease's, and so is the target's name: only the credentials changed.
     assert_eq!(first.target, second.target);
-    assert!(logs_in(&site, &credentials(&second)).await);
+    assert!(logs_in(&site, &credentials(&later, &second)).await);
     site.stop().await;
 }
 
@@ -184,15 +189,15 @@ async fn d4_a_revoked_result_stays_revoked_for_as_long_as_it_is_valid() {
     site.stop().await;
 }
 
-/// A relay to the portal for one connection, that tells when the portal closed it.
-async fn witness(portal: SocketAddr) -> (SocketAddr, oneshot::Receiver<Instant>) {
+/// A relay from a node to the portal for one connection, that tells when the portal closed it.
+async fn witness(node: Ipv4Addr, portal: SocketAddr) -> (SocketAddr, oneshot::Receiver<Instant>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let (tell, closed) = oneshot::channel();
     tokio::spawn(async move {
         let (client, _) = listener.accept().await.unwrap();
         let (mut from_client, mut to_client) = client.into_split();
-        let (mut from_portal, mut to_portal) = TcpStream::connect(portal).await.unwrap().into_split();
+        let (mut from_portal, mut to_portal) = connect_from(node, portal).await.unwrap().into_split();
         tokio::spawn(async move { tokio::io::copy(&mut from_client, &mut to_portal).await });
         let _closed_or_reset = tokio::io::copy(&mut from_portal, &mut to_client).await;
         let _nobody_waits = tell.send(Instant::now());
@@ -208,9 +213,9 @@ async fn revocation_cuts_the_session_within_a_second() {
     let mut taken = Vec::new();
     for _ in 0..10 {
         let answer = a.exported(&site).await;
-        let order = credentials(&a.open(&answer).unwrap());
-        let (relay, closed) = witness(site.gateway.portal).await;
-        let held = Held::open(relay, &order).await;
+        let order = credentials(&answer, &a.open(&answer).unwrap());
+        let (relay, closed) = witness(order.address, site.gateway.portal).await;
+        let held = Held::open_at(relay, &order).await;
         let begun = Instant::now();
         site.service.end(answer.admission).await.unwrap();
         let closed = tokio::time::timeout(Duration::from_secs(10), closed).await.unwrap().unwrap();
@@ -228,9 +233,10 @@ async fn revocation_cuts_the_session_within_a_second() {
 async fn d3_expiry_severs_the_session_without_anybodys_order() {
     let site = Site::new().await;
     let a = Node::with_disk(&site, "n2", "52:54:00:00:00:02").await;
-    let order = credentials(&a.open(&a.exported(&site).await).unwrap());
-    let (relay, closed) = witness(site.gateway.portal).await;
-    let _held = Held::open(relay, &order).await;
+    let answer = a.exported(&site).await;
+    let order = credentials(&answer, &a.open(&answer).unwrap());
+    let (relay, closed) = witness(order.address, site.gateway.portal).await;
+    let _held = Held::open_at(relay, &order).await;
     let Site { service, gateway, clock, .. } = site;
     service.stop().await;
     let begun = Instant::now();

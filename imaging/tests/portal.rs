@@ -4,11 +4,14 @@
 
 mod rig;
 
+use assay_imaging::gateway::Limits;
 use assay_imaging::gateway::order::ExportOrder;
+use assay_imaging::store::overlay::DiskFiles;
 use assay_imaging::{ExportedFile, FileExport};
 use assay_service::CancellationToken;
 use assay_service::clock::ManualClock;
 use assay_wire::id::AdmissionId;
+use rig::site::until;
 use rig::*;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -29,6 +32,18 @@ impl Site {
         let clock = Arc::new(ManualClock::new(NOW_MS));
         let gateway = RunningGateway::start(folder.path(), &clock).await;
         Self { folder, store, clock, gateway }
+    }
+
+    /// The process that has the order's disk open.
+    fn worker_of(&self, order: &ExportOrder) -> rustix::process::Pid {
+        let data = self.store.disk_folder(order.disk).join("data");
+        let has_it = |pid: &i32| {
+            let open = std::fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
+            open.into_iter().any(|file| std::fs::read_link(file.path()).is_ok_and(|target| target == data))
+        };
+        let processes = std::fs::read_dir("/proc").unwrap().flatten();
+        let pid = processes.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).find(has_it);
+        rustix::process::Pid::from_raw(pid.expect("a worker has the disk open")).unwrap()
     }
 
     async fn export(&self) -> (AdmissionId, ExportOrder) {
@@ -81,7 +96,7 @@ async fn whoever_is_not_admitted_is_refused() {
         let refused = libiscsi("iscsi-inq", site.gateway.portal, &bad).await;
         assert!(!refused.status.success(), "another {what} was let in: {}", text(&refused));
     }
-    let url = format!("iscsi://{}/{}/0", site.gateway.portal, order.target);
+    let url = format!("iscsi://{}/{}/0", way(order.address, site.gateway.portal).await, order.target);
     let refused = run(std::process::Command::new("iscsi-inq").args(["-i", order.initiator.as_str(), &url])).await;
     assert!(!refused.status.success(), "let in without CHAP: {}", text(&refused));
     assert!(libiscsi("iscsi-inq", site.gateway.portal, &order).await.status.success());
@@ -137,9 +152,20 @@ async fn orders_are_idempotent_and_do_not_displace_one_another() {
     let changed = ExportOrder { chap_secret: "another-secret-1".into(), ..order.clone() };
     let refused = site.gateway.put_up(admission, &changed).await.unwrap_err();
     assert_eq!(refused.problem().unwrap().status, 409);
-    let refused = site.gateway.put_up(AdmissionId::random(), &order).await.unwrap_err();
-    assert!(refused.problem().unwrap().detail.contains("disk"), "{refused}");
-    let lost = ExportOrder { disk: assay_wire::id::DiskId::random(), ..order };
+    let free = |order: &ExportOrder| ExportOrder {
+        target: "iqn.2026-01.dev.assay:other".parse().unwrap(),
+        address: some_address(),
+        ..order.clone()
+    };
+    for (part, again) in [
+        ("target", ExportOrder { target: order.target.clone(), ..free(&order) }),
+        ("address", ExportOrder { address: order.address, ..free(&order) }),
+        ("disk", free(&order)),
+    ] {
+        let refused = site.gateway.put_up(AdmissionId::random(), &again).await.unwrap_err();
+        assert!(refused.problem().unwrap().detail.contains(part), "{part}: {refused}");
+    }
+    let lost = ExportOrder { disk: assay_wire::id::DiskId::random(), ..free(&order) };
     let refused = site.gateway.put_up(AdmissionId::random(), &lost).await.unwrap_err();
     assert_eq!(refused.problem().unwrap().status, 503);
     site.gateway.stop().await;
@@ -189,7 +215,7 @@ async fn a_full_disk_is_told_to_the_initiator_and_loses_nothing() {
 async fn garbage_and_silence_cost_nothing_but_their_own_connection() {
     let site = Site::new(1 << 20).await;
     let (_, order) = site.export().await;
-    let mut garbage = TcpStream::connect(site.gateway.portal).await.unwrap();
+    let mut garbage = connect_from(order.address, site.gateway.portal).await.unwrap();
     garbage.write_all(&[0xff; 4096]).await.unwrap();
     let mut answer = Vec::new();
     let _reset_is_fine = tokio::time::timeout(Duration::from_secs(5), garbage.read_to_end(&mut answer)).await.unwrap();
@@ -198,9 +224,9 @@ async fn garbage_and_silence_cost_nothing_but_their_own_connection() {
     // Eight that say nothing, and a ninth that is turned away.
     let mut silent = Vec::new();
     for _ in 0..8 {
-        silent.push(TcpStream::connect(site.gateway.portal).await.unwrap());
+        silent.push(connect_from(order.address, site.gateway.portal).await.unwrap());
     }
-    let mut ninth = TcpStream::connect(site.gateway.portal).await.unwrap();
+    let mut ninth = connect_from(order.address, site.gateway.portal).await.unwrap();
     let turned_away = tokio::time::timeout(Duration::from_secs(5), ninth.read(&mut [0; 1])).await.unwrap();
     assert!(matches!(turned_away, Ok(0) | Err(_)));
     drop(silent);
@@ -213,18 +239,25 @@ async fn garbage_and_silence_cost_nothing_but_their_own_connection() {
     site.gateway.stop().await;
 }
 
-#[tokio::test(start_paused = true)]
+#[tokio::test]
 async fn whoever_does_not_log_in_in_time_is_disconnected() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("disk.raw");
     std::fs::write(&path, pattern(1 << 20)).unwrap();
-    let file = ExportedFile::bind(file_export(&path)).await.unwrap();
+    let limits = Limits { login_ms: 300, ..Limits::default() };
+    let file = ExportedFile::bind(FileExport { limits, ..file_export(&path) }).await.unwrap();
     let (address, shutdown) = (file.address(), CancellationToken::new());
     let serving = tokio::spawn(file.serve(shutdown.clone()));
+    let begun = Instant::now();
     let mut silent = TcpStream::connect(address).await.unwrap();
-    let begun = tokio::time::Instant::now();
-    assert_eq!(silent.read(&mut [0; 1]).await.unwrap(), 0);
-    assert_eq!(begun.elapsed().as_secs(), 15);
+    // One that says something now and then is no better.
+    let mut slow = TcpStream::connect(address).await.unwrap();
+    slow.write_all(&[0x43; 20]).await.unwrap();
+    for stream in [&mut silent, &mut slow] {
+        let closed = tokio::time::timeout(Duration::from_secs(10), stream.read(&mut [0; 1])).await.unwrap();
+        assert_eq!(closed.unwrap(), 0);
+        assert!(begun.elapsed() >= Duration::from_millis(300), "{:?}", begun.elapsed());
+    }
     shutdown.cancel();
     serving.await.unwrap();
 }
@@ -237,6 +270,8 @@ fn file_export(path: &std::path::Path) -> FileExport {
         initiator: None,
         chap: None,
         read_only: true,
+        limits: Limits::default(),
+        worker: Some(WORKER.into()),
     }
 }
 
@@ -260,4 +295,147 @@ async fn a_plain_file_can_be_exported_by_itself() {
     );
     shutdown.cancel();
     serving.await.unwrap();
+}
+
+#[tokio::test]
+async fn a_worker_that_dies_is_started_anew_and_nobody_else_notices() {
+    let site = Site::new(1 << 20).await;
+    let ((mine_id, mine), (other_id, other)) = (site.export().await, site.export().await);
+    let mut theirs = Held::open(site.gateway.portal, &other).await;
+    let written = qemu_io(site.gateway.portal, &mine, &["write -P 0x33 4096 8192"]).await;
+    assert!(written.status.success(), "{}", text(&written));
+    let pid = site.worker_of(&mine);
+    rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+    let export = async |id: AdmissionId| {
+        let status = site.gateway.status().await;
+        status.exports.into_iter().find(|export| export.admission == id).unwrap()
+    };
+    until(async || {
+        let export = export(mine_id).await;
+        export.restarts == 1 && export.confinement.is_some()
+    })
+    .await;
+    assert_ne!(site.worker_of(&mine), pid);
+    // Never flushed, and still there: it was answered.
+    let read = qemu_io(site.gateway.portal, &mine, &["read -P 0x33 4096 8192"]).await;
+    assert!(read.status.success() && !text(&read).contains("failed"), "{}", text(&read));
+    let answer = theirs.ask("read 0 4096").await;
+    assert!(answer.contains("read 4096/4096"), "{answer}");
+    assert_eq!(export(other_id).await.restarts, 0);
+    site.gateway.stop().await;
+}
+
+#[tokio::test]
+async fn revocation_stops_a_live_writer() {
+    let site = Site::new(4 << 20).await;
+    let (admission, order) = site.export().await;
+    let mut held = Held::open(site.gateway.portal, &order).await;
+    let writer =
+        tokio::spawn(async move { while held.ask("write -P 0x44 0 1M").await.contains("wrote 1048576/1048576") {} });
+    until(async || site.gateway.status().await.exports[0].written_bytes > 4 << 20).await;
+    let pid = site.worker_of(&order);
+    let begun = Instant::now();
+    site.gateway.take_down(admission).await;
+    let severed_in = begun.elapsed();
+    assert!(severed_in < Duration::from_millis(100), "{severed_in:?}");
+    // Reaped, so nothing writes any more: its lock on the disk is free.
+    assert!(rustix::process::test_kill_process(pid).is_err(), "the worker is still there");
+    let image = site.store.image_folder(&image());
+    DiskFiles::open(&image, &site.store.disk_folder(order.disk)).unwrap();
+    writer.abort();
+    site.gateway.stop().await;
+}
+
+#[tokio::test]
+async fn workers_end_with_their_gateway() {
+    let site = Site::new(1 << 20).await;
+    let (_, order) = site.export().await;
+    let pid = site.worker_of(&order);
+    site.gateway.stop().await;
+    assert!(rustix::process::test_kill_process(pid).is_err(), "the worker outlived its gateway");
+}
+
+#[tokio::test]
+async fn further_sessions_are_for_the_same_initiator_as_many_as_ordered() {
+    let site = Site::new(1 << 20).await;
+    let order = ExportOrder { sessions: 2, ..order(&site.store) };
+    site.gateway.put_up(AdmissionId::random(), &order).await.unwrap();
+    let (mut first, mut second) =
+        (Held::open(site.gateway.portal, &order).await, Held::open(site.gateway.portal, &order).await);
+    assert_eq!(site.gateway.status().await.exports[0].sessions, 2);
+    let third = libiscsi("iscsi-inq", site.gateway.portal, &order).await;
+    assert!(!third.status.success(), "a third session: {}", text(&third));
+    for path in [&mut first, &mut second] {
+        let answer = path.ask("read 0 4096").await;
+        assert!(answer.contains("read 4096/4096"), "{answer}");
+    }
+    let status = site.gateway.status().await.exports.remove(0);
+    assert!(status.reads.count >= 4 && status.reads.p99_us >= status.reads.p50_us, "{status:?}");
+    site.gateway.stop().await;
+}
+
+/// Ten thousand, half from a node that has an export and half from nowhere: descriptors and memory stay bounded, and
+/// another node's export answers all the while.
+#[tokio::test]
+async fn ten_thousand_half_open_connections_are_bounded_and_bother_nobody_else() {
+    const ATTEMPTS: usize = 10_000;
+    let limit = rustix::process::Rlimit { current: Some(20_000), maximum: Some(20_000) };
+    rustix::process::setrlimit(rustix::process::Resource::Nofile, limit).unwrap();
+    let site = Site::new(1 << 20).await;
+    let ((_, malicious), (_, other)) = (site.export().await, site.export().await);
+    let mut held = Held::open(site.gateway.portal, &other).await;
+    let own_before = open_files("self");
+    let mut open = Vec::new();
+    for attempt in 0..ATTEMPTS {
+        let from = if attempt % 2 == 0 { malicious.address } else { "127.77.7.7".parse().unwrap() };
+        // Refused when the backlog is full, which bounds as well.
+        let connecting = tokio::time::timeout(Duration::from_secs(5), connect_from(from, site.gateway.portal));
+        if let Ok(Ok(mut stream)) = connecting.await {
+            let _closed_already = stream.write_all(&[0x43]).await;
+            open.push(stream);
+        }
+    }
+    assert!(open.len() > ATTEMPTS / 2, "only {} connections were attempted", open.len());
+    let answer = held.ask("read 0 4096").await;
+    assert!(answer.contains("read 4096/4096"), "{answer}");
+    let status = site.gateway.status().await;
+    assert!(status.exports.iter().all(|export| export.restarts == 0), "{status:?}");
+    let worker = site.worker_of(&malicious).as_raw_nonzero().get().to_string();
+    assert!(open_files(&worker) <= 7 + 8, "{} descriptors in the worker", open_files(&worker));
+    // The gateway is this process, like the initiators: what is beyond their sockets is its own.
+    let own = open_files("self").saturating_sub(own_before).saturating_sub(open.len());
+    assert!(own <= 16, "{own} descriptors in the gateway");
+    let resident = pss_kib(&worker);
+    eprintln!("worker under 10,000 half-open connections: {resident} KiB");
+    assert!(resident < 10 * 1024, "{resident} KiB");
+    site.gateway.stop().await;
+}
+
+#[tokio::test]
+async fn a_worker_takes_less_than_ten_mebibytes() {
+    let site = Site::new(8 << 20).await;
+    let (_, order) = site.export().await;
+    for (what, commands) in [
+        ("at rest", vec!["read 0 512"]),
+        ("after large reads", vec!["read 0 8M"; 8]),
+        ("after large writes", vec!["write 0 8M"; 8]),
+    ] {
+        let done = qemu_io(site.gateway.portal, &order, &commands).await;
+        assert!(done.status.success(), "{}", text(&done));
+        let resident = pss_kib(&site.worker_of(&order).as_raw_nonzero().get().to_string());
+        eprintln!("worker {what}: {resident} KiB");
+        assert!(resident < 10 * 1024, "{what}: {resident} KiB");
+    }
+    site.gateway.stop().await;
+}
+
+fn open_files(process: &str) -> usize {
+    std::fs::read_dir(format!("/proc/{process}/fd")).unwrap().count()
+}
+
+/// Memory that is the process's own, and its share of what others have mapped, too.
+fn pss_kib(process: &str) -> u64 {
+    let smaps = std::fs::read_to_string(format!("/proc/{process}/smaps_rollup")).unwrap();
+    let line = smaps.lines().find(|line| line.starts_with("Pss:")).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse().unwrap()
 }

@@ -3,7 +3,7 @@
 use super::output::{self, Format, Row};
 use super::{BoxError, Options, Site};
 use assay_wire::id::{ImageId, ProjectId};
-use assay_wire::imaging::{Disk, Export, Image, ImageFormat, ImportRequest, ImportStatus};
+use assay_wire::imaging::{Disk, Export, Image, ImageFormat, ImportRequest, ImportStatus, Latency};
 use clap::{Args, Subcommand};
 use indicatif::{ProgressBar, ProgressStyle};
 use std::path::PathBuf;
@@ -74,17 +74,25 @@ impl Row for Disk {
 }
 
 impl Row for Export {
-    const HEAD: &'static [&'static str] = &["NODE", "TARGET", "INITIATOR", "SESSIONS", "UNTIL"];
+    const HEAD: &'static [&'static str] =
+        &["NODE", "TARGET", "SESSIONS", "READ", "WRITTEN", "READS P50/P99", "WRITES P50/P99", "UNTIL"];
     fn cells(&self) -> Vec<String> {
-        let until = output::time(self.expires_at_ms);
         vec![
             self.node.to_string(),
             self.target.to_string(),
-            self.initiator.to_string(),
             self.sessions.to_string(),
-            until,
+            output::bytes(self.read_bytes),
+            output::bytes(self.written_bytes),
+            latency(&self.reads),
+            latency(&self.writes),
+            output::time(self.expires_at_ms),
         ]
     }
+}
+
+/// As `41/180 µs`.
+fn latency(Latency { count, p50_us, p99_us }: &Latency) -> String {
+    if *count == 0 { "-".to_owned() } else { format!("{p50_us}/{p99_us} µs") }
 }
 
 pub(crate) async fn run_image(command: ImageCommand) -> Result<(), BoxError> {

@@ -3,6 +3,7 @@
 
 use super::stop_on_signal;
 use crate::client::BoxError;
+use assay_imaging::gateway::Limits;
 use assay_imaging::{Gateway, GatewayConfig, RelayConfig};
 use assay_netboot::dhcp::reservations::{ReservedNetwork, serve_reservations};
 use assay_service::CancellationToken;
@@ -15,6 +16,9 @@ use serde::Deserialize;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
+
+/// Beyond what distributions and systemd's containers hand out.
+const WORKER_USERS: u32 = 0x7001_0000;
 
 #[derive(Debug, Args)]
 pub(crate) struct GatewayArguments {
@@ -37,6 +41,10 @@ struct GatewayFile {
     relay: SocketAddr,
     /// Unix socket of the verifier's agent API.
     verifier_socket: PathBuf,
+    /// Program of the exports' processes; `assay-export` beside this one if none is given.
+    worker: Option<PathBuf>,
+    /// The first of 65,536 users for the exports' processes. Each gateway of a machine should have its own.
+    worker_users: Option<u32>,
     /// Address service; without it nodes have what the agent configured, until their operating system asks.
     dhcp: Option<DhcpTable>,
 }
@@ -81,6 +89,9 @@ pub(crate) async fn run_gateway(arguments: GatewayArguments) -> Result<(), BoxEr
         store: file.store,
         portal: file.portal,
         relay: Some(RelayConfig { listen: file.relay, verifier_socket: file.verifier_socket }),
+        worker: file.worker,
+        worker_users: Some(file.worker_users.unwrap_or(WORKER_USERS)),
+        limits: Limits::default(),
         clock: Arc::new(SystemClock),
     };
     let shutdown = stop_on_signal()?;

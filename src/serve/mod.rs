@@ -5,6 +5,7 @@ mod site;
 
 use crate::client::BoxError;
 use assay_imaging::FileExport;
+use assay_imaging::gateway::Limits;
 use assay_service::CancellationToken;
 use assay_service::auth::Tokens;
 use assay_service::clock::SystemClock;
@@ -59,6 +60,9 @@ pub(crate) struct ServeArguments {
     #[arg(long, default_value = "/etc/assay/site.toml")]
     config: PathBuf,
 }
+
+/// Sessions that an exported file may have at once.
+const FILE_SESSIONS: u8 = 64;
 
 #[derive(Debug, Args)]
 pub(crate) struct ExportFileArguments {
@@ -148,7 +152,9 @@ async fn export_file(arguments: ExportFileArguments) -> Result<(), BoxError> {
     telemetry::init(LogFormat::Text);
     let chap = arguments.chap.as_deref().map(read_chap).transpose()?;
     let ExportFileArguments { file: path, listen, target, initiator, read_only, .. } = arguments;
-    let export = FileExport { path, listen, target, initiator, chap, read_only };
+    // Ad hoc, so as many paths as a client may want.
+    let limits = Limits { sessions: FILE_SESSIONS, ..Limits::default() };
+    let export = FileExport { path, listen, target, initiator, chap, read_only, limits, worker: None };
     Ok(assay_imaging::export_file(export, stop_on_signal()?).await?)
 }
 

@@ -146,8 +146,28 @@ pub struct Export {
     pub initiator: Iqn,
     /// Until then: milliseconds since the Unix epoch.
     pub expires_at_ms: i64,
-    /// Sessions logged in now.
+    /// Sessions logged in now, as its gateway last said; like all that follows.
     pub sessions: u32,
+    /// Octets read since its process was started.
+    pub read_bytes: u64,
+    /// Octets written.
+    pub written_bytes: u64,
+    /// How long reads took at the target.
+    pub reads: Latency,
+    /// How long writes took.
+    pub writes: Latency,
+}
+
+/// How long operations took, from a command to its answer, in microseconds: upper bounds, at most a quarter too high.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Latency {
+    /// How many.
+    pub count: u64,
+    /// Half of them took no longer.
+    pub p50_us: u64,
+    /// All but one in a hundred took no longer.
+    pub p99_us: u64,
 }
 
 /// A project's gateway on its provisioning network: `POST /v1/gateways`.

@@ -51,16 +51,23 @@ pub(super) async fn get_exports(
 ) -> Result<Json<Vec<Export>>, ApiError> {
     caller.require_service()?;
     let records = state.exporter.db.exports().await.map_err(|error| db_failed(&error))?;
-    let sessions = state.sessions.lock().unwrap_or_else(PoisonError::into_inner);
-    let exports = records.into_iter().map(|record| Export {
-        sessions: sessions.get(&record.admission).copied().unwrap_or(0),
-        admission: record.admission,
-        lease: record.lease,
-        node: record.node,
-        disk: record.disk,
-        target: record.target,
-        initiator: record.initiator,
-        expires_at_ms: record.expires_at_ms,
+    let served = state.served.lock().unwrap_or_else(PoisonError::into_inner);
+    let exports = records.into_iter().map(|record| {
+        let status = served.get(&record.admission);
+        Export {
+            sessions: status.map_or(0, |status| status.sessions),
+            read_bytes: status.map_or(0, |status| status.read_bytes),
+            written_bytes: status.map_or(0, |status| status.written_bytes),
+            reads: status.map(|status| status.reads).unwrap_or_default(),
+            writes: status.map(|status| status.writes).unwrap_or_default(),
+            admission: record.admission,
+            lease: record.lease,
+            node: record.node,
+            disk: record.disk,
+            target: record.target,
+            initiator: record.initiator,
+            expires_at_ms: record.expires_at_ms,
+        }
     });
     Ok(Json(exports.collect()))
 }
@@ -81,7 +88,7 @@ pub(super) async fn delete_export(
         .await
         .map_err(|error| ApiError::internal("ending an export", &error))?
         .map_err(|error| export_failed(&error))?;
-    state.sessions.lock().unwrap_or_else(PoisonError::into_inner).remove(&admission);
+    state.served.lock().unwrap_or_else(PoisonError::into_inner).remove(&admission);
     Ok(StatusCode::NO_CONTENT)
 }
 

@@ -47,7 +47,7 @@ pub(super) async fn serve(
 }
 
 async fn list(State(exports): State<Arc<Exports>>) -> Json<GatewayStatus> {
-    Json(exports.status())
+    Json(exports.status().await)
 }
 
 async fn put_up(
@@ -56,9 +56,9 @@ async fn put_up(
     Json(order): Json<ExportOrder>,
 ) -> Result<StatusCode, ApiError> {
     exports.put_up(admission, order).await.map_err(|error| match &error {
-        OrderError::Differs { .. } | OrderError::TargetTaken { .. } => ApiError::conflict("order-conflicts", error),
+        OrderError::Differs { .. } | OrderError::Taken { .. } => ApiError::conflict("order-conflicts", error),
         OrderError::Expired { .. } => ApiError::conflict("expired", error),
-        OrderError::Target { .. } => ApiError::bad_request("target-invalid", error),
+        OrderError::Worker { .. } => ApiError::unavailable("worker", assay_service::error::chain(&error)),
         OrderError::Store { .. } => ApiError::unavailable("disk", assay_service::error::chain(&error)),
     })?;
     Ok(StatusCode::NO_CONTENT)

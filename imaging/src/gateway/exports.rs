@@ -1,42 +1,71 @@
-//! The gateway's exports: each an order, an open clone and a target. Served until ordered down, or expired by the
+//! The gateway's exports: each an order, and the worker that serves it. Served until ordered down, or expired by the
 //! gateway's own clock, whether or not imaging still runs.
 
-use super::hub::Hub;
 use super::order::{ExportOrder, ExportStatus, GatewayStatus, Reservation};
-use super::unit::{BLOCK_BYTES, Unit};
+use super::process::{Launcher, StartError};
+use super::supervised::{Recipe, Supervised, WorkerError};
 use crate::store::StoreError;
-use crate::store::golden::GoldenImage;
-use crate::store::overlay::{HostBoot, Overlay};
-use assay_iscsi::{
-    Authentication, ChapAlgorithms, ChapCredentials, ConfigError, LogicalUnitConfig, Target, TargetConfig,
-};
+use crate::store::overlay::DiskFiles;
+use crate::worker::disk::DiskOrder;
+use crate::worker::message::{Limits, WorkerOrder};
 use assay_service::clock::Clock;
-use assay_wire::id::{AdmissionId, DiskId, ImageId};
-use assay_wire::net::MacAddr;
-use std::collections::{BTreeMap, HashMap};
-use std::net::{Ipv4Addr, SocketAddr};
+use assay_wire::id::{AdmissionId, DiskId};
+use assay_wire::net::{Iqn, MacAddr};
+use futures_util::future::join_all;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+/// Users of workers: this many from the configured one on, the lowest that is free for each export.
+const WORKER_USERS: u32 = 65_536;
+/// Admissions are spread over this many locks: one that is slow to come up must not keep another from going down.
+const LOCKS: usize = 64;
 
 /// Exports by admission.
 pub(super) struct Exports {
     store: PathBuf,
     portal: SocketAddr,
-    hub: Arc<Hub>,
+    launcher: Arc<Launcher>,
+    /// The first user that a worker may become.
+    worker_users: Option<u32>,
+    limits: Limits,
     clock: Arc<dyn Clock>,
-    /// Held while an export is put up or taken down, so that the two do not cross.
-    changing: tokio::sync::Mutex<()>,
+    /// One of them is held while an export is put up or taken down, so that the two do not cross.
+    changing: [tokio::sync::Mutex<()>; LOCKS],
     standing: Mutex<BTreeMap<AdmissionId, Standing>>,
+    /// What exports that are just being put up will have.
+    claims: Arc<Mutex<BTreeMap<AdmissionId, Claim>>>,
+    /// Whose connections go where.
+    by_address: RwLock<HashMap<Ipv4Addr, Arc<Supervised>>>,
     /// Addresses of the nodes whose exports stand.
     reservations: watch::Sender<Vec<(MacAddr, Ipv4Addr)>>,
-    /// Golden images that some clone has open.
-    goldens: Mutex<HashMap<ImageId, Weak<GoldenImage>>>,
+}
+
+/// What one export at a time may have.
+struct Claim {
+    target: Iqn,
+    address: Ipv4Addr,
+    user: Option<u32>,
+}
+
+/// A claim until it stands; given up when this is dropped.
+struct Claimed {
+    claims: Arc<Mutex<BTreeMap<AdmissionId, Claim>>>,
+    admission: AdmissionId,
+    user: Option<u32>,
 }
 
 struct Standing {
+    /// As it was put up: [`Standing::expires_at_ms`] is when it ends.
     order: ExportOrder,
-    unit: Arc<Unit>,
+    expires_at_ms: Arc<AtomicI64>,
+    user: Option<u32>,
+    worker: Arc<Supervised>,
+    task: JoinHandle<()>,
 }
 
 /// Why an order is not carried out.
@@ -48,11 +77,11 @@ pub(super) enum OrderError {
         /// Whose.
         admission: AdmissionId,
     },
-    /// The target's name is in use.
-    #[error("target {target} is up for another admission than {admission}")]
-    TargetTaken {
-        /// The name.
-        target: String,
+    /// The target's name or the node's address is in use.
+    #[error("{what} is another admission's than {admission}")]
+    Taken {
+        /// Target or address.
+        what: String,
         /// Who asked for it.
         admission: AdmissionId,
     },
@@ -62,13 +91,13 @@ pub(super) enum OrderError {
         /// Whose.
         admission: AdmissionId,
     },
-    /// The engine will not have it.
-    #[error("putting up the target of admission {admission}: {reason}")]
-    Target {
-        /// Whose.
-        admission: AdmissionId,
+    /// Its process does not run.
+    #[error("starting the worker for disk {disk}")]
+    Worker {
+        /// Which disk.
+        disk: DiskId,
         /// Why.
-        reason: ConfigError,
+        source: StartError,
     },
     /// The clone cannot be opened.
     #[error("opening disk {disk}")]
@@ -81,22 +110,25 @@ pub(super) enum OrderError {
 }
 
 impl Exports {
-    pub(super) fn new(store: PathBuf, portal: SocketAddr, hub: Arc<Hub>, clock: Arc<dyn Clock>) -> Self {
+    pub(super) fn new(config: &super::GatewayConfig, portal: SocketAddr, launcher: Launcher) -> Self {
         Self {
-            store,
+            store: config.store.clone(),
             portal,
-            hub,
-            clock,
-            changing: tokio::sync::Mutex::default(),
+            launcher: Arc::new(launcher),
+            worker_users: config.worker_users,
+            limits: config.limits,
+            clock: Arc::clone(&config.clock),
+            changing: [const { tokio::sync::Mutex::const_new(()) }; LOCKS],
             standing: Mutex::default(),
+            claims: Arc::default(),
+            by_address: RwLock::default(),
             reservations: watch::Sender::default(),
-            goldens: Mutex::default(),
         }
     }
 
     /// Carries out an order. Idempotent.
-    pub(super) async fn put_up(self: &Arc<Self>, admission: AdmissionId, order: ExportOrder) -> Result<(), OrderError> {
-        let _alone = self.changing.lock().await;
+    pub(super) async fn put_up(&self, admission: AdmissionId, order: ExportOrder) -> Result<(), OrderError> {
+        let _alone = self.lock(admission).await;
         if order.expires_at_ms <= self.clock.now_ms() {
             return Err(OrderError::Expired { admission });
         }
@@ -105,14 +137,22 @@ impl Exports {
             let same = ExportOrder { expires_at_ms: standing.order.expires_at_ms, ..order } == standing.order;
             return if same { Ok(()) } else { Err(OrderError::Differs { admission }) };
         }
-        let unit = Arc::new(Unit::new(Arc::new(self.open(&order).await?)));
-        let target = Target::new(self.target(&order, unit.blocks()))
-            .map_err(|reason| OrderError::Target { admission, reason })?;
-        if !self.hub.insert(Arc::new(target), Arc::clone(&unit)) {
-            return Err(OrderError::TargetTaken { target: order.target.to_string(), admission });
+        let claimed = self.claim(admission, &order)?;
+        let user = claimed.user;
+        let expires_at_ms = Arc::new(AtomicI64::new(order.expires_at_ms));
+        let recipe = self.recipe(&order, user, Arc::clone(&expires_at_ms));
+        let (worker, task) = Supervised::start(admission.to_string(), Arc::clone(&self.launcher), recipe)
+            .await
+            .map_err(|error| match error {
+                WorkerError::Store(source) => OrderError::Store { disk: order.disk, source },
+                WorkerError::Start(source) => OrderError::Worker { disk: order.disk, source },
+            })?;
+        if user.is_some() && worker.confinement().is_some_and(|confinement| !confinement.own_user) {
+            tracing::warn!(event = "gateway.no_own_user", %admission, "the gateway may not give the worker a user of its own");
         }
-        tracing::info!(event = "gateway.export_up", %admission, target = %order.target, "export is up");
-        self.standing().insert(admission, Standing { order, unit });
+        tracing::info!(event = "gateway.export_up", %admission, target = %order.target, address = %order.address, "export is up");
+        self.by_address.write().unwrap_or_else(PoisonError::into_inner).insert(order.address, Arc::clone(&worker));
+        self.standing().insert(admission, Standing { order, expires_at_ms, user, worker, task });
         self.reserve();
         Ok(())
     }
@@ -120,25 +160,36 @@ impl Exports {
     /// Serves exports until later. One that is not served, or has expired by our clock, is not brought back.
     pub(super) fn renew(&self, until_ms: &BTreeMap<AdmissionId, i64>) {
         let now_ms = self.clock.now_ms();
-        let mut standing = self.standing();
+        let standing = self.standing();
         for (admission, until_ms) in until_ms {
-            if let Some(Standing { order, .. }) = standing.get_mut(admission)
-                && order.expires_at_ms > now_ms
+            if let Some(Standing { expires_at_ms, worker, .. }) = standing.get(admission)
+                && expires_at_ms.load(Ordering::Relaxed) > now_ms
             {
-                order.expires_at_ms = order.expires_at_ms.max(*until_ms);
+                let until_ms = expires_at_ms.fetch_max(*until_ms, Ordering::Relaxed).max(*until_ms);
+                worker.renew(remaining_ms(until_ms, now_ms));
             }
         }
     }
 
-    /// Severs an export's sessions and forgets it, if there is one.
+    /// Severs an export's sessions and forgets it, if there is one: its process is gone when this returns.
     pub(super) async fn take_down(&self, admission: AdmissionId) {
-        let _alone = self.changing.lock().await;
+        let _alone = self.lock(admission).await;
         let standing = self.standing().remove(&admission);
-        if let Some(standing) = standing {
+        if let Some(Standing { order, worker, task, .. }) = standing {
+            self.by_address.write().unwrap_or_else(PoisonError::into_inner).remove(&order.address);
+            worker.sever();
             self.reserve();
-            self.hub.remove(standing.order.target.as_str()).await;
-            tracing::info!(event = "gateway.export_down", %admission, target = %standing.order.target, "export is down");
+            if let Err(error) = task.await {
+                tracing::error!(event = "gateway.supervisor_died", %admission, %error, "ending an export's worker");
+            }
+            tracing::info!(event = "gateway.export_down", %admission, target = %order.target, "export is down");
         }
+    }
+
+    /// Takes down everything.
+    pub(super) async fn take_down_all(&self) {
+        let all: Vec<AdmissionId> = self.standing().keys().copied().collect();
+        join_all(all.into_iter().map(|admission| self.take_down(admission))).await;
     }
 
     /// Takes down every export that has expired.
@@ -147,7 +198,7 @@ impl Exports {
         let due: Vec<AdmissionId> = self
             .standing()
             .iter()
-            .filter(|(_, standing)| standing.order.expires_at_ms <= now_ms)
+            .filter(|(_, standing)| standing.expires_at_ms.load(Ordering::Relaxed) <= now_ms)
             .map(|(admission, _)| *admission)
             .collect();
         for admission in due {
@@ -161,22 +212,38 @@ impl Exports {
         self.reservations.subscribe()
     }
 
-    /// What is served.
-    pub(super) fn status(&self) -> GatewayStatus {
-        let standing = self.standing();
-        let exports = standing.iter().map(|(admission, standing)| {
-            let (read_bytes, written_bytes) = standing.unit.counters();
-            let sessions = self.hub.sessions(standing.order.target.as_str());
+    /// Whose connections come from there.
+    pub(super) fn at(&self, address: IpAddr) -> Option<Arc<Supervised>> {
+        let IpAddr::V4(address) = address else { return None };
+        self.by_address.read().unwrap_or_else(PoisonError::into_inner).get(&address).cloned()
+    }
+
+    /// What is served. A worker that does not answer is said to have done nothing.
+    pub(super) async fn status(&self) -> GatewayStatus {
+        let standing: Vec<_> = self
+            .standing()
+            .iter()
+            .map(|(admission, standing)| {
+                let expires_at_ms = standing.expires_at_ms.load(Ordering::Relaxed);
+                (*admission, standing.order.target.clone(), expires_at_ms, Arc::clone(&standing.worker))
+            })
+            .collect();
+        let exports = standing.into_iter().map(async |(admission, target, expires_at_ms, worker)| {
+            let status = worker.status().await.unwrap_or_default();
             ExportStatus {
-                admission: *admission,
-                target: standing.order.target.clone(),
-                sessions: u32::try_from(sessions).unwrap_or(u32::MAX),
-                read_bytes,
-                written_bytes,
-                expires_at_ms: standing.order.expires_at_ms,
+                admission,
+                target,
+                sessions: status.sessions,
+                read_bytes: status.read_bytes,
+                written_bytes: status.written_bytes,
+                reads: status.reads,
+                writes: status.writes,
+                restarts: worker.restarts(),
+                confinement: worker.confinement(),
+                expires_at_ms,
             }
         });
-        GatewayStatus { exports: exports.collect() }
+        GatewayStatus { exports: join_all(exports).await }
     }
 
     /// Brings the reservations in step with what stands.
@@ -188,54 +255,76 @@ impl Exports {
         self.reservations.send_replace(reservations);
     }
 
-    async fn open(self: &Arc<Self>, order: &ExportOrder) -> Result<Overlay, OrderError> {
-        let (exports, image, disk) = (Arc::clone(self), order.image.clone(), order.disk);
-        let opened = crate::export::blocking(move || {
-            let golden = exports.golden(&image)?;
-            Overlay::open(&exports.store.join("disks").join(disk.to_string()), golden, HostBoot::current()?)
-        });
-        opened.await.map_err(|source| OrderError::Store { disk, source })
+    async fn lock(&self, admission: AdmissionId) -> tokio::sync::MutexGuard<'_, ()> {
+        let index = admission.as_bytes().iter().fold(0, |sum, octet| sum ^ usize::from(*octet)) % LOCKS;
+        self.changing[index].lock().await
     }
 
-    /// The golden image, shared with the clones that have it open. Blocks.
-    fn golden(&self, image: &ImageId) -> Result<Arc<GoldenImage>, StoreError> {
-        let mut goldens = self.goldens.lock().unwrap_or_else(PoisonError::into_inner);
-        goldens.retain(|_, golden| golden.strong_count() > 0);
-        if let Some(golden) = goldens.get(image).and_then(Weak::upgrade) {
-            return Ok(golden);
+    fn claim(&self, admission: AdmissionId, order: &ExportOrder) -> Result<Claimed, OrderError> {
+        let mut claims = lock(&self.claims);
+        let standing = self.standing();
+        let orders = standing.values().map(|other| (&other.order.target, other.order.address, other.user));
+        let claimed = claims.values().map(|claim| (&claim.target, claim.address, claim.user));
+        let mut users = BTreeSet::new();
+        for (target, address, user) in orders.chain(claimed) {
+            users.extend(user);
+            if *target == order.target {
+                return Err(OrderError::Taken { what: format!("target {target}"), admission });
+            }
+            if address == order.address {
+                return Err(OrderError::Taken { what: format!("address {address}"), admission });
+            }
         }
-        let golden = Arc::new(GoldenImage::open(&self.store.join("images").join(image.as_str()))?);
-        goldens.insert(image.clone(), Arc::downgrade(&golden));
-        Ok(golden)
+        let free = |first: u32| (first..first.saturating_add(WORKER_USERS)).find(|user| !users.contains(user));
+        let user = self.worker_users.and_then(free);
+        claims.insert(admission, Claim { target: order.target.clone(), address: order.address, user });
+        Ok(Claimed { claims: Arc::clone(&self.claims), admission, user })
     }
 
-    fn target(&self, order: &ExportOrder, blocks: u64) -> TargetConfig {
-        let mut naa = [0; 8];
-        naa.copy_from_slice(&order.disk.as_bytes()[8..]);
-        TargetConfig {
-            name: order.target.to_string(),
-            portal: self.portal,
-            initiator: order.initiator.to_string(),
-            authentication: Authentication::Chap {
-                initiator: ChapCredentials::new(order.chap_name.clone(), order.chap_secret.clone()),
-                target: None,
-                // iPXE and open-iscsi as Debian configures it have nothing else.
-                algorithms: ChapAlgorithms::WithMd5,
-            },
-            logical_unit: LogicalUnitConfig {
-                block_bytes: BLOCK_BYTES,
-                blocks,
-                naa: u64::from_be_bytes(naa) & ((1 << 60) - 1),
+    /// How each of an export's workers gets its order and files.
+    fn recipe(&self, order: &ExportOrder, user: Option<u32>, expires_at_ms: Arc<AtomicI64>) -> Box<Recipe> {
+        let image = self.store.join("images").join(order.image.as_str());
+        let disk = self.store.join("disks").join(order.disk.to_string());
+        let (order, portal, limits, clock) = (order.clone(), self.portal, self.limits, Arc::clone(&self.clock));
+        Box::new(move || {
+            let (disk_order, files) = DiskOrder::of(DiskFiles::open(&image, &disk)?);
+            let mut naa = [0; 8];
+            naa.copy_from_slice(&order.disk.as_bytes()[8..]);
+            let order = WorkerOrder {
+                target: order.target.to_string(),
+                portal,
+                initiator: Some(order.initiator.to_string()),
+                chap: Some((order.chap_name.clone(), order.chap_secret.clone())),
+                naa: u64::from_be_bytes(naa),
                 serial: hex::encode(order.disk.as_bytes()),
-                vendor: "ASSAY".to_owned(),
                 product: "clone".to_owned(),
                 read_only: false,
-                write_cache: true,
-            },
-        }
+                disk: disk_order,
+                limits: Limits { sessions: order.sessions, ..limits },
+                remaining_ms: Some(remaining_ms(expires_at_ms.load(Ordering::Relaxed), clock.now_ms())),
+                uid: user,
+                #[cfg(feature = "failpoints")]
+                without_seccomp: false,
+            };
+            Ok((order, files))
+        })
     }
 
     fn standing(&self) -> MutexGuard<'_, BTreeMap<AdmissionId, Standing>> {
-        self.standing.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.standing)
     }
+}
+
+impl Drop for Claimed {
+    fn drop(&mut self) {
+        lock(&self.claims).remove(&self.admission);
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn remaining_ms(until_ms: i64, now_ms: i64) -> u64 {
+    u64::try_from(until_ms.saturating_sub(now_ms)).unwrap_or(0)
 }

@@ -1,24 +1,25 @@
 //! The gateway: what stands on a project's provisioning network, in a network namespace of its own, unprivileged.
 //!
-//! It serves iSCSI targets ([`portal`]), relays agents to the verifier ([`relay`]), says which node has which address
+//! It starts a process for each export and hands it the connections of its node ([`portal`], [`supervised`]; the process
+//! is [`crate::worker`]), relays agents to the verifier ([`relay`]), says which node has which address
 //! ([`Gateway::reservations`], for a DHCP server), and takes orders from imaging on a Unix socket ([`order`]). It knows
 //! no project, no lease and no result: an order says everything, and expires.
 
-mod connection;
 mod control;
 mod exports;
 pub mod file;
-mod hub;
 pub mod order;
 mod portal;
+mod process;
 mod relay;
-mod unit;
+mod supervised;
 
+pub use crate::worker::message::{Confinement, Limits};
 use assay_service::CancellationToken;
 use assay_service::clock::Clock;
 use assay_wire::net::MacAddr;
 use exports::Exports;
-use hub::Hub;
+use process::Launcher;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
@@ -42,6 +43,12 @@ pub struct GatewayConfig {
     pub portal: SocketAddr,
     /// The relay to the verifier, if there is one.
     pub relay: Option<RelayConfig>,
+    /// The program of the exports' processes; `assay-export` beside this program if none is given.
+    pub worker: Option<PathBuf>,
+    /// The first of the users that those processes become, each one of its own, where this process may do that.
+    pub worker_users: Option<u32>,
+    /// What bounds each export's initiators; its sessions are the order's to say.
+    pub limits: Limits,
     /// Exports expire by it.
     pub clock: Arc<dyn Clock>,
 }
@@ -68,6 +75,15 @@ pub enum GatewayError {
         /// Why.
         source: io::Error,
     },
+    /// There is no program for exports.
+    #[error("the export worker's program {} is not there", program.display())]
+    NoWorker {
+        /// Where it should be.
+        program: PathBuf,
+    },
+    /// This process does not know where its own program is, or cannot start a thread.
+    #[error("preparing to start export workers")]
+    OwnPath(#[source] io::Error),
     /// The control socket failed.
     #[error("serving the control socket")]
     Control(#[source] io::Error),
@@ -76,7 +92,6 @@ pub enum GatewayError {
 /// A gateway whose sockets are bound.
 pub struct Gateway {
     exports: Arc<Exports>,
-    hub: Arc<Hub>,
     control: tokio::net::UnixListener,
     portal: TcpListener,
     portal_address: SocketAddr,
@@ -87,19 +102,19 @@ impl Gateway {
     /// Binds all sockets.
     ///
     /// # Errors
-    /// One is taken or not allowed.
+    /// One is taken or not allowed, or the workers' program is not there.
     pub async fn bind(config: GatewayConfig) -> Result<Self, GatewayError> {
+        let launcher = Launcher::new(config.worker.clone())?;
         let portal = listen("iSCSI", config.portal).await?;
         let portal_address = portal.local_addr().map_err(|source| refused("iSCSI", config.portal, source))?;
-        let relay = match config.relay {
-            Some(relay) => Some((listen("the relay", relay.listen).await?, relay.verifier_socket)),
+        let relay = match &config.relay {
+            Some(relay) => Some((listen("the relay", relay.listen).await?, relay.verifier_socket.clone())),
             None => None,
         };
         let control = control::bind(&config.control_socket)
             .map_err(|source| refused("orders", config.control_socket.display(), source))?;
-        let hub = Arc::new(Hub::default());
-        let exports = Arc::new(Exports::new(config.store, portal_address, Arc::clone(&hub), config.clock));
-        Ok(Self { exports, hub, control, portal, portal_address, relay })
+        let exports = Arc::new(Exports::new(&config, portal_address, launcher));
+        Ok(Self { exports, control, portal, portal_address, relay })
     }
 
     /// Where the portal listens.
@@ -121,13 +136,13 @@ impl Gateway {
         self.exports.reservations()
     }
 
-    /// Serves until `shutdown`; when it returns, no connection is left.
+    /// Serves until `shutdown`; when it returns, no worker is left, and so no connection.
     ///
     /// # Errors
     /// The control socket failed.
     pub async fn serve(self, shutdown: CancellationToken) -> Result<(), GatewayError> {
-        let directory = Arc::clone(&self.hub.targets);
-        let portal = portal::serve(self.portal, directory, self.hub, shutdown.clone());
+        let routes = Arc::clone(&self.exports);
+        let portal = portal::serve(self.portal, move |address| routes.at(address), shutdown.clone());
         let relay = async {
             if let Some((listener, verifier)) = self.relay {
                 relay::relay(listener, verifier, shutdown.clone()).await;
@@ -139,7 +154,13 @@ impl Gateway {
             shutdown.cancel();
             served.map_err(GatewayError::Control)
         };
-        let (served, (), (), ()) = tokio::join!(control, portal, relay, expire(&self.exports, &shutdown));
+        let severed = async {
+            shutdown.cancelled().await;
+            self.exports.take_down_all().await;
+        };
+        let (served, (), (), (), ()) = tokio::join!(control, portal, relay, expire(&self.exports, &shutdown), severed);
+        // What an order that was being carried out has put up since.
+        self.exports.take_down_all().await;
         served
     }
 }

@@ -7,11 +7,14 @@
 //! POST   /v1/renewals              {admission: expires_at_ms, …} -> 204    never sooner than before; what is not served is not put up
 //! ```
 
+use crate::worker::message::Confinement;
 use assay_wire::id::{AdmissionId, DiskId, ImageId};
+use assay_wire::imaging::Latency;
 use assay_wire::net::{Iqn, MacAddr};
 use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 use std::fmt;
+use std::net::Ipv4Addr;
 
 /// One export that the gateway shall serve until it is told otherwise or the export expires.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -29,11 +32,20 @@ pub struct ExportOrder {
     pub disk: DiskId,
     /// Its golden image.
     pub image: ImageId,
-    /// The node's address, for the gateway's DHCP; none if its MAC address is not known.
+    /// The node's address: connections from there go to this export's process, and no others do.
+    pub address: Ipv4Addr,
+    /// Sessions at once, all of the one initiator: more than one is for multipath.
+    #[serde(default = "one_session")]
+    pub sessions: u8,
+    /// For the gateway's DHCP; none if the node's MAC address is not known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reservation: Option<Reservation>,
     /// Until then, by the gateway's own clock: milliseconds since the Unix epoch.
     pub expires_at_ms: i64,
+}
+
+fn one_session() -> u8 {
+    1
 }
 
 impl fmt::Debug for ExportOrder {
@@ -44,6 +56,8 @@ impl fmt::Debug for ExportOrder {
             .field("chap_secret", &"<redacted>")
             .field("disk", &self.disk)
             .field("image", &self.image)
+            .field("address", &self.address)
+            .field("sessions", &self.sessions)
             .field("reservation", &self.reservation)
             .field("expires_at_ms", &self.expires_at_ms)
             .finish_non_exhaustive()
@@ -76,10 +90,18 @@ pub struct ExportStatus {
     pub target: Iqn,
     /// Sessions logged in now.
     pub sessions: u32,
-    /// Octets read through it since it was put up.
+    /// Octets read through it since its process was started.
     pub read_bytes: u64,
     /// Octets written.
     pub written_bytes: u64,
+    /// How long reads took.
+    pub reads: Latency,
+    /// How long writes took.
+    pub writes: Latency,
+    /// How often its process ended by itself and was started anew.
+    pub restarts: u32,
+    /// What holds its process; nothing while there is none.
+    pub confinement: Option<Confinement>,
     /// Until then: milliseconds since the Unix epoch.
     pub expires_at_ms: i64,
 }

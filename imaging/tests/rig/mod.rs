@@ -4,6 +4,7 @@
 
 pub(crate) mod site;
 
+use assay_imaging::gateway::Limits;
 use assay_imaging::gateway::order::{ExportOrder, GatewayStatus};
 use assay_imaging::store::ImageStore;
 use assay_imaging::store::import::{Import, Source};
@@ -22,8 +23,14 @@ use std::process::{Command, Output, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
+
+/// The program of the exports' processes.
+pub(crate) const WORKER: &str = env!("CARGO_BIN_EXE_assay-export");
+/// The first user that they become, where these tests run as root.
+pub(crate) const WORKER_USERS: u32 = 1_879_000_000;
 
 /// Where the clocks of these tests stand: 2026-01-01.
 pub(crate) const NOW_MS: i64 = 1_767_225_600_000;
@@ -72,6 +79,9 @@ impl RunningGateway {
             store: folder.join("store"),
             portal,
             relay: None,
+            worker: Some(WORKER.into()),
+            worker_users: Some(WORKER_USERS),
+            limits: Limits::default(),
             clock: Arc::<ManualClock>::clone(clock),
         };
         // Another test that is just starting a program holds copies of this process's sockets until it has: so the
@@ -127,20 +137,60 @@ pub(crate) fn order(store: &ImageStore) -> ExportOrder {
         chap_secret: "abcdefgh-_123456".into(),
         disk,
         image: image(),
+        address: some_address(),
+        sessions: 1,
         reservation: None,
         expires_at_ms: NOW_MS + 3_600_000,
     }
 }
 
+/// A node's address on loopback that no other node has.
+pub(crate) fn some_address() -> Ipv4Addr {
+    let [a, b, c] = assay_service::secret_file::random::<3>();
+    Ipv4Addr::new(127, a.max(2), b, c.clamp(1, 254))
+}
+
+/// Connects as the node with this address does.
+pub(crate) async fn connect_from(node: Ipv4Addr, portal: SocketAddr) -> std::io::Result<TcpStream> {
+    let socket = TcpSocket::new_v4()?;
+    socket.bind((node, 0).into())?;
+    socket.connect(portal).await
+}
+
+/// The node's own way to the portal: real initiators do not say which address they speak from, so they speak to this
+/// one, which does.
+pub(crate) async fn way(node: Ipv4Addr, portal: SocketAddr) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((mut client, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                if let Ok(mut portal) = connect_from(node, portal).await {
+                    client.set_nodelay(true).unwrap();
+                    portal.set_nodelay(true).unwrap();
+                    let _closed_or_reset = tokio::io::copy_bidirectional(&mut client, &mut portal).await;
+                }
+            });
+        }
+    });
+    address
+}
+
 /// Runs a tool of libiscsi with the order's credentials, changed by `change`.
 pub(crate) async fn libiscsi(tool: &str, portal: SocketAddr, order: &ExportOrder) -> Output {
     let ExportOrder { target, initiator, chap_name, chap_secret, .. } = order;
+    let portal = way(order.address, portal).await;
     let url = format!("iscsi://{chap_name}%{chap_secret}@{portal}/{target}/0");
     run(Command::new(tool).args(["-i", initiator.as_str(), &url])).await
 }
 
-/// What `qemu-img` and `qemu-io` need to open an export.
-pub(crate) fn qemu_options(portal: SocketAddr, order: &ExportOrder) -> [String; 3] {
+/// What `qemu-img` and `qemu-io` need to open an export, from its node.
+pub(crate) async fn qemu_options(portal: SocketAddr, order: &ExportOrder) -> [String; 3] {
+    qemu_options_at(way(order.address, portal).await, order)
+}
+
+/// The same, to speak to this address.
+fn qemu_options_at(portal: SocketAddr, order: &ExportOrder) -> [String; 3] {
     let ExportOrder { target, initiator, chap_name, chap_secret, .. } = order;
     [
         "--object".into(),
@@ -154,7 +204,7 @@ pub(crate) fn qemu_options(portal: SocketAddr, order: &ExportOrder) -> [String; 
 
 /// `qemu-io` with commands, on an export.
 pub(crate) async fn qemu_io(portal: SocketAddr, order: &ExportOrder, commands: &[&str]) -> Output {
-    let [object, secret, options] = qemu_options(portal, order);
+    let [object, secret, options] = qemu_options(portal, order).await;
     let mut command = Command::new("qemu-io");
     command.args([&object, &secret, "-t", "writeback", "--image-opts", &options]);
     for text in commands {
@@ -171,7 +221,12 @@ pub(crate) struct Held {
 
 impl Held {
     pub(crate) async fn open(portal: SocketAddr, order: &ExportOrder) -> Self {
-        let [object, secret, options] = qemu_options(portal, order);
+        Self::open_at(way(order.address, portal).await, order).await
+    }
+
+    /// Speaks to this address, which is a node's way to the portal.
+    pub(crate) async fn open_at(portal: SocketAddr, order: &ExportOrder) -> Self {
+        let [object, secret, options] = qemu_options_at(portal, order);
         let mut child = tokio::process::Command::new("qemu-io")
             .args([&object, &secret, "--image-opts", &options])
             .stdin(Stdio::piped())
@@ -189,14 +244,20 @@ impl Held {
 
     pub(crate) async fn ask(&mut self, command: &str) -> String {
         self.child.stdin.as_mut().unwrap().write_all(format!("{command}\n").as_bytes()).await.unwrap();
-        let line = tokio::time::timeout(Duration::from_secs(20), self.output.next_line()).await;
-        line.unwrap().unwrap().unwrap_or_default()
+        loop {
+            let line = tokio::time::timeout(Duration::from_secs(20), self.output.next_line()).await;
+            let line = line.unwrap().unwrap().unwrap_or_default();
+            // How fast the command before this one was.
+            if !line.contains(" ops; ") {
+                return line;
+            }
+        }
     }
 }
 
 /// Compares an export with a raw file.
 pub(crate) async fn assert_same(portal: SocketAddr, order: &ExportOrder, file: &Path) {
-    let [object, secret, options] = qemu_options(portal, order);
+    let [object, secret, options] = qemu_options(portal, order).await;
     let file = format!("driver=raw,file.driver=file,file.filename={}", file.display());
     let output =
         run(Command::new("qemu-img").args(["compare", &object, &secret, "--image-opts", &options, &file])).await;

@@ -129,8 +129,8 @@ impl Site {
             project: "p1".parse().unwrap(),
             control_socket: self.gateway.socket.display().to_string(),
             portal,
-            relay: "10.20.0.1:8443".parse().unwrap(),
-            subnet: "10.20.0.0/24".parse().unwrap(),
+            relay: "127.20.0.1:8443".parse().unwrap(),
+            subnet: "127.20.0.0/24".parse().unwrap(),
             router: None,
         }
     }

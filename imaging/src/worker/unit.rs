@@ -1,21 +1,56 @@
 //! A logical unit: carries out the engine's [`Io`] on a [`BlockDevice`].
 
+use super::latency::Histogram;
+use super::message::WorkerStatus;
 use crate::store::device::{BlockDevice, DeviceError};
 use assay_iscsi::{Io, IoFault, IoResult};
 use assay_service::error::chain;
 use bytes::{Bytes, BytesMut};
+use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Instant;
 
 /// What a session reads and writes.
 #[derive(Debug)]
-pub(crate) struct Unit {
+pub(super) struct Unit {
     device: Arc<dyn BlockDevice>,
     block_bytes: u64,
     /// Held alone by COMPARE AND WRITE, shared by every other write.
     comparing: RwLock<()>,
     read_bytes: AtomicU64,
     written_bytes: AtomicU64,
+    reads: Histogram,
+    writes: Histogram,
+}
+
+/// Read buffers that went out and can be used again: neither allocated nor zeroed anew. One connection's.
+#[derive(Debug, Default)]
+pub(super) struct Buffers {
+    lent: VecDeque<Bytes>,
+}
+
+/// Buffers remembered, and octets in all of them.
+const LENT: usize = 32;
+const LENT_OCTETS: usize = 2 << 20;
+
+impl Buffers {
+    /// A buffer of exactly this length; its content is unspecified.
+    fn take(&mut self, length: usize) -> BytesMut {
+        // The one that was used last, since it is in the processor's cache.
+        let free = self.lent.iter().rposition(|buffer| buffer.len() == length && buffer.is_unique());
+        free.and_then(|index| self.lent.remove(index)?.try_into_mut().ok()).unwrap_or_else(|| BytesMut::zeroed(length))
+    }
+
+    fn lend(&mut self, buffer: BytesMut) -> Bytes {
+        let buffer = buffer.freeze();
+        let octets: usize = self.lent.iter().map(Bytes::len).sum();
+        if octets + buffer.len() > LENT_OCTETS || self.lent.len() >= LENT {
+            self.lent.pop_front();
+        }
+        self.lent.push_back(buffer.clone());
+        buffer
+    }
 }
 
 /// Logical block length of every unit here, in octets.
@@ -24,44 +59,74 @@ pub(crate) const BLOCK_BYTES: u32 = 512;
 const FILL_BYTES: usize = 256 * 1024;
 
 impl Unit {
-    pub(crate) fn new(device: Arc<dyn BlockDevice>) -> Self {
+    pub(super) fn new(device: Arc<dyn BlockDevice>) -> Self {
         Self {
             device,
             block_bytes: u64::from(BLOCK_BYTES),
             comparing: RwLock::new(()),
             read_bytes: AtomicU64::new(0),
             written_bytes: AtomicU64::new(0),
+            reads: Histogram::default(),
+            writes: Histogram::default(),
         }
     }
 
     /// Logical blocks on the unit.
-    pub(crate) fn blocks(&self) -> u64 {
+    pub(super) fn blocks(&self) -> u64 {
         self.device.byte_len() / self.block_bytes
     }
 
-    /// Octets read by initiators, and octets written.
-    pub(crate) fn counters(&self) -> (u64, u64) {
-        (self.read_bytes.load(Ordering::Relaxed), self.written_bytes.load(Ordering::Relaxed))
+    /// Octets and operations so far; who is logged in is not the unit's to say.
+    pub(super) fn status(&self) -> WorkerStatus {
+        WorkerStatus {
+            read_bytes: self.read_bytes.load(Ordering::Relaxed),
+            written_bytes: self.written_bytes.load(Ordering::Relaxed),
+            reads: self.reads.latency(),
+            writes: self.writes.latency(),
+            ..WorkerStatus::default()
+        }
     }
 
-    /// Carries out `io` if that needs no waiting: reads from the page cache.
-    pub(crate) fn try_now(&self, io: &Io) -> Option<IoResult> {
-        let Io::Read { lba, blocks } = io else { return None };
-        let mut buffer = self.buffer(*blocks);
+    /// Answers a read from the page cache, or not at all.
+    pub(super) fn read_now(&self, lba: u64, blocks: u32, buffers: &mut Buffers) -> Option<IoResult> {
+        let begun = Instant::now();
+        let mut buffer = buffers.take(self.octets(blocks));
         match self.device.try_read_at(lba * self.block_bytes, &mut buffer) {
-            Ok(true) => Some(self.data(buffer)),
+            Ok(true) => {
+                self.reads.record(begun.elapsed());
+                self.read_bytes.fetch_add(buffer.len() as u64, Ordering::Relaxed);
+                Some(IoResult::Data(buffers.lend(buffer)))
+            }
             Ok(false) => None,
             Err(error) => Some(fault("read", &error)),
         }
     }
 
-    /// Carries out `io`. Blocks.
-    pub(crate) fn perform(&self, io: Io) -> IoResult {
+    /// Carries out `io`, which was asked for at `begun`. Blocks.
+    pub(super) fn perform(&self, io: Io, begun: Instant) -> IoResult {
+        let took = match io {
+            Io::Read { .. } => Some(&self.reads),
+            Io::Write { .. } => Some(&self.writes),
+            Io::Flush | Io::Unmap { .. } | Io::WriteSame { .. } | Io::CompareAndWrite { .. } | Io::Status { .. } => {
+                None
+            }
+        };
+        let result = self.carry_out(io);
+        if let Some(histogram) = took {
+            histogram.record(begun.elapsed());
+        }
+        result
+    }
+
+    fn carry_out(&self, io: Io) -> IoResult {
         match io {
             Io::Read { lba, blocks } => {
-                let mut buffer = self.buffer(blocks);
+                let mut buffer = vec![0; self.octets(blocks)];
                 match self.device.read_at(lba * self.block_bytes, &mut buffer) {
-                    Ok(()) => self.data(buffer),
+                    Ok(()) => {
+                        self.read_bytes.fetch_add(buffer.len() as u64, Ordering::Relaxed);
+                        IoResult::Data(buffer.into())
+                    }
                     Err(error) => fault("read", &error),
                 }
             }
@@ -76,13 +141,8 @@ impl Unit {
         }
     }
 
-    fn buffer(&self, blocks: u32) -> BytesMut {
-        BytesMut::zeroed(usize::try_from(u64::from(blocks) * self.block_bytes).unwrap_or(usize::MAX))
-    }
-
-    fn data(&self, buffer: BytesMut) -> IoResult {
-        self.read_bytes.fetch_add(buffer.len() as u64, Ordering::Relaxed);
-        IoResult::Data(buffer.freeze())
+    fn octets(&self, blocks: u32) -> usize {
+        usize::try_from(u64::from(blocks) * self.block_bytes).unwrap_or(usize::MAX)
     }
 
     fn write(&self, lba: u64, data: &[Bytes], fua: bool) -> Result<(), DeviceError> {

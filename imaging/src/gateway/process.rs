@@ -1,0 +1,230 @@
+//! One worker process: how it is started, what is said to it, and how it is ended.
+
+use super::GatewayError;
+use crate::worker::message::{
+    Confinement, FromWorker, MESSAGE_BYTES, ToWorker, WorkerOrder, WorkerStatus, receive, send,
+};
+use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, socketpair};
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
+use std::process::{ExitStatus, Stdio};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
+use std::time::Duration;
+use tokio::io::Interest;
+use tokio::net::UnixDatagram;
+use tokio::process::{Child, Command};
+use tokio::runtime::Handle;
+use tokio::sync::oneshot;
+use tokio::time::timeout;
+
+/// From start to readiness, with a large map to read from a slow disk.
+const START_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a worker gets to ask its initiators to log out, before it is killed.
+const END_TIMEOUT: Duration = Duration::from_millis(30);
+/// A worker answers at once, or not at all.
+const STATUS_TIMEOUT: Duration = Duration::from_secs(1);
+/// The worker's heap comes back to be used again, not to the kernel and zeroed anew: this much of it at most.
+const MALLOC: &str = "glibc.malloc.arena_max=1:glibc.malloc.trim_threshold=4194304:glibc.malloc.mmap_threshold=2097152";
+
+/// Starts workers, each with its death tied to this process's.
+pub(super) struct Launcher {
+    program: PathBuf,
+    starts: mpsc::Sender<Start>,
+}
+
+struct Start {
+    command: Command,
+    started: oneshot::Sender<io::Result<Child>>,
+}
+
+/// Why a worker does not run.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum StartError {
+    /// The operating system refused.
+    #[error("starting {}", program.display())]
+    Start {
+        /// The program.
+        program: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// It said why not.
+    #[error("the export worker refuses: {0}")]
+    Refused(String),
+    /// It ended, or said something else than that it is ready.
+    #[error("the export worker ended before it was ready")]
+    Ended,
+    /// It took too long.
+    #[error("the export worker was not ready within {} s", START_TIMEOUT.as_secs())]
+    TimedOut,
+}
+
+impl Launcher {
+    /// `program`, or `assay-export` beside this one.
+    pub(super) fn new(program: Option<PathBuf>) -> Result<Self, GatewayError> {
+        let program = match program {
+            Some(program) => program,
+            None => std::env::current_exe().map_err(GatewayError::OwnPath)?.with_file_name("assay-export"),
+        };
+        if !program.is_file() {
+            return Err(GatewayError::NoWorker { program });
+        }
+        let (starts, wanted) = mpsc::channel::<Start>();
+        let runtime = Handle::current();
+        // The kernel kills a worker when the thread that started it ends, so that is one that lasts.
+        std::thread::Builder::new()
+            .name("worker-launcher".to_owned())
+            .spawn(move || {
+                let _runtime = runtime.enter();
+                while let Ok(Start { mut command, started }) = wanted.recv() {
+                    // A child that nobody waits for any more is killed as it is dropped.
+                    let _gone = started.send(command.spawn());
+                }
+            })
+            .map_err(GatewayError::OwnPath)?;
+        Ok(Self { program, starts })
+    }
+
+    /// Starts a worker, and waits until it is ready: confined, with its disk open.
+    pub(super) async fn launch(&self, order: WorkerOrder, files: Vec<OwnedFd>) -> Result<Running, StartError> {
+        let failed = |source| StartError::Start { program: self.program.clone(), source };
+        let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
+            .map_err(|errno| failed(errno.into()))?;
+        rustix::io::ioctl_fionbio(&ours, true).map_err(|errno| failed(errno.into()))?;
+        let mut command = Command::new(&self.program);
+        command.env_clear().env("GLIBC_TUNABLES", MALLOC).kill_on_drop(true).current_dir("/");
+        command.stdin(Stdio::from(theirs)).stdout(Stdio::null()).stderr(Stdio::null());
+        let (started, child) = oneshot::channel();
+        let _answers_by_dropping = self.starts.send(Start { command, started });
+        let child = child.await.map_err(|_| StartError::Ended)?.map_err(failed)?;
+        // Packets, as datagrams are; but in order, and with an end.
+        let socket = UnixDatagram::from_std(ours.into()).map_err(failed)?;
+        let link = Link { socket, asked: Mutex::default() };
+        let ready = async {
+            let fds: Vec<BorrowedFd<'_>> = files.iter().map(OwnedFd::as_fd).collect();
+            link.tell(&ToWorker::Serve(Box::new(order)), &fds).await.map_err(|_| StartError::Ended)?;
+            loop {
+                match link.hear().await {
+                    Ok(Some(FromWorker::Ready(confinement))) => return Ok(confinement),
+                    Ok(Some(FromWorker::Refused { reason })) => return Err(StartError::Refused(reason)),
+                    Ok(Some(FromWorker::Log { .. })) => {}
+                    Ok(_) | Err(_) => return Err(StartError::Ended),
+                }
+            }
+        };
+        let ready = timeout(START_TIMEOUT, ready).await.unwrap_or(Err(StartError::TimedOut));
+        let mut running = Running { child, link: Arc::new(link), confinement: Confinement::default() };
+        match ready {
+            Ok(confinement) => {
+                running.confinement = confinement;
+                Ok(running)
+            }
+            Err(error) => {
+                running.kill().await;
+                Err(error)
+            }
+        }
+    }
+}
+
+/// A worker that was ready.
+pub(super) struct Running {
+    child: Child,
+    pub(super) link: Arc<Link>,
+    pub(super) confinement: Confinement,
+}
+
+impl Running {
+    /// Listens to it until it ends by itself. What is for the log goes to `log`.
+    pub(super) async fn run(&mut self, mut log: impl FnMut(&FromWorker)) -> io::Result<ExitStatus> {
+        while let Ok(Some(message)) = self.link.hear().await {
+            match message {
+                FromWorker::Log { .. } | FromWorker::LoggedIn { .. } => log(&message),
+                FromWorker::Status(status) => self.link.answer(status),
+                // Said twice: not a worker of ours any more.
+                FromWorker::Ready(_) | FromWorker::Refused { .. } => break,
+                #[cfg(feature = "failpoints")]
+                FromWorker::Attacked(_) => break,
+            }
+        }
+        // It has hung up, or talks nonsense. Whatever it does, it is over.
+        let _ended_already = self.child.start_kill();
+        self.child.wait().await
+    }
+
+    /// Ends it: when this returns, nothing of it is left, nor of its connections.
+    pub(super) async fn end(&mut self) {
+        let asked = async {
+            self.link.tell(&ToWorker::End, &[]).await?;
+            self.child.wait().await
+        };
+        if !matches!(timeout(END_TIMEOUT, asked).await, Ok(Ok(_))) {
+            self.kill().await;
+        }
+    }
+
+    async fn kill(&mut self) {
+        let _ended_already = self.child.start_kill();
+        if let Err(error) = self.child.wait().await {
+            tracing::error!(event = "worker.not_reaped", %error, "waiting for an export worker's end");
+        }
+    }
+}
+
+/// The socket to a worker.
+pub(super) struct Link {
+    socket: UnixDatagram,
+    /// Who waits for its status.
+    asked: Mutex<Vec<oneshot::Sender<WorkerStatus>>>,
+}
+
+impl Link {
+    /// Hands an initiator's connection over.
+    ///
+    /// # Errors
+    /// The worker is gone, or does not keep up.
+    pub(super) fn hand_over(&self, stream: BorrowedFd<'_>, peer: SocketAddr) -> io::Result<()> {
+        send(&self.socket, &ToWorker::Connection { peer }, &[stream], SendFlags::DONTWAIT)
+    }
+
+    pub(super) async fn tell(&self, message: &ToWorker, fds: &[BorrowedFd<'_>]) -> io::Result<()> {
+        self.socket.async_io(Interest::WRITABLE, || send(&self.socket, message, fds, SendFlags::DONTWAIT)).await
+    }
+
+    /// How the export goes; nothing if it does not say so in time.
+    pub(super) async fn status(&self) -> Option<WorkerStatus> {
+        let (answer, status) = oneshot::channel();
+        {
+            let mut asked = self.asked();
+            asked.retain(|waiting| !waiting.is_closed());
+            asked.push(answer);
+        }
+        let asking = async {
+            self.tell(&ToWorker::Status, &[]).await.ok()?;
+            status.await.ok()
+        };
+        timeout(STATUS_TIMEOUT, asking).await.ok().flatten()
+    }
+
+    fn answer(&self, status: WorkerStatus) {
+        for waiting in self.asked().drain(..) {
+            let _went_away = waiting.send(status);
+        }
+    }
+
+    async fn hear(&self) -> io::Result<Option<FromWorker>> {
+        let mut buffer = vec![0; MESSAGE_BYTES];
+        let heard = self
+            .socket
+            .async_io(Interest::READABLE, || receive::<FromWorker>(&self.socket, &mut buffer, RecvFlags::DONTWAIT))
+            .await?;
+        // It has no descriptors to give; if it sends some, they are closed here.
+        Ok(heard.map(|(message, _closed)| message))
+    }
+
+    fn asked(&self) -> MutexGuard<'_, Vec<oneshot::Sender<WorkerStatus>>> {
+        self.asked.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,223 @@
+//! An export's worker, kept running: one that ends by itself is started anew, the clone as it was left.
+
+use super::process::{Launcher, Link, Running, StartError};
+use crate::store::StoreError;
+use crate::worker::message::{Confinement, FromWorker, ToWorker, WorkerOrder, WorkerStatus};
+use assay_service::CancellationToken;
+use assay_service::error::chain;
+use std::net::{SocketAddr, TcpStream};
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, sleep};
+
+/// Between the end of a worker and its successor's start; doubled each time.
+const FIRST_BACKOFF: Duration = Duration::from_millis(50);
+const LONGEST_BACKOFF: Duration = Duration::from_secs(5);
+/// One that ran for so long was well.
+const STEADY: Duration = Duration::from_secs(30);
+/// Log events that a worker may have in a row, and how many more each second.
+const LOG_BURST: u32 = 100;
+const LOG_A_SECOND: u32 = 10;
+
+/// Opens an export's files and says what is to be done with them: each time anew. Blocks.
+pub(super) type Recipe = dyn Fn() -> Result<(WorkerOrder, Vec<OwnedFd>), StoreError> + Send + Sync;
+
+/// A worker, its successors, and the way to them.
+pub(super) struct Supervised {
+    /// Of what export, for the log.
+    label: String,
+    launcher: Arc<Launcher>,
+    recipe: Box<Recipe>,
+    /// Nothing while there is no worker.
+    now: Mutex<Option<(Arc<Link>, Confinement)>>,
+    restarts: AtomicU32,
+    sever: CancellationToken,
+}
+
+/// Why an export has no worker.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum WorkerError {
+    /// The disk cannot be opened.
+    #[error(transparent)]
+    Store(StoreError),
+    /// The process.
+    #[error(transparent)]
+    Start(StartError),
+}
+
+impl Supervised {
+    /// Starts an export's first worker; the task ends when it is severed, and has ended the last worker by then.
+    pub(super) async fn start(
+        label: String,
+        launcher: Arc<Launcher>,
+        recipe: Box<Recipe>,
+    ) -> Result<(Arc<Self>, JoinHandle<()>), WorkerError> {
+        let supervised = Arc::new(Self {
+            label,
+            launcher,
+            recipe,
+            now: Mutex::default(),
+            restarts: AtomicU32::new(0),
+            sever: CancellationToken::new(),
+        });
+        let running = supervised.launch().await?;
+        let task = tokio::spawn(Arc::clone(&supervised).supervise(running));
+        Ok((supervised, task))
+    }
+
+    /// Hands an initiator's connection to the worker. Without one it is closed: initiators try again.
+    pub(super) fn hand_over(&self, stream: TcpStream, peer: SocketAddr) {
+        let handed = self.link().map(|link| link.hand_over(stream.as_fd(), peer));
+        if let Some(Err(error)) = handed {
+            tracing::debug!(event = "portal.not_handed_over", export = self.label, %peer, %error, "worker does not take it");
+        }
+    }
+
+    /// How it goes; nothing if there is no worker that says so.
+    pub(super) async fn status(&self) -> Option<WorkerStatus> {
+        self.link()?.status().await
+    }
+
+    /// What holds the worker, if there is one.
+    pub(super) fn confinement(&self) -> Option<Confinement> {
+        self.now().as_ref().map(|(_, confinement)| *confinement)
+    }
+
+    /// How often a worker ended by itself and was started anew.
+    pub(super) fn restarts(&self) -> u32 {
+        self.restarts.load(Ordering::Relaxed)
+    }
+
+    /// Has the worker serve for so long from now, by its own clock.
+    pub(super) fn renew(self: &Arc<Self>, remaining_ms: u64) {
+        let Some(link) = self.link() else { return };
+        // The gateway's own clock decides; a worker that does not hear of it ends early, and is started anew.
+        tokio::spawn(async move { link.tell(&ToWorker::Renew { remaining_ms }, &[]).await });
+    }
+
+    /// Has the task end the worker.
+    pub(super) fn sever(&self) {
+        self.sever.cancel();
+    }
+
+    async fn supervise(self: Arc<Self>, mut running: Running) {
+        let mut backoff = FIRST_BACKOFF;
+        loop {
+            let begun = Instant::now();
+            let mut allowance = Allowance::new(begun);
+            let log = |message: &FromWorker| {
+                if allowance.take(Instant::now()) {
+                    self.log(message);
+                }
+            };
+            let ended = tokio::select! {
+                biased;
+                () = self.sever.cancelled() => None,
+                ended = running.run(log) => Some(ended),
+            };
+            *self.now() = None;
+            let Some(ended) = ended else { return running.end().await };
+            let how = ended.map_or_else(|error| error.to_string(), |status| status.to_string());
+            tracing::warn!(event = "worker.ended", export = self.label, how, "an export's worker ended by itself");
+            if begun.elapsed() >= STEADY {
+                backoff = FIRST_BACKOFF;
+            }
+            running = loop {
+                tokio::select! {
+                    biased;
+                    () = self.sever.cancelled() => return,
+                    () = sleep(backoff) => {}
+                }
+                backoff = (backoff * 2).min(LONGEST_BACKOFF);
+                match self.launch().await {
+                    Ok(running) => break running,
+                    Err(error) => {
+                        let cause = chain(&error);
+                        tracing::warn!(
+                            event = "worker.not_started",
+                            export = self.label,
+                            cause,
+                            "starting a worker anew"
+                        );
+                    }
+                }
+            };
+            self.restarts.fetch_add(1, Ordering::Relaxed);
+            tracing::info!(event = "worker.restarted", export = self.label, "an export's worker was started anew");
+        }
+    }
+
+    async fn launch(self: &Arc<Self>) -> Result<Running, WorkerError> {
+        let opening = Arc::clone(self);
+        let (order, files) = crate::export::blocking(move || (opening.recipe)()).await.map_err(WorkerError::Store)?;
+        let running = self.launcher.launch(order, files).await.map_err(WorkerError::Start)?;
+        *self.now() = Some((Arc::clone(&running.link), running.confinement));
+        Ok(running)
+    }
+
+    /// A worker's own words, which may be its node's.
+    fn log(&self, message: &FromWorker) {
+        let export = self.label.as_str();
+        match message {
+            FromWorker::LoggedIn { peer, target, initiator } => {
+                tracing::info!(event = "portal.logged_in", export, %peer, target, initiator, "initiator logged in");
+            }
+            FromWorker::Log { level, event: name, text } => match level.as_str() {
+                "error" => tracing::error!(event = "worker.says", export, name, text, "export worker"),
+                "warn" => tracing::warn!(event = "worker.says", export, name, text, "export worker"),
+                _ => tracing::info!(event = "worker.says", export, name, text, "export worker"),
+            },
+            _ => {}
+        }
+    }
+
+    fn link(&self) -> Option<Arc<Link>> {
+        self.now().as_ref().map(|(link, _)| Arc::clone(link))
+    }
+
+    fn now(&self) -> MutexGuard<'_, Option<(Arc<Link>, Confinement)>> {
+        self.now.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// How many log events a worker may still have.
+struct Allowance {
+    left: u32,
+    filled_at: Instant,
+}
+
+impl Allowance {
+    fn new(now: Instant) -> Self {
+        Self { left: LOG_BURST, filled_at: now }
+    }
+
+    fn take(&mut self, now: Instant) -> bool {
+        let seconds = now.saturating_duration_since(self.filled_at).as_secs();
+        if seconds > 0 {
+            let more = u32::try_from(seconds).unwrap_or(u32::MAX).saturating_mul(LOG_A_SECOND);
+            self.left = self.left.saturating_add(more).min(LOG_BURST);
+            self.filled_at = now;
+        }
+        let allowed = self.left > 0;
+        self.left = self.left.saturating_sub(1);
+        allowed
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_talkative_worker_is_not_listened_to_without_end() {
+        let begun = Instant::now();
+        let mut allowance = Allowance::new(begun);
+        let heard = |allowance: &mut Allowance, at| (0..1000).filter(|_| allowance.take(at)).count();
+        assert_eq!(heard(&mut allowance, begun), 100);
+        assert_eq!(heard(&mut allowance, begun + Duration::from_secs(2)), 20);
+        assert_eq!(heard(&mut allowance, begun + Duration::from_secs(3600)), 100);
+    }
+}

@@ -1,0 +1,132 @@
+//! A disk on its way from the process that may open files to the one that may not: what is said of it, and its files.
+
+use crate::store::StoreError;
+use crate::store::device::{BlockDevice, DeviceError, check_range};
+use crate::store::file::{punch_hole, read_if_cached};
+use crate::store::golden::{GoldenFiles, GoldenImage};
+use crate::store::overlay::{DiskFiles, HostBoot, Overlay, TopFiles};
+use serde::{Deserialize, Serialize};
+use std::fs::File;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::FileExt as _;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+/// What is said of a disk whose files are sent beside it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub enum DiskOrder {
+    /// A clone; files: the golden image's disk and checksums, the clone's data, map and live map.
+    Clone {
+        /// What messages call the golden image.
+        golden: PathBuf,
+        /// Its size in octets.
+        golden_bytes: u64,
+        /// What messages call the clone.
+        top: PathBuf,
+    },
+    /// A raw file; that is the one file.
+    Raw {
+        /// Octets of it that are seen: whole blocks.
+        byte_len: u64,
+    },
+}
+
+/// Why the files make no disk.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum DiskError {
+    /// Not as many files as the order speaks of.
+    #[error("{0} files came with the order")]
+    Files(usize),
+    /// They are not what they should be.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+impl DiskOrder {
+    /// Takes an open clone apart.
+    #[must_use]
+    pub fn of(files: DiskFiles) -> (Self, Vec<OwnedFd>) {
+        let DiskFiles { golden, top } = files;
+        let order = Self::Clone { golden: golden.name, golden_bytes: golden.byte_len, top: top.name };
+        (order, [golden.disk, golden.checksums, top.data, top.map, top.live].map(OwnedFd::from).into())
+    }
+
+    /// Its size in octets.
+    pub(super) fn byte_len(&self) -> u64 {
+        match self {
+            Self::Clone { golden_bytes, .. } => *golden_bytes,
+            Self::Raw { byte_len } => *byte_len,
+        }
+    }
+
+    /// Puts the disk together again. Reads its maps; whatever a node wrote is not looked at.
+    pub(super) fn open(self, files: Vec<OwnedFd>, read_only: bool) -> Result<Arc<dyn BlockDevice>, DiskError> {
+        let count = files.len();
+        let files: Vec<File> = files.into_iter().map(File::from).collect();
+        match self {
+            Self::Clone { golden, golden_bytes, top } => {
+                let [disk, checksums, data, map, live] =
+                    <[File; 5]>::try_from(files).map_err(|_| DiskError::Files(count))?;
+                let golden = GoldenFiles { name: golden, byte_len: golden_bytes, disk, checksums };
+                let golden = Arc::new(GoldenImage::from_files(golden)?);
+                let top = TopFiles { name: top, data, map, live };
+                Ok(Arc::new(Overlay::from_files(top, golden, HostBoot::current()?)?))
+            }
+            Self::Raw { byte_len } => {
+                let [file] = <[File; 1]>::try_from(files).map_err(|_| DiskError::Files(count))?;
+                Ok(Arc::new(RawFile { file, byte_len, read_only }))
+            }
+        }
+    }
+}
+
+/// A plain file.
+#[derive(Debug)]
+struct RawFile {
+    file: File,
+    byte_len: u64,
+    read_only: bool,
+}
+
+impl RawFile {
+    fn check(&self, offset: u64, length: u64) -> Result<(), DeviceError> {
+        check_range(offset, length, self.byte_len)?;
+        if self.read_only { Err(DeviceError::ReadOnly) } else { Ok(()) }
+    }
+}
+
+impl BlockDevice for RawFile {
+    fn byte_len(&self) -> u64 {
+        self.byte_len
+    }
+
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<(), DeviceError> {
+        check_range(offset, buffer.len() as u64, self.byte_len)?;
+        let failed = |source| DeviceError::Io { doing: "reading a file", offset, source };
+        self.file.read_exact_at(buffer, offset).map_err(failed)
+    }
+
+    fn try_read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<bool, DeviceError> {
+        check_range(offset, buffer.len() as u64, self.byte_len)?;
+        let failed = |source| DeviceError::Io { doing: "reading a file", offset, source };
+        read_if_cached(&self.file, offset, buffer).map_err(failed)
+    }
+
+    fn write_at(&self, offset: u64, data: &[u8]) -> Result<(), DeviceError> {
+        self.check(offset, data.len() as u64)?;
+        let failed = |source| DeviceError::from_io("writing to a file", offset, source);
+        self.file.write_all_at(data, offset).map_err(failed)
+    }
+
+    fn unmap(&self, offset: u64, length: u64) -> Result<(), DeviceError> {
+        self.check(offset, length)?;
+        let failed = |source| DeviceError::from_io("unmapping part of a file", offset, source);
+        if length == 0 { Ok(()) } else { punch_hole(&self.file, offset, length).map_err(failed) }
+    }
+
+    fn flush(&self) -> Result<(), DeviceError> {
+        let failed = |source| DeviceError::from_io("flushing a file", 0, source);
+        self.file.sync_data().map_err(failed)
+    }
+}
