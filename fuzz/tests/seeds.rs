@@ -67,6 +67,7 @@ fn write_the_seeds() {
     iscsi();
     iscsi_text();
     iscsi_cdb();
+    worker_messages();
     qcow2();
     agent(&evidence, &ak);
     agent_attestation();
@@ -573,6 +574,17 @@ fn settings() -> AgentSettings {
         verifier: "https://10.99.0.1:8443".into(),
         verifier_key_sha256: "ab".repeat(32),
     }
+}
+
+fn worker_messages() {
+    let latency = r#"{"count":8,"p50_us":9,"p99_us":47}"#;
+    let counts = r#""sessions":1,"connections":2,"read_bytes":4096,"written_bytes":512"#;
+    let status = format!(r#"{{"status":{{{counts},"reads":{latency},"writes":{latency}}}}}"#);
+    seed("worker_message", "status.json", status);
+    seed("worker_message", "ready.json", r#"{"ready":{"own_user":true,"landlock_whole":true}}"#);
+    let log =
+        r#"{"log":{"level":"warn","event":"portal.refused","text":"too many connections peer=10.20.0.50:40000"}}"#;
+    seed("worker_message", "log.json", log);
 }
 
 fn agent(evidence: &Evidence, ak: &[u8]) {
