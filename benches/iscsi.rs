@@ -1,5 +1,5 @@
-//! The iSCSI target as it ships, `assay imaging export-file`, against Debian's tgt: the same file, the same initiators,
-//! in turns. On loopback, with the file in the page cache, so what is measured is the targets.
+//! The iSCSI target as it ships, `assay imaging export-file` with its confined process, against Debian's tgt: the same
+//! file, the same initiators (libiscsi's and QEMU's), in turns. On loopback, with the file in the page cache, so what is measured is the targets.
 
 #![allow(clippy::unwrap_used, reason = "a benchmark may end where it cannot go on")]
 
@@ -31,13 +31,20 @@ fn main() {
     }
     let (our_rate, their_rate) = in_turns(|| sequential_reads(&ours), || sequential_reads(&theirs));
     report("1 MiB sequential reads, depth 4", "MiB/s", our_rate, their_rate, Better::Higher);
-    for (name, depth, block_bytes, blocks) in [
-        ("4 KiB writes, depth 1", 1, 4 << 10, 8_000),
-        ("4 KiB writes, depth 16", 16, 4 << 10, 20_000),
-        ("1 MiB writes, depth 4", 4, 1 << 20, 300),
+    for sessions in [8, 32] {
+        let (our_rate, their_rate) = in_turns(|| crowd(&ours, sessions), || crowd(&theirs, sessions));
+        let name = format!("4 KiB random reads, {sessions} sessions of depth 4");
+        report(&name, "1/s", our_rate, their_rate, Better::Higher);
+    }
+    for (name, write, depth, block_bytes, step_bytes, blocks) in [
+        ("4 KiB scattered reads, depth 1, QEMU", false, 1, 4 << 10, SCATTER, 8_000),
+        ("4 KiB scattered reads, depth 32, QEMU", false, 32, 4 << 10, SCATTER, 20_000),
+        ("4 KiB scattered writes, depth 1, QEMU", true, 1, 4 << 10, SCATTER, 8_000),
+        ("4 KiB scattered writes, depth 32, QEMU", true, 32, 4 << 10, SCATTER, 20_000),
+        ("1 MiB writes, depth 4, QEMU", true, 4, 1 << 20, 1 << 20, 300),
     ] {
-        let (our_rate, their_rate) =
-            in_turns(|| writes(&ours, depth, block_bytes, blocks), || writes(&theirs, depth, block_bytes, blocks));
+        let job = Job { write, depth, block_bytes, step_bytes, blocks };
+        let (our_rate, their_rate) = in_turns(|| qemu(&ours, &job), || qemu(&theirs, &job));
         report(name, "MiB/s", our_rate, their_rate, Better::Higher);
     }
 }
@@ -72,16 +79,38 @@ fn iscsi_perf(arguments: &[&str]) -> f64 {
     average.unwrap_or_else(|| panic!("iscsi-perf gave no average: {output}"))
 }
 
+/// Answers with the requests a second of all sessions together.
+fn crowd(target: &Target, sessions: u32) -> f64 {
+    let session = |number: u32| {
+        let initiator = format!("{NAME}-initiator-{number}");
+        iscsi_perf(&["-i", &initiator, "-r", "-m", "4", "-b", "8", "-t", SECONDS, &target.url])
+    };
+    std::thread::scope(|scope| {
+        let running: Vec<_> = (0..sessions).map(|number| scope.spawn(move || session(number))).collect();
+        running.into_iter().map(|session| session.join().unwrap()).sum()
+    })
+}
+
+/// What `qemu-img bench` does.
+struct Job {
+    write: bool,
+    depth: u32,
+    block_bytes: u32,
+    step_bytes: u32,
+    blocks: u32,
+}
+
 /// Answers with MiB a second.
-fn writes(target: &Target, depth: u32, block_bytes: u32, blocks: u32) -> f64 {
-    let [depth, size, count] = [depth, block_bytes, blocks].map(|number| number.to_string());
-    let output = output(
-        "qemu-img",
-        &["bench", "-w", "-n", "-t", "none", "-f", "raw", "-d", &depth, "-s", &size, "-c", &count, &target.url],
-    );
+fn qemu(target: &Target, job: &Job) -> f64 {
+    let [depth, size, step, count] =
+        [job.depth, job.block_bytes, job.step_bytes, job.blocks].map(|number| number.to_string());
+    let mut arguments = vec!["bench", "-n", "-t", "none", "-f", "raw"];
+    arguments.extend(job.write.then_some("-w"));
+    arguments.extend(["-d", &depth, "-s", &size, "-S", &step, "-c", &count, &target.url]);
+    let output = output("qemu-img", &arguments);
     let seconds = output.rsplit("completed in ").next().and_then(|rest| rest.split_whitespace().next()?.parse().ok());
     let seconds: f64 = seconds.unwrap_or_else(|| panic!("qemu-img gave no time: {output}"));
-    f64::from(blocks) * f64::from(block_bytes) / f64::from(1 << 20) / seconds
+    f64::from(job.blocks) * f64::from(job.block_bytes) / f64::from(1 << 20) / seconds
 }
 
 fn output(program: &str, arguments: &[&str]) -> String {
@@ -132,13 +161,18 @@ impl Target {
         target
     }
 
-    /// User and system time so far, in steps of `USER_HZ`.
+    /// User and system time so far of the target and the processes that it started, in steps of `USER_HZ`.
     fn cpu(&self) -> Duration {
-        let stat = fs::read_to_string(format!("/proc/{}/stat", self.process.id())).unwrap();
-        // After the name in parentheses; utime and stime are fields 14 and 15 (proc(5)).
-        let fields: Vec<&str> = stat.rsplit(')').next().unwrap().split_whitespace().collect();
-        let ticks: u64 = fields[11..13].iter().map(|field| field.parse::<u64>().unwrap()).sum();
-        Duration::from_millis(ticks * 10)
+        let own = self.process.id();
+        let processes = fs::read_dir("/proc").unwrap().flatten();
+        let stats = processes.filter_map(|process| fs::read_to_string(process.path().join("stat")).ok());
+        let ticks = stats.filter_map(|stat| {
+            // After the name in parentheses; ppid is field 4, utime and stime are fields 14 and 15 (proc(5)).
+            let (id, rest) = (stat.split_whitespace().next()?.parse::<u32>().ok()?, stat.rsplit(')').next()?);
+            let fields: Vec<u64> = rest.split_whitespace().map(|field| field.parse().unwrap_or(0)).collect();
+            (id == own || fields[1] == u64::from(own)).then(|| fields[11] + fields[12])
+        });
+        Duration::from_millis(ticks.sum::<u64>() * 10)
     }
 }
 
@@ -197,6 +231,8 @@ impl Drop for Folder {
     }
 }
 
+/// From one request to the next: far, and never on the same blocks before the disk's end.
+const SCATTER: u32 = (1 << 20) + (4 << 10);
 const NAME: &str = "iqn.2026-01.dev.assay:bench";
 /// tgt's control socket has a number, too.
 const TGT_CONTROL: &str = "77";

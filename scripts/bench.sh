@@ -36,10 +36,14 @@ if [ -e "$keylime/ready" ]; then
 fi
 
 # One selection of crates for all, so that nothing is compiled twice.
-crates='-p assay -p assay-qemu-lab -p assay-verifier -p assay-netboot'
+crates='-p assay -p assay-imaging -p assay-qemu-lab -p assay-verifier -p assay-netboot'
 benches='--bench verifier --bench ima --bench netboot --bench iscsi'
 # shellcheck disable=SC2086
 cargo bench --locked $crates $benches --no-run
+
+# An exported file's process, which `assay` finds beside itself.
+# shellcheck disable=SC2086
+cargo build --release --locked $crates --bin assay-export
 
 # The fleet is programs, not a bench target: a verifier as it ships, and the tool that drives it.
 fleet=no
