@@ -46,7 +46,7 @@ const LOCKS: usize = 64;
 #[derive(Debug)]
 pub(crate) struct Exporter {
     pub(crate) db: Db,
-    pub(crate) store: Arc<ImageStore>,
+    pub(crate) store: Arc<dyn ImageStore>,
     pub(crate) gateways: Gateways,
     /// Whose results count.
     pub(crate) agreement: Agreement,
@@ -175,7 +175,7 @@ impl Exported {
 }
 
 impl Exporter {
-    pub(crate) fn new(db: Db, store: Arc<ImageStore>, key: SecretKey, agreement: Agreement) -> Self {
+    pub(crate) fn new(db: Db, store: Arc<dyn ImageStore>, key: SecretKey, agreement: Agreement) -> Self {
         let locks = (0..LOCKS).map(|_| Mutex::new(())).collect();
         Self { db, store, gateways: Gateways::default(), agreement, key, locks }
     }
@@ -292,8 +292,9 @@ impl Exporter {
         match disk.state {
             DiskState::Ready => Ok(()),
             DiskState::Making => {
-                let (store, id, image) = (Arc::clone(&self.store), disk.id, disk.image.clone());
-                blocking(move || store.create_disk(id, &image)).await?;
+                let (store, id, image) = (Arc::clone(&self.store), disk.id, disk.image);
+                let project = disk.project.clone();
+                blocking(move || store.create_disk(id, &project, image)).await?;
                 self.db.disk_is_ready(disk.id).await?;
                 Ok(())
             }

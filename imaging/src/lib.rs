@@ -4,6 +4,7 @@
 //! ```text
 //! store     golden images and clones, as files
 //! db        what is on record
+//! catalogue images: records and store, kept in step
 //! export    step 7 of the boot path: attestation result → export, in phases that can be undone
 //! api       HTTP, for operators, projects and the verifier
 //! gateway   a process of its own: iSCSI portal, relay to the verifier, orders from imaging
@@ -13,6 +14,7 @@
 
 mod address;
 pub mod api;
+mod catalogue;
 pub mod config;
 mod db;
 mod export;

@@ -1,12 +1,13 @@
 //! The imaging service: opens everything, serves the API, and keeps gateways and records in step.
 
 use crate::api;
+use crate::catalogue::Catalogue;
 use crate::config::Config;
 use crate::db::{Db, MIGRATOR};
 use crate::export::{Exporter, blocking};
 use crate::gateway::order::ExportStatus;
 use crate::secret::{SecretKey, SecretKeyError};
-use crate::store::{ImageStore, StoreError};
+use crate::store::{ImageStore, LocalStore, StoreError};
 use assay_service::clock::Clock;
 use assay_service::error::chain;
 use assay_service::http::{self, HttpError, Listener, ServiceContext};
@@ -41,8 +42,8 @@ pub enum RunError {
     /// The key for CHAP secrets.
     #[error("opening imaging's key")]
     Key(#[from] SecretKeyError),
-    /// What the store holds could not be recorded.
-    #[error("recording the images in the store")]
+    /// Store and catalogue could not be brought in step.
+    #[error("completing what was under way in the image store")]
     Records(#[source] Box<dyn Error + Send + Sync>),
     /// The listener.
     #[error("serving imaging's API")]
@@ -66,6 +67,7 @@ pub struct Imaging {
 /// What the API's handlers share.
 pub(crate) struct AppState {
     pub(crate) exporter: Exporter,
+    pub(crate) catalogue: Catalogue,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) import_folders: Vec<PathBuf>,
     pub(crate) imports: Arc<Semaphore>,
@@ -76,26 +78,20 @@ pub(crate) struct AppState {
 }
 
 impl Imaging {
-    /// Opens store, database and key, and records what the store holds but the database does not.
+    /// Opens store, database and key, and completes or undoes what was under way.
     ///
     /// # Errors
     /// See [`RunError`].
     pub async fn open(config: Config, context: &ServiceContext) -> Result<Self, RunError> {
         let root = config.store;
-        let (store, images) = blocking(move || {
-            let store = ImageStore::open(&root)?;
-            let images = store.images()?;
-            Ok((store, images))
-        })
-        .await?;
+        let store: Arc<dyn ImageStore> = Arc::new(blocking(move || LocalStore::open(&root)).await?);
         let key = SecretKey::load_or_create(&config.key_file)?;
         let db = Db::new(&database::open(&config.database, &MIGRATOR).await?);
-        for image in images {
-            // An import's rename is the moment from which its image exists; the record may have been lost after it.
-            db.put_image(&image).await.map_err(|error| RunError::Records(error.into()))?;
-        }
+        let catalogue = Catalogue::new(db.clone(), Arc::clone(&store));
+        catalogue.recover().await.map_err(|error| RunError::Records(error.into()))?;
         let state = AppState {
-            exporter: Exporter::new(db, Arc::new(store), key, config.agreement),
+            exporter: Exporter::new(db, store, key, config.agreement),
+            catalogue,
             clock: Arc::clone(&context.clock),
             import_folders: config.import_folders,
             imports: Arc::new(Semaphore::new(MAX_IMPORTS)),

@@ -4,6 +4,7 @@
 
 mod rig;
 
+use assay_imaging::gateway::order::ExportOrder;
 use assay_wire::id::{AdmissionId, LeaseId};
 use assay_wire::imaging::{Disk, DiskRequest, Export, Gateway, Image, ImageFormat};
 use assay_wire::isolation::Project;
@@ -122,21 +123,24 @@ async fn restarts_of_either_side_bring_the_same_export_back() {
     assert_eq!(site.service.export(&site.sign(&claims)).await.unwrap().grant, answer.grant);
     assert_eq!(site.service.exports().await.len(), 1);
     // What the gateway serves but is not on record comes down.
-    let stray = order(&assay_store(&site).await);
+    let stray = stray(&site);
     site.gateway.put_up(AdmissionId::random(), &stray).await.unwrap();
     until(async || site.gateway.status().await.exports.len() == 1).await;
     assert_eq!(site.gateway.status().await.exports[0].admission, claims.jti);
     site.stop().await;
 }
 
-/// A store elsewhere whose clone is moved beneath the site's, as a stray.
-async fn assay_store(site: &Site) -> assay_imaging::store::ImageStore {
+/// An order for a disk that was made behind imaging's back.
+fn stray(site: &Site) -> ExportOrder {
     let elsewhere = site.folder.path().join("elsewhere");
     std::fs::create_dir(&elsewhere).unwrap();
-    let store = store_with_image(&elsewhere, &pattern(1 << 20));
-    std::fs::remove_dir(elsewhere.join("store/disks")).unwrap();
-    std::os::unix::fs::symlink(site.folder.path().join("store/disks"), elsewhere.join("store/disks")).unwrap();
-    store
+    let order = order(&store_with_image(&elsewhere, &pattern(1 << 20)));
+    for kind in ["images", "layers", "disks"] {
+        for entry in std::fs::read_dir(elsewhere.join("store").join(kind)).unwrap().map(Result::unwrap) {
+            std::fs::rename(entry.path(), site.folder.path().join("store").join(kind).join(entry.file_name())).unwrap();
+        }
+    }
+    order
 }
 
 #[tokio::test]

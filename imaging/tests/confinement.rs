@@ -14,13 +14,13 @@
 mod rig;
 
 use assay_imaging::gateway::Limits;
-use assay_imaging::store::ImageStore;
 use assay_imaging::store::overlay::DiskFiles;
+use assay_imaging::store::{ImageStore as _, LocalStore};
 use assay_imaging::worker::attack::{Attack, Outcome};
 use assay_imaging::worker::disk::DiskOrder;
 use assay_imaging::worker::message::{Confinement, FromWorker, MESSAGE_BYTES, ToWorker, WorkerOrder, receive, send};
 use assay_wire::id::DiskId;
-use rig::{WORKER, WORKER_USERS, image, pattern, store_with_image};
+use rig::{WORKER, WORKER_USERS, pattern, store_with_image};
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, socketpair};
 use std::io::{BufRead as _, BufReader};
 use std::net::TcpListener;
@@ -49,16 +49,16 @@ fn main() {
 
 /// Says which worker it started, and hangs.
 fn gateway_that_is_killed(folder: &std::path::Path) {
-    let files = DiskFiles::open(&folder.join("store/images/golden"), &folder.join("the-disk")).unwrap();
+    let disk = std::env::var("DISK").unwrap().parse().unwrap();
+    let files = DiskFiles::open(&folder.join("store"), disk).unwrap();
     let worker = start_worker(files, false);
     println!("{}", worker.child.id());
     std::thread::park();
 }
 
 fn a_worker_dies_with_a_gateway_that_is_killed(scene: &Scene) {
-    let disk = scene.store.disk_folder(scene.sibling);
-    std::os::unix::fs::symlink(disk, scene.folder.path().join("the-disk")).unwrap();
     let mut command = Command::new(std::env::current_exe().unwrap());
+    command.env("DISK", scene.sibling.to_string());
     let mut gateway = command.env("GATEWAY", scene.folder.path()).stdout(Stdio::piped()).spawn().unwrap();
     let mut said = String::new();
     BufReader::new(gateway.stdout.take().unwrap()).read_line(&mut said).unwrap();
@@ -76,7 +76,7 @@ fn a_worker_dies_with_a_gateway_that_is_killed(scene: &Scene) {
 }
 
 fn a_worker_ends_by_its_own_clock_unless_it_is_told_otherwise(scene: &Scene) {
-    let files = || DiskFiles::open(&scene.store.image_folder(&image()), &scene.store.disk_folder(scene.disk)).unwrap();
+    let files = || scene.files();
     let mut worker = start_worker_for(files(), false, Some(150));
     // Nobody says anything any more: the end of what it hears is the end of it.
     while worker.hear().is_some() {}
@@ -105,7 +105,7 @@ fn unconfined(attack: &str) {
 /// What there is to attack.
 struct Scene {
     folder: tempfile::TempDir,
-    store: ImageStore,
+    store: LocalStore,
     disk: DiskId,
     sibling: DiskId,
     listener: TcpListener,
@@ -118,8 +118,9 @@ impl Scene {
         let folder = tempfile::tempdir().unwrap();
         let store = store_with_image(folder.path(), &pattern(1 << 20));
         let (disk, sibling) = (DiskId::random(), DiskId::random());
+        let image = store.images().unwrap()[0].key;
         for disk in [disk, sibling] {
-            store.create_disk(disk, &image()).unwrap();
+            store.create_disk(disk, &"p1".parse().unwrap(), image).unwrap();
         }
         let control = UnixListener::bind(folder.path().join("control.sock")).unwrap();
         let victim = Command::new("sleep").arg("600").stdin(Stdio::null()).spawn().unwrap();
@@ -128,14 +129,20 @@ impl Scene {
         Self { folder, store, disk, sibling, listener, _control: control, victim }
     }
 
+    /// The disk's files, opened anew.
+    fn files(&self) -> DiskFiles {
+        DiskFiles::open(&self.folder.path().join("store"), self.disk).unwrap()
+    }
+
     /// Each attempt, and whether the layers beneath the system call filter refuse it, too.
     fn attacks(&self) -> Vec<(Attack, bool)> {
         let path = |name: &str| self.folder.path().join(name);
-        let sibling = self.store.disk_folder(self.sibling);
+        let sibling = self.store.top_folder(self.sibling).unwrap();
+        let image = self.store.images().unwrap()[0].key;
         let pid = i32::try_from(self.victim.id()).unwrap();
         vec![
             (Attack::OpenFile { path: sibling.join("data") }, true),
-            (Attack::OpenFile { path: self.store.image_folder(&image()).join("disk.raw") }, true),
+            (Attack::OpenFile { path: self.store.image_folder(image).join("disk.raw") }, true),
             (Attack::OpenFile { path: "/etc/passwd".into() }, true),
             (Attack::OpenFile { path: format!("/proc/{pid}/mem").into() }, true),
             (Attack::OpenFile { path: "/proc/self/mem".into() }, true),
@@ -161,7 +168,7 @@ impl Scene {
     }
 
     fn worker(&self, without_seccomp: bool) -> Worker {
-        let files = DiskFiles::open(&self.store.image_folder(&image()), &self.store.disk_folder(self.disk)).unwrap();
+        let files = self.files();
         start_worker(files, without_seccomp)
     }
 }

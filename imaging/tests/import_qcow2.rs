@@ -1,11 +1,10 @@
 //! qcow2 files made by the real `qemu-img`: read right, or refused in words.
 #![allow(clippy::unwrap_used, clippy::cast_possible_truncation, reason = "a test stops where it fails")]
 
-use assay_imaging::store::ImageStore;
-use assay_imaging::store::device::BlockDevice as _;
-use assay_imaging::store::golden::GoldenImage;
-use assay_imaging::store::import::{Import, Source};
+use assay_imaging::store::import::Source;
+use assay_imaging::store::{ImageStore as _, LocalStore};
 use assay_service::error::chain;
+use assay_wire::id::ImageKey;
 use assay_wire::imaging::ImageFormat;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
@@ -53,17 +52,16 @@ fn every_kind_that_qemu_makes_is_read_right() {
         arguments.extend(options);
         arguments.extend(["source.raw", file.as_str()]);
         qemu_img(&arguments, &path);
-        let store = ImageStore::open(&path.join(name)).unwrap();
+        let store = LocalStore::open(&path.join(name)).unwrap();
         let source = Source::open(&path.join(&file), ImageFormat::Qcow2, std::slice::from_ref(&path)).unwrap();
-        let job = Import { name: "g".parse().unwrap(), project: "p".parse().unwrap(), source, now_ms: 0 };
         let mut seen = Vec::new();
         let image = store
-            .import(&job, &mut |done, total| {
+            .import(ImageKey::random(), &"p".parse().unwrap(), &source, &mut |done, total| {
                 seen.push((done, total));
                 ControlFlow::Continue(())
             })
             .unwrap();
-        let golden = GoldenImage::open(&store.image_folder(&image.name)).unwrap();
+        let golden = store.open_image(image.key).unwrap();
         let mut got = vec![1; usize::try_from(golden.byte_len()).unwrap()];
         golden.read_at(0, &mut got).unwrap();
         assert!(got == content(), "{name} differs");
@@ -98,7 +96,7 @@ fn a_truncated_or_damaged_file_fails_and_leaves_nothing() {
     let (_folder, path) = folder_with_source();
     qemu_img(&["convert", "-c", "-O", "qcow2", "source.raw", "good.qcow2"], &path);
     let good = std::fs::read(path.join("good.qcow2")).unwrap();
-    let store = ImageStore::open(&path.join("store")).unwrap();
+    let store = LocalStore::open(&path.join("store")).unwrap();
     let mut failed = 0;
     // Each octet of the header and of the tables behind it, one at a time; and every kind of truncation.
     let damaged = (0..good.len()).step_by(977).map(|at| {
@@ -114,11 +112,13 @@ fn a_truncated_or_damaged_file_fails_and_leaves_nothing() {
             failed += 1;
             continue;
         };
-        let job = Import { name: "bad".parse().unwrap(), project: "p".parse().unwrap(), source, now_ms: 0 };
-        match store.import(&job, &mut |_, _| ControlFlow::Continue(())) {
-            Ok(_) => std::fs::remove_dir_all(store.image_folder(&job.name)).unwrap(),
+        let key = ImageKey::random();
+        match store.import(key, &"p".parse().unwrap(), &source, &mut |_, _| ControlFlow::Continue(())) {
+            Ok(_) => store.remove_image(key).unwrap(),
             Err(_) => failed += 1,
         }
+        assert!(store.images().unwrap().is_empty());
+        store.forget_imports(&[]).unwrap();
         assert_eq!(std::fs::read_dir(path.join("store/images")).unwrap().count(), 0);
     }
     assert!(failed > 20, "only {failed} damaged files were noticed");

@@ -20,7 +20,7 @@ use tokio::net::TcpStream;
 
 struct Site {
     folder: tempfile::TempDir,
-    store: assay_imaging::store::ImageStore,
+    store: assay_imaging::store::LocalStore,
     clock: Arc<ManualClock>,
     gateway: RunningGateway,
 }
@@ -36,7 +36,7 @@ impl Site {
 
     /// The process that has the order's disk open.
     fn worker_of(&self, order: &ExportOrder) -> rustix::process::Pid {
-        let data = self.store.disk_folder(order.disk).join("data");
+        let data = self.store.top_folder(order.disk).unwrap().join("data");
         let has_it = |pid: &i32| {
             let open = std::fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
             open.into_iter().any(|file| std::fs::read_link(file.path()).is_ok_and(|target| target == data))
@@ -340,8 +340,7 @@ async fn revocation_stops_a_live_writer() {
     assert!(severed_in < Duration::from_millis(100), "{severed_in:?}");
     // Reaped, so nothing writes any more: its lock on the disk is free.
     assert!(rustix::process::test_kill_process(pid).is_err(), "the worker is still there");
-    let image = site.store.image_folder(&image());
-    DiskFiles::open(&image, &site.store.disk_folder(order.disk)).unwrap();
+    DiskFiles::open(&site.folder.path().join("store"), order.disk).unwrap();
     writer.abort();
     site.gateway.stop().await;
 }

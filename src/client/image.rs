@@ -51,15 +51,17 @@ enum FormatArgument {
 }
 
 impl Row for Image {
-    const HEAD: &'static [&'static str] = &["IMAGE", "PROJECT", "DISK", "DATA", "SHA-256", "IMPORTED"];
+    const HEAD: &'static [&'static str] = &["IMAGE", "PROJECT", "KIND", "STATE", "DISK", "DATA", "SHA-256", "MADE"];
     fn cells(&self) -> Vec<String> {
         vec![
             self.name.to_string(),
             self.project.to_string(),
+            format!("{:?}", self.kind).to_lowercase(),
+            format!("{:?}", self.state).to_lowercase(),
             output::bytes(self.virtual_bytes),
             output::bytes(self.data_bytes),
-            self.sha256.chars().take(16).collect(),
-            output::time(self.created_at_ms),
+            self.sha256.iter().flat_map(|digest| digest.chars().take(16)).collect(),
+            output::time(self.provenance.created_at_ms),
         ]
     }
 }

@@ -1,27 +1,83 @@
 //! Imaging's API: golden images, disks, exports, gateways.
 
 use crate::agent::{SealedGrant, TenantAddress};
-use crate::id::{AdmissionId, DiskId, ImageId, LeaseId, NodeId, ProjectId};
+use crate::id::{AdmissionId, DiskId, ImageId, ImageKey, LeaseId, NodeId, ProjectId};
 use crate::net::{Iqn, MacAddr};
 use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, SocketAddrV4};
 
-/// A golden image: `GET /v1/images`.
+/// An image: `GET /v1/images`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct Image {
     /// Its name.
     pub name: ImageId,
+    /// What it is to the store, whatever it comes to be called.
+    pub key: ImageKey,
     /// The project that owns it.
     pub project: ProjectId,
+    /// How it is kept.
+    pub kind: ImageKind,
+    /// How far it has come. Only a ready image can be used.
+    pub state: ImageState,
     /// Size of the disk that a node sees, in octets; a multiple of 512.
     pub virtual_bytes: u64,
-    /// Octets that are not zero.
+    /// Octets that are not zero; of a snapshot, those that it takes beside its parent's.
     pub data_bytes: u64,
-    /// SHA-256 of the whole raw disk, hexadecimal.
-    pub sha256: String,
-    /// When it was imported: milliseconds since the Unix epoch.
+    /// SHA-256 of the whole raw disk, hexadecimal; of golden images.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sha256: Option<String>,
+    /// Root of the hash tree that each block is checked against, hexadecimal; of golden images.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub root: Option<String>,
+    /// The projects that may make disks of it, beside its owner.
+    pub shared_with: BTreeSet<ProjectId>,
+    /// Whether every project may.
+    pub public: bool,
+    /// Words to find it by.
+    pub tags: BTreeSet<String>,
+    /// Where it came from.
+    pub provenance: Provenance,
+}
+
+/// Where an image came from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct Provenance {
+    /// What it was made from: a file, an upload, a disk, another image.
+    pub source: String,
+    /// SHA-256 of that, as it was handed over, hexadecimal.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source_sha256: Option<String>,
+    /// The image that its disk was made from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parent: Option<ImageKey>,
+    /// The token that asked for it.
+    pub made_by: String,
+    /// When: milliseconds since the Unix epoch.
     pub created_at_ms: i64,
+}
+
+/// How an image is kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum ImageKind {
+    /// By itself, read-only, each block checked.
+    Golden,
+    /// As what a disk wrote over the image that it was made from.
+    Snapshot,
+}
+
+/// How far an image has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum ImageState {
+    /// Being made, or broken off: asking for the same again goes on with it.
+    Importing,
+    /// There.
+    Ready,
+    /// Going.
+    Deleting,
 }
 
 /// `POST /v1/images`: import from a file on the imaging host. Answers with an [`ImportStatus`] stream

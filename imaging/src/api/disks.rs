@@ -4,16 +4,15 @@ use super::{db_failed, export_failed, may_see, store_failed};
 use crate::db::DiskRecord;
 use crate::export::blocking;
 use crate::service::AppState;
-use crate::store::StoreError;
-use crate::store::overlay::Overlay;
 use assay_service::auth::Caller;
 use assay_service::error::ApiError;
-use assay_wire::id::LeaseId;
+use assay_wire::id::{ImageId, ImageKey, LeaseId};
 use assay_wire::imaging::{Disk, DiskRequest};
 use assay_wire::problem::Problem;
 use axum::Json;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
+use std::collections::HashMap;
 use std::sync::Arc;
 
 /// Makes the lease's disk. Idempotent; takes the same time whatever the image's size.
@@ -33,31 +32,38 @@ pub(super) async fn put_disk(
     let exporter = &state.exporter;
     let image = exporter.db.image(&request.image).await.map_err(|error| db_failed(&error))?;
     // Another project's image is as good as none, and is not told apart from one.
-    if image.is_none_or(|image| image.project != request.project) {
+    let missing = || {
         let (image, project) = (&request.image, &request.project);
-        return Err(ApiError::not_found(format!("project `{project}` has no image `{image}`")));
-    }
+        ApiError::not_found(format!("project `{project}` has no image `{image}`"))
+    };
+    let image = image.filter(|image| image.is_for(&request.project)).ok_or_else(missing)?;
     let _alone = exporter.lock(lease).await;
-    let record = exporter.db.put_disk(lease, &request).await.map_err(|error| db_failed(&error))?;
-    let asked = (&request.project, &request.node, &request.image, request.mac);
-    if asked != (&record.project, &record.node, &record.image, record.mac) {
+    let record = exporter.db.put_disk(lease, &request, image.key).await.map_err(|error| db_failed(&error))?;
+    let record = record.ok_or_else(missing)?;
+    let asked = (&request.project, &request.node, image.key, request.mac);
+    if asked != (&record.project, &record.node, record.image, record.mac) {
         let nic = record.mac.map_or_else(|| "without MAC address".to_owned(), |mac| format!("with MAC address {mac}"));
-        let (image, node) = (&record.image, &record.node);
+        let (image, node) = (image_name(&state, record.image).await?, &record.node);
         let detail = format!("lease {lease} has a disk of image `{image}` for node `{node}` {nic}");
         return Err(ApiError::conflict("other-disk", detail).with_hint("delete it first"));
     }
     exporter.prepare_disk(&record).await.map_err(|error| export_failed(&error))?;
     tracing::info!(event = "disk.ready", disk = %record.id, %lease, image = %record.image, "disk is ready");
-    Ok(Json(shown(&state, record).await))
+    Ok(Json(shown(&state, record, request.image).await))
 }
 
 /// Lists the disks that the caller may see.
 #[utoipa::path(get, path = "/v1/disks", responses((status = 200, body = Vec<Disk>)))]
 pub(super) async fn get_disks(State(state): State<Arc<AppState>>, caller: Caller) -> Result<Json<Vec<Disk>>, ApiError> {
     let records = state.exporter.db.disks().await.map_err(|error| db_failed(&error))?;
+    let images = state.exporter.db.images().await.map_err(|error| db_failed(&error))?;
+    let names: HashMap<ImageKey, ImageId> = images.into_iter().map(|image| (image.key, image.name)).collect();
     let mut disks = Vec::new();
     for record in records.into_iter().filter(|record| may_see(&caller, &record.project)) {
-        disks.push(shown(&state, record).await);
+        // A disk's image is on record as long as the disk is; one that was read between the two lists is new.
+        if let Some(name) = names.get(&record.image) {
+            disks.push(shown(&state, record, name.clone()).await);
+        }
     }
     Ok(Json(disks))
 }
@@ -89,16 +95,16 @@ pub(super) async fn delete_disk(
     Ok(StatusCode::NO_CONTENT)
 }
 
-async fn shown(state: &AppState, record: DiskRecord) -> Disk {
-    let folder = state.exporter.store.disk_folder(record.id);
+async fn image_name(state: &AppState, key: ImageKey) -> Result<ImageId, ApiError> {
+    let images = state.exporter.db.images().await.map_err(|error| db_failed(&error))?;
+    let found = images.into_iter().find(|image| image.key == key);
+    found.map(|image| image.name).ok_or_else(|| ApiError::not_found(format!("image {key} is not on record")))
+}
+
+async fn shown(state: &AppState, record: DiskRecord, image: ImageId) -> Disk {
+    let (store, disk) = (Arc::clone(&state.exporter.store), record.id);
     // A disk that is being made has no files yet.
-    let written = blocking(move || Overlay::allocated_bytes(&folder).or(Ok::<u64, StoreError>(0))).await;
-    Disk {
-        id: record.id,
-        lease: record.lease,
-        project: record.project,
-        node: record.node,
-        image: record.image,
-        written_bytes: written.unwrap_or(0),
-    }
+    let written = blocking(move || store.disk_bytes(disk)).await.unwrap_or(0);
+    let DiskRecord { id, lease, project, node, .. } = record;
+    Disk { id, lease, project, node, image, written_bytes: written }
 }

@@ -1,13 +1,14 @@
 //! Golden images.
 
-use super::{db_failed, may_see, store_failed};
+use super::{catalogue_failed, db_failed, may_see, store_failed};
+use crate::catalogue::{NewImage, shown};
+use crate::db::images::ImageRecord;
 use crate::export::blocking;
 use crate::service::AppState;
-use crate::store::StoreError;
-use crate::store::import::{Import, Source};
+use crate::store::import::Source;
 use assay_service::auth::Caller;
 use assay_service::error::{ApiError, chain};
-use assay_wire::imaging::{Image, ImportRequest, ImportStatus};
+use assay_wire::imaging::{Image, ImageKind, ImportRequest, ImportStatus};
 use assay_wire::problem::Problem;
 use axum::Json;
 use axum::body::{Body, Bytes};
@@ -39,21 +40,25 @@ pub(super) async fn post_image(
     Json(request): Json<ImportRequest>,
 ) -> Result<Response, ApiError> {
     caller.require_operator()?;
-    let taken = state.exporter.db.image(&request.name).await.map_err(|error| db_failed(&error))?;
-    if taken.is_some() {
-        return Err(store_failed(&StoreError::Exists { image: request.name }));
-    }
     let slot = Arc::clone(&state.imports)
         .try_acquire_owned()
         .map_err(|_| ApiError::too_many("other images are being imported; try again when they are done"))?;
     let (path, folders, format) = (PathBuf::from(&request.source), state.import_folders.clone(), request.format);
     let source = blocking(move || Source::open(&path, format, &folders)).await.map_err(|error| store_failed(&error))?;
-    let job = Import { name: request.name, project: request.project, source, now_ms: state.clock.now_ms() };
-    tracing::info!(event = "image.import", image = %job.name, source = request.source, by = caller.name, "importing");
+    tracing::info!(event = "image.import", image = %request.name, source = request.source, by = caller.name, "importing");
+    let new = NewImage {
+        name: request.name,
+        project: request.project,
+        kind: ImageKind::Golden,
+        source: request.source,
+        made_by: caller.name,
+        now_ms: state.clock.now_ms(),
+    };
+    let (record, working) = state.catalogue.announce(new).await.map_err(|error| catalogue_failed(&error))?;
     let (statuses, reader) = mpsc::channel(WAITING_STATUSES);
     tokio::spawn(async move {
-        let last = import(&state, job, statuses.clone()).await;
-        drop(slot);
+        let last = import(&state, record, source, statuses.clone()).await;
+        drop((working, slot));
         // A reader that went away wants no last word.
         let _ = statuses.send(last).await;
     });
@@ -67,34 +72,33 @@ pub(super) async fn post_image(
 }
 
 /// Imports, and answers the last status.
-async fn import(state: &AppState, job: Import, statuses: mpsc::Sender<ImportStatus>) -> ImportStatus {
-    let (store, name) = (Arc::clone(&state.exporter.store), job.name.clone());
-    let mut said = 0;
-    let imported = blocking(move || {
-        store.import(&job, &mut |done_bytes, total_bytes| {
-            if statuses.is_closed() {
-                return ControlFlow::Break(());
-            }
-            if done_bytes == 0 || done_bytes - said >= PROGRESS_OCTETS {
-                said = done_bytes;
-                let _full_is_fine = statuses.try_send(ImportStatus::Copying { done_bytes, total_bytes });
-            }
-            ControlFlow::Continue(())
-        })
+async fn import(
+    state: &AppState,
+    record: ImageRecord,
+    source: Source,
+    statuses: mpsc::Sender<ImportStatus>,
+) -> ImportStatus {
+    let (name, mut said) = (record.name.clone(), 0);
+    let imported = state.catalogue.import(record, source, None, move |done_bytes, total_bytes| {
+        if statuses.is_closed() {
+            return ControlFlow::Break(());
+        }
+        if done_bytes == 0 || done_bytes - said >= PROGRESS_OCTETS {
+            said = done_bytes;
+            let _full_is_fine = statuses.try_send(ImportStatus::Copying { done_bytes, total_bytes });
+        }
+        ControlFlow::Continue(())
     });
-    let image = match imported.await {
-        Ok(image) => image,
+    match imported.await {
+        Ok(record) => {
+            tracing::info!(event = "image.imported", image = %name, bytes = record.virtual_bytes, "image imported");
+            ImportStatus::Done { image: shown(record) }
+        }
         Err(error) => {
             tracing::warn!(event = "image.import_failed", image = %name, cause = chain(&error), "import failed");
-            return ImportStatus::Failed { detail: chain(&error) };
+            ImportStatus::Failed { detail: chain(&error) }
         }
-    };
-    if let Err(error) = state.exporter.db.put_image(&image).await {
-        tracing::error!(event = "image.unrecorded", image = %name, cause = chain(&error), "recorded at the next start");
-        return ImportStatus::Failed { detail: format!("image `{name}` was imported but could not be recorded") };
     }
-    tracing::info!(event = "image.imported", image = %name, bytes = image.virtual_bytes, "image imported");
-    ImportStatus::Done { image }
 }
 
 /// Lists the images that the caller may see.
@@ -105,5 +109,5 @@ pub(super) async fn get_images(
 ) -> Result<Json<Vec<Image>>, ApiError> {
     let mut images = state.exporter.db.images().await.map_err(|error| db_failed(&error))?;
     images.retain(|image| may_see(&caller, &image.project));
-    Ok(Json(images))
+    Ok(Json(images.into_iter().map(shown).collect()))
 }

@@ -6,10 +6,12 @@ mod gateways;
 mod images;
 mod projects;
 
+use crate::catalogue::CatalogueError;
 use crate::db::DbError;
 use crate::export::ExportError;
 use crate::service::AppState;
 use crate::store::StoreError;
+use crate::store::device::DeviceError;
 use assay_service::auth::{Caller, Role};
 use assay_service::error::{ApiError, chain};
 use assay_wire::id::ProjectId;
@@ -75,7 +77,13 @@ fn db_failed(error: &DbError) -> ApiError {
 
 fn store_failed(error: &StoreError) -> ApiError {
     match error {
-        StoreError::Exists { .. } => ApiError::conflict("image-exists", error),
+        StoreError::NoImage { .. } | StoreError::NoDisk { .. } => ApiError::not_found(error),
+        StoreError::HasDependents { .. } => ApiError::conflict("has-dependents", error),
+        StoreError::ChainTooLong { .. } => ApiError::conflict("chain-too-long", error),
+        StoreError::SizesDiffer { .. } => ApiError::conflict("sizes-differ", error),
+        StoreError::Digest { .. } => ApiError::bad_request("digest-differs", error),
+        StoreError::Device(DeviceError::Corrupt { .. }) => ApiError::conflict("image-corrupt", chain(error)),
+        StoreError::Device(_) => ApiError::unavailable("store", chain(error)),
         StoreError::OutsideImportFolders { .. } => ApiError::forbidden("outside-import-folders", error),
         StoreError::Qcow2 { .. } | StoreError::Malformed { .. } => {
             ApiError::bad_request("image-malformed", chain(error))
@@ -83,6 +91,15 @@ fn store_failed(error: &StoreError) -> ApiError {
         StoreError::InUse { .. } => ApiError::conflict("in-use", error),
         StoreError::Io { .. } => ApiError::unavailable("store", chain(error)),
         StoreError::Panicked { .. } | StoreError::Cancelled => ApiError::internal("working in the image store", error),
+    }
+}
+
+fn catalogue_failed(error: &CatalogueError) -> ApiError {
+    match error {
+        CatalogueError::Db(cause) => db_failed(cause),
+        CatalogueError::Store(cause) => store_failed(cause),
+        CatalogueError::NameTaken(_) => ApiError::conflict("image-exists", error),
+        CatalogueError::Busy(_) => ApiError::conflict("busy", error),
     }
 }
 

@@ -1,10 +1,12 @@
-//! What imaging has on record: projects, images, disks, gateways. Exports are in [`exports`].
+//! What imaging has on record: projects, disks, gateways. Exports are in [`exports`], images in
+//! [`images`].
 
 pub(crate) mod exports;
+pub(crate) mod images;
 
 use assay_service::store::Store;
-use assay_wire::id::{DiskId, ImageId, LeaseId, NodeId, ProjectId};
-use assay_wire::imaging::{DiskRequest, Gateway, Image};
+use assay_wire::id::{DiskId, ImageKey, LeaseId, NodeId, ProjectId};
+use assay_wire::imaging::{DiskRequest, Gateway};
 use assay_wire::isolation::Project;
 use assay_wire::net::MacAddr;
 use assay_wire::result::VerifierKey;
@@ -45,7 +47,7 @@ pub(crate) struct DiskRecord {
     pub(crate) lease: LeaseId,
     pub(crate) project: ProjectId,
     pub(crate) node: NodeId,
-    pub(crate) image: ImageId,
+    pub(crate) image: ImageKey,
     pub(crate) mac: Option<MacAddr>,
     pub(crate) state: DiskState,
 }
@@ -112,53 +114,29 @@ impl Db {
         projects.into_iter().map(keys_of).collect()
     }
 
-    /// Records an image that the store holds; one that is on record stays as it is.
-    pub(crate) async fn put_image(&self, image: &Image) -> Result<(), DbError> {
-        sqlx::query(
-            "INSERT INTO images (name, project, virtual_bytes, data_bytes, sha256, created_at_ms) \
-             VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT (name) DO NOTHING",
-        )
-        .bind(image.name.as_str())
-        .bind(image.project.as_str())
-        .bind(signed(image.virtual_bytes))
-        .bind(signed(image.data_bytes))
-        .bind(&image.sha256)
-        .bind(image.created_at_ms)
-        .execute(&self.pool)
-        .await
-        .map_err(query("recording an image"))?;
-        Ok(())
-    }
-
-    pub(crate) async fn images(&self) -> Result<Vec<Image>, DbError> {
-        let rows = sqlx::query("SELECT * FROM images ORDER BY name").fetch_all(&self.pool).await;
-        rows.map_err(query("listing images"))?.iter().map(image_of).collect()
-    }
-
-    pub(crate) async fn image(&self, name: &ImageId) -> Result<Option<Image>, DbError> {
-        let row =
-            sqlx::query("SELECT * FROM images WHERE name = $1").bind(name.as_str()).fetch_optional(&self.pool).await;
-        row.map_err(query("reading an image"))?.as_ref().map(image_of).transpose()
-    }
-
-    /// Records a disk for a lease that has none; answers the one that the lease has then.
-    pub(crate) async fn put_disk(&self, lease: LeaseId, request: &DiskRequest) -> Result<DiskRecord, DbError> {
+    /// Records a disk for a lease that has none, if its image may be cloned still; answers the one that the lease has
+    /// then.
+    pub(crate) async fn put_disk(
+        &self,
+        lease: LeaseId,
+        request: &DiskRequest,
+        image: ImageKey,
+    ) -> Result<Option<DiskRecord>, DbError> {
         sqlx::query(
             "INSERT INTO disks (id, lease, project, node, image, mac, state) \
-             VALUES ($1, $2, $3, $4, $5, $6, 'making') ON CONFLICT (lease) DO NOTHING",
+             SELECT $1, $2, $3, $4, images.key, $5, 'making' FROM images WHERE images.key = $6 \
+             AND images.state = 'ready' ON CONFLICT (lease) DO NOTHING",
         )
         .bind(DiskId::random().to_string())
         .bind(lease.to_string())
         .bind(request.project.as_str())
         .bind(request.node.as_str())
-        .bind(request.image.as_str())
         .bind(request.mac.map(|mac| mac.to_string()))
+        .bind(image.to_string())
         .execute(&self.pool)
         .await
         .map_err(query("recording a disk"))?;
-        self.disk(lease)
-            .await?
-            .ok_or_else(|| DbError::Query { doing: "reading back a disk", source: sqlx::Error::RowNotFound })
+        self.disk(lease).await
     }
 
     pub(crate) async fn disk(&self, lease: LeaseId) -> Result<Option<DiskRecord>, DbError> {
@@ -232,17 +210,6 @@ fn project_of(row: &AnyRow) -> Result<Project, DbError> {
     let keys = text(row, "verifier_keys")?;
     let verifier_keys = serde_json::from_str(&keys).map_err(|_| value("verifier_keys", &keys))?;
     Ok(Project { name: parsed(row, "name")?, verifier_keys })
-}
-
-fn image_of(row: &AnyRow) -> Result<Image, DbError> {
-    Ok(Image {
-        name: parsed(row, "name")?,
-        project: parsed(row, "project")?,
-        virtual_bytes: number(row, "virtual_bytes")?.unsigned_abs(),
-        data_bytes: number(row, "data_bytes")?.unsigned_abs(),
-        sha256: text(row, "sha256")?,
-        created_at_ms: number(row, "created_at_ms")?,
-    })
 }
 
 fn disk_of(row: &AnyRow) -> Result<DiskRecord, DbError> {

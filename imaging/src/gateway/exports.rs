@@ -283,11 +283,10 @@ impl Exports {
 
     /// How each of an export's workers gets its order and files.
     fn recipe(&self, order: &ExportOrder, user: Option<u32>, expires_at_ms: Arc<AtomicI64>) -> Box<Recipe> {
-        let image = self.store.join("images").join(order.image.as_str());
-        let disk = self.store.join("disks").join(order.disk.to_string());
         let (order, portal, limits, clock) = (order.clone(), self.portal, self.limits, Arc::clone(&self.clock));
+        let store = self.store.clone();
         Box::new(move || {
-            let (disk_order, files) = DiskOrder::of(DiskFiles::open(&image, &disk)?);
+            let (disk_order, files) = DiskOrder::of(DiskFiles::open(&store, order.disk)?);
             let mut naa = [0; 8];
             naa.copy_from_slice(&order.disk.as_bytes()[8..]);
             let order = WorkerOrder {

@@ -70,6 +70,11 @@ impl AllocationMap {
         self.dirty_pages.iter().for_each(|pages| pages.store(0, Ordering::Release));
     }
 
+    /// Whether nothing is the clone's own.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.words.iter().all(|word| word.load(Ordering::Acquire) == 0)
+    }
+
     /// Whether the granule that holds `offset` is the clone's own.
     pub(crate) fn is_own(&self, offset: u64) -> bool {
         let granule = index(offset / GRANULE_BYTES);

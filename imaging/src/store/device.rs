@@ -76,7 +76,7 @@ pub enum DeviceError {
         offset: u64,
     },
     /// What the file holds is not what was imported.
-    #[error("golden image block at {offset} does not match its checksum")]
+    #[error("golden image block at {offset} does not match its hash")]
     Corrupt {
         /// Where the block starts.
         offset: u64,

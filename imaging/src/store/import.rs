@@ -1,55 +1,40 @@
-//! Import: a raw or qcow2 file becomes a golden image, entirely or not at all.
+//! Import: a raw or qcow2 file becomes a golden image, entirely or not at all; what was broken off goes on where it
+//! stopped.
 //!
-//! The image is built in a staging folder, synced, and renamed to its place; the rename is the moment from which it
-//! exists. Memory is bounded by one chunk, whatever the file says. The source is opened beneath one of the configured
-//! folders by the kernel (`openat2` with `RESOLVE_BENEATH`), so neither `..` nor a symbolic link leads out.
+//! Memory is bounded by one chunk, whatever the file says. The source is opened beneath one of the configured folders by
+//! the kernel (`openat2` with `RESOLVE_BENEATH`), so neither `..` nor a symbolic link leads out.
 
-use super::StoreError;
-use super::file::sync_folder;
-use super::golden::{CHECKSUM_BLOCK_BYTES, CHECKSUM_BLOCK_LEN, CHECKSUMS, DISK, MANIFEST, Manifest};
+use super::golden::{DISK, TREE};
+use super::merkle::{self, BLOCK_BYTES, BLOCK_LEN, Builder, Hash};
 use super::qcow2::{self, HEADER_BYTES, MAX_VIRTUAL_BYTES};
-use assay_wire::id::{ImageId, ProjectId};
-use assay_wire::imaging::{Image, ImageFormat};
+use super::{Content, Progress, StoreError};
+use assay_wire::imaging::ImageFormat;
 use imago::file::File as ImagoFile;
 use imago::qcow2::Qcow2;
 use imago::{DenyImplicitOpenGate, FormatAccess, FormatDriverBuilder as _, StorageOpenOptions};
 use ring::digest::{Context, SHA256};
 use rustix::fs::{Mode, OFlags, ResolveFlags};
-use std::fs::{File, OpenOptions};
-use std::io::{self, Write as _};
-use std::ops::ControlFlow;
-use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
+use std::fs::{File, Metadata, OpenOptions};
+use std::io;
+use std::os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
-/// Octets read, hashed and written at a time; whole checksum blocks.
-const CHUNK_BYTES: u64 = 16 * CHECKSUM_BLOCK_BYTES;
+/// Octets read, hashed and written at a time; whole blocks.
+const CHUNK_BYTES: u64 = 16 * BLOCK_BYTES;
+/// After so many octets more, what has been done is made durable, so that it need not be done again.
+const CHECKPOINT_BYTES: u64 = 256 << 20;
 const SECTOR_BYTES: u64 = 512;
-
-/// What to import.
-#[derive(Debug)]
-pub struct Import {
-    /// The new image's name.
-    pub name: ImageId,
-    /// Its owner.
-    pub project: ProjectId,
-    /// The open source.
-    pub source: Source,
-    /// Milliseconds since the Unix epoch.
-    pub now_ms: i64,
-}
+const CHECKPOINT: &str = "checkpoint";
 
 /// An open source of a golden image.
 #[derive(Debug)]
 pub struct Source {
     path: PathBuf,
     byte_len: u64,
-    kind: SourceKind,
-}
-
-#[derive(Debug)]
-enum SourceKind {
-    Raw(File),
-    Qcow2(FormatAccess<ImagoFile>),
+    identity: String,
+    /// The file itself, whatever its format.
+    file: File,
+    qcow2: Option<FormatAccess<ImagoFile>>,
 }
 
 impl Source {
@@ -63,147 +48,229 @@ impl Source {
         if !metadata.is_file() {
             return Err(StoreError::malformed(path, "is not a regular file".to_owned()));
         }
-        let (byte_len, kind) = match format {
-            ImageFormat::Raw => (metadata.len(), SourceKind::Raw(file)),
-            ImageFormat::Qcow2 => open_qcow2(path, file, metadata.len())?,
+        let copy = || file.try_clone().map_err(|source| StoreError::io("opening", path, source));
+        let (byte_len, qcow2) = match format {
+            ImageFormat::Raw => (metadata.len(), None),
+            ImageFormat::Qcow2 => open_qcow2(path, copy()?, metadata.len())?,
         };
         if byte_len == 0 || byte_len > MAX_VIRTUAL_BYTES {
             let detail = format!("has {byte_len} octets; an image has 1 to {MAX_VIRTUAL_BYTES}");
             return Err(StoreError::malformed(path, detail));
         }
-        Ok(Self { path: path.to_owned(), byte_len, kind })
+        Ok(Self { path: path.to_owned(), byte_len, identity: identity(&metadata, format), file, qcow2 })
     }
 
-    /// Octets of the disk that nodes will see: those of the source, filled up to a whole sector.
+    /// Whether the disk's octets are the file's, no more and no fewer.
     #[must_use]
-    pub fn virtual_bytes(&self) -> u64 {
+    pub fn is_verbatim(&self) -> bool {
+        self.qcow2.is_none() && self.byte_len == self.virtual_bytes()
+    }
+
+    /// SHA-256 of the source as a file, hexadecimal. Reads all of it.
+    ///
+    /// # Errors
+    /// It cannot be read, it is not as `expected`, or `progress` said so.
+    pub fn digest(&self, expected: Option<&str>, progress: Progress<'_>) -> Result<String, StoreError> {
+        let failed = |source| StoreError::io("reading", &self.path, source);
+        let total = self.file.metadata().map_err(failed)?.len();
+        let mut context = Context::new(&SHA256);
+        let mut buffer = vec![0; usize::try_from(CHUNK_BYTES).unwrap_or(usize::MAX)];
+        let mut offset = 0;
+        while offset < total {
+            if progress(offset, total).is_break() {
+                return Err(StoreError::Cancelled);
+            }
+            let length = usize::try_from(total - offset).unwrap_or(usize::MAX).min(buffer.len());
+            self.file.read_exact_at(&mut buffer[..length], offset).map_err(failed)?;
+            context.update(&buffer[..length]);
+            offset += length as u64;
+        }
+        let found = hex::encode(context.finish());
+        match expected {
+            Some(expected) if !expected.eq_ignore_ascii_case(&found) => {
+                Err(StoreError::Digest { path: self.path.clone(), found, expected: expected.to_owned() })
+            }
+            _ => Ok(found),
+        }
+    }
+}
+
+impl Content for Source {
+    /// Those of the source, filled up to a whole sector.
+    fn virtual_bytes(&self) -> u64 {
         self.byte_len.next_multiple_of(SECTOR_BYTES)
     }
 
-    /// Fills `buffer` from `offset`, with zeros behind the source's end.
+    /// With zeros behind the source's end.
     fn read(&self, offset: u64, buffer: &mut [u8]) -> Result<(), StoreError> {
         let within = usize::try_from(self.byte_len.saturating_sub(offset)).unwrap_or(usize::MAX).min(buffer.len());
         let (content, padding) = buffer.split_at_mut(within);
         padding.fill(0);
-        let read = match &self.kind {
-            SourceKind::Raw(file) => file.read_exact_at(content, offset),
-            SourceKind::Qcow2(image) => block_on(image.read(content, offset)),
+        let read = match &self.qcow2 {
+            None => self.file.read_exact_at(content, offset),
+            Some(image) => block_on(image.read(content, offset)),
         };
         read.map_err(|source| StoreError::io("reading", &self.path, source))
     }
+
+    fn identity(&self) -> Option<String> {
+        Some(self.identity.clone())
+    }
 }
 
-/// Imports into `images` (the folder of all images). Calls `progress` with octets done and octets in all; it may
-/// break the import off. Blocks.
-///
-/// # Errors
-/// The name is taken, the source cannot be read, the disk is full, or `progress` said so. Nothing is left then.
-pub fn import(
-    images: &Path,
-    import: &Import,
-    progress: &mut dyn FnMut(u64, u64) -> ControlFlow<()>,
-) -> Result<Image, StoreError> {
-    let place = images.join(import.name.as_str());
-    let taken = || StoreError::Exists { image: import.name.clone() };
-    if place.exists() {
-        return Err(taken());
-    }
-    let staging = Staging::new(images)?;
-    let content = copy(&staging.path, &import.source, progress)?;
-    let image = Image {
-        name: import.name.clone(),
-        project: import.project.clone(),
-        virtual_bytes: import.source.virtual_bytes(),
-        data_bytes: content.data_bytes,
-        sha256: content.sha256,
-        created_at_ms: import.now_ms,
-    };
-    let manifest = Manifest { layout: 1, image: image.clone(), checksum_block_bytes: CHECKSUM_BLOCK_BYTES };
-    let json = serde_json::to_vec_pretty(&manifest)
-        .map_err(|cause| StoreError::io("writing the manifest of", &place, cause.into()))?;
-    write_synced(&staging.path.join(MANIFEST), &json)?;
-    write_synced(&staging.path.join(CHECKSUMS), &content.checksums)?;
-    sync_folder(&staging.path).map_err(|source| StoreError::io("syncing", &staging.path, source))?;
-    staging.publish(&place).map_err(|source| match source.kind() {
-        io::ErrorKind::AlreadyExists | io::ErrorKind::DirectoryNotEmpty => taken(),
-        _ => StoreError::io("putting in place", &place, source),
-    })?;
-    Ok(image)
+/// A file that was neither replaced nor written to has the same.
+fn identity(metadata: &Metadata, format: ImageFormat) -> String {
+    let (seconds, nanos) = (metadata.mtime(), metadata.mtime_nsec());
+    format!("{format:?} {} {} {} {seconds}.{nanos}", metadata.dev(), metadata.ino(), metadata.len())
 }
 
 /// What a copy found on its way.
-struct Content {
-    data_bytes: u64,
-    sha256: String,
-    checksums: Vec<u8>,
+#[derive(Debug)]
+pub(super) struct Copied {
+    pub(super) data_bytes: u64,
+    pub(super) sha256: String,
+    pub(super) root: Hash,
 }
 
-fn copy(
-    folder: &Path,
-    source: &Source,
-    progress: &mut dyn FnMut(u64, u64) -> ControlFlow<()>,
-) -> Result<Content, StoreError> {
-    let path = folder.join(DISK);
-    let failed = |cause| StoreError::io("writing", &path, cause);
-    let disk = create_new(&path)?;
-    let total = source.virtual_bytes();
-    disk.set_len(total).map_err(failed)?;
-    let mut hash = Context::new(&SHA256);
-    let mut content = Content { data_bytes: 0, sha256: String::new(), checksums: Vec::new() };
-    let mut buffer = vec![0; usize::try_from(CHUNK_BYTES.min(total)).unwrap_or(usize::MAX)];
-    let mut offset = 0;
-    while offset < total {
-        if progress(offset, total).is_break() {
+/// Copies `content` into `folder`, as a golden image's files, durably. Goes on where an earlier call with content of the
+/// same identity was broken off.
+pub(super) fn copy(folder: &Path, content: &dyn Content, progress: Progress<'_>) -> Result<Copied, StoreError> {
+    let identity = content.identity();
+    let checkpoint = folder.join(CHECKPOINT);
+    let resumed_at = identity.as_deref().and_then(|identity| resume(&checkpoint, identity)).unwrap_or(0);
+    let mut copy = Copy::open(folder, content, resumed_at)?;
+    let result = loop {
+        if copy.offset >= copy.total {
+            break copy.finish(progress);
+        }
+        let durable = copy.durable;
+        if let Err(error) = copy.chunk(content, progress) {
+            break Err(error);
+        }
+        if let Some(identity) = &identity
+            && copy.offset >= durable + CHECKPOINT_BYTES
+        {
+            copy.checkpoint(&checkpoint, identity)?;
+        }
+    };
+    match (&result, &identity) {
+        (Ok(_), _) => remove(&checkpoint)?,
+        // What cannot be recorded is done again; the first error is the one that counts.
+        (Err(_), Some(identity)) if copy.offset > copy.durable => drop(copy.checkpoint(&checkpoint, identity)),
+        (Err(_), _) => {}
+    }
+    result
+}
+
+/// A copy under way.
+struct Copy {
+    path: PathBuf,
+    disk: File,
+    tree: Option<Builder>,
+    hash: Context,
+    buffer: Vec<u8>,
+    data_bytes: u64,
+    offset: u64,
+    /// Up to here the disk has its content already.
+    durable: u64,
+    total: u64,
+}
+
+impl Copy {
+    fn open(folder: &Path, content: &dyn Content, durable: u64) -> Result<Self, StoreError> {
+        let (path, tree_path) = (folder.join(DISK), folder.join(TREE));
+        if durable == 0 {
+            // Anything there would show where the content has a hole.
+            remove(&path)?;
+        }
+        let open = |path: &Path, truncate| {
+            let mut options = OpenOptions::new();
+            let opened = options.read(true).write(true).create(true).truncate(truncate).mode(0o600).open(path);
+            opened.map_err(|source| StoreError::io("making", path, source))
+        };
+        let (disk, tree) = (open(&path, false)?, open(&tree_path, true)?);
+        let total = content.virtual_bytes();
+        disk.set_len(total).map_err(|source| StoreError::io("sizing", &path, source))?;
+        Ok(Self {
+            path,
+            disk,
+            tree: Some(Builder::new(tree, total)),
+            hash: Context::new(&SHA256),
+            buffer: vec![0; usize::try_from(CHUNK_BYTES.min(total)).unwrap_or(usize::MAX)],
+            data_bytes: 0,
+            offset: 0,
+            durable: durable.min(total),
+            total,
+        })
+    }
+
+    fn chunk(&mut self, content: &dyn Content, progress: Progress<'_>) -> Result<(), StoreError> {
+        if progress(self.offset, self.total).is_break() {
             return Err(StoreError::Cancelled);
         }
-        let length = usize::try_from(total - offset).unwrap_or(usize::MAX).min(buffer.len());
-        let chunk = &mut buffer[..length];
-        source.read(offset, chunk)?;
-        hash.update(chunk);
-        let mut at = offset;
-        for block in chunk.chunks(CHECKSUM_BLOCK_LEN) {
-            content.checksums.extend_from_slice(&crc32c::crc32c(block).to_le_bytes());
-            if !is_zero(block) {
-                disk.write_all_at(block, at).map_err(failed)?;
-                content.data_bytes += block.len() as u64;
+        let failed = |source| StoreError::io("writing", &self.path, source);
+        let copied = self.offset < self.durable;
+        let end = if copied { self.durable } else { self.total };
+        let length = usize::try_from(end - self.offset).unwrap_or(usize::MAX).min(self.buffer.len());
+        let chunk = &mut self.buffer[..length];
+        if copied {
+            self.disk.read_exact_at(chunk, self.offset).map_err(failed)?;
+        } else {
+            content.read(self.offset, chunk)?;
+        }
+        self.hash.update(chunk);
+        let mut at = self.offset;
+        for block in chunk.chunks(BLOCK_LEN) {
+            if let Some(tree) = &mut self.tree {
+                tree.push(&merkle::leaf(block)).map_err(failed)?;
+            }
+            if !merkle::is_zero(block) {
+                if !copied {
+                    self.disk.write_all_at(block, at).map_err(failed)?;
+                }
+                self.data_bytes += block.len() as u64;
             }
             at += block.len() as u64;
         }
-        offset = at;
-    }
-    disk.sync_all().map_err(failed)?;
-    content.sha256 = hex::encode(hash.finish());
-    // The last word is `done` or `failed`; whoever broke off now would get an image that they think they have not.
-    let _ = progress(total, total);
-    Ok(content)
-}
-
-/// A folder that goes away unless it is published.
-struct Staging {
-    path: PathBuf,
-}
-
-/// Staging folders begin with this, which no image's name does.
-pub(super) const STAGING_PREFIX: &str = ".import-";
-
-impl Staging {
-    fn new(images: &Path) -> Result<Self, StoreError> {
-        let path = images.join(format!("{STAGING_PREFIX}{}", uuid::Uuid::new_v4()));
-        std::fs::create_dir(&path).map_err(|source| StoreError::io("making", &path, source))?;
-        Ok(Self { path })
+        self.offset = at;
+        Ok(())
     }
 
-    fn publish(self, place: &Path) -> io::Result<()> {
-        // `rename` replaces an empty folder only; an image's is never empty.
-        std::fs::rename(&self.path, place)?;
-        place.parent().map_or(Ok(()), sync_folder)
+    fn checkpoint(&mut self, path: &Path, identity: &str) -> Result<(), StoreError> {
+        let failed = |source| StoreError::io("recording how far an import has come in", path, source);
+        self.disk.sync_data().map_err(failed)?;
+        let staged = path.with_extension("new");
+        std::fs::write(&staged, format!("{}\n{identity}", self.offset)).map_err(failed)?;
+        std::fs::rename(&staged, path).map_err(failed)?;
+        self.durable = self.offset;
+        Ok(())
+    }
+
+    fn finish(&mut self, progress: Progress<'_>) -> Result<Copied, StoreError> {
+        let failed = |source| StoreError::io("writing", &self.path, source);
+        self.disk.sync_all().map_err(failed)?;
+        let Some(tree) = self.tree.take() else { return Err(StoreError::Cancelled) };
+        let root = tree.finish().map_err(failed)?;
+        let hash = std::mem::replace(&mut self.hash, Context::new(&SHA256));
+        // The last word is `done` or `failed`; whoever broke off now would get an image that they think they have not.
+        let _ = progress(self.total, self.total);
+        Ok(Copied { data_bytes: self.data_bytes, sha256: hex::encode(hash.finish()), root })
     }
 }
 
-impl Drop for Staging {
-    fn drop(&mut self) {
-        // Gone already when it was published; what cannot be removed now is removed at the next start.
-        let _ = std::fs::remove_dir_all(&self.path);
+/// How far an earlier copy of the same content has come.
+fn resume(checkpoint: &Path, identity: &str) -> Option<u64> {
+    let text = std::fs::read_to_string(checkpoint).ok()?;
+    let (offset, of) = text.split_once('\n')?;
+    let offset: u64 = offset.parse().ok()?;
+    (of == identity && offset.is_multiple_of(BLOCK_BYTES)).then_some(offset)
+}
+
+/// Removes a file, if it is there.
+fn remove(path: &Path) -> Result<(), StoreError> {
+    match std::fs::remove_file(path) {
+        Err(source) if source.kind() != io::ErrorKind::NotFound => Err(StoreError::io("removing", path, source)),
+        Ok(()) | Err(_) => Ok(()),
     }
 }
 
@@ -225,7 +292,7 @@ fn open_beneath(path: &Path, folders: &[PathBuf]) -> Result<File, StoreError> {
     }
 }
 
-fn open_qcow2(path: &Path, file: File, file_bytes: u64) -> Result<(u64, SourceKind), StoreError> {
+fn open_qcow2(path: &Path, file: File, file_bytes: u64) -> Result<(u64, Option<FormatAccess<ImagoFile>>), StoreError> {
     let mut header = [0; HEADER_BYTES];
     let got = file.read_at(&mut header, 0).map_err(|source| StoreError::io("reading the header of", path, source))?;
     let virtual_bytes = qcow2::check_header(&header[..got], file_bytes)
@@ -233,25 +300,10 @@ fn open_qcow2(path: &Path, file: File, file_bytes: u64) -> Result<(u64, SourceKi
     let failed = |source| StoreError::io("opening as qcow2", path, source);
     let storage = ImagoFile::from_open_file(file, StorageOpenOptions::new()).map_err(failed)?;
     let image = block_on(Qcow2::<ImagoFile>::builder(storage).open(DenyImplicitOpenGate::default())).map_err(failed)?;
-    Ok((virtual_bytes, SourceKind::Qcow2(FormatAccess::new(image))))
+    Ok((virtual_bytes, Some(FormatAccess::new(image))))
 }
 
 /// imago's futures read with plain system calls: they never wait for a reactor, so any executor does.
 fn block_on<F: Future>(future: F) -> F::Output {
     futures_util::FutureExt::now_or_never(future).unwrap_or_else(|| unreachable!())
-}
-
-fn create_new(path: &Path) -> Result<File, StoreError> {
-    let created = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
-    created.map_err(|source| StoreError::io("making", path, source))
-}
-
-fn write_synced(path: &Path, bytes: &[u8]) -> Result<(), StoreError> {
-    let mut file = create_new(path)?;
-    file.write_all(bytes).and_then(|()| file.sync_all()).map_err(|source| StoreError::io("writing", path, source))
-}
-
-fn is_zero(block: &[u8]) -> bool {
-    let (words, rest) = block.as_chunks::<16>();
-    words.iter().all(|word| u128::from_ne_bytes(*word) == 0) && rest.iter().all(|octet| *octet == 0)
 }

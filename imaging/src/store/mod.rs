@@ -1,143 +1,216 @@
-//! The local image store: golden images and their clones, as files beneath one folder.
+//! Stores of images and disks. What one must do is [`ImageStore`]; [`local::LocalStore`] does it with files beneath one
+//! folder. `tests/store_contract` has the rules, and runs them on every store.
 //!
-//! ```text
-//! <store>/lock                 locked (`flock`) by the imaging service that owns the store
-//! <store>/images/<name>/       golden images: see [`golden`]
-//! <store>/disks/<disk id>/     clones: see [`overlay`]
-//! ```
-//!
-//! Everything here blocks; callers in async code use `spawn_blocking`.
+//! A store knows images by [`ImageKey`] and disks by [`DiskId`], each of one length and never used twice. What they are
+//! called, whose they are and who may see them is on record in imaging's database. Everything here blocks; callers in
+//! async code use `spawn_blocking`.
 
 mod allocation;
 pub mod device;
 pub(crate) mod file;
 pub mod golden;
 pub mod import;
+pub mod local;
+pub mod manifest;
+pub mod merkle;
 pub mod overlay;
 pub mod qcow2;
 
-use assay_wire::id::{DiskId, ImageId};
-use assay_wire::imaging::Image;
-use golden::Manifest;
-use overlay::Overlay;
-use std::fs::{File, OpenOptions, TryLockError};
+pub use local::LocalStore;
+
+use assay_wire::id::{AdmissionId, DiskId, ImageKey, ProjectId};
+use device::{BlockDevice, DeviceError};
+use merkle::Hash;
+use std::fmt;
 use std::io;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-/// The store, owned by this process.
-#[derive(Debug)]
-pub struct ImageStore {
-    images: PathBuf,
-    disks: PathBuf,
-    _lock: File,
+/// Told octets done and octets in all, now and then; may break the work off.
+pub type Progress<'a> = &'a mut dyn FnMut(u64, u64) -> ControlFlow<()>;
+
+/// What an image is made from.
+pub trait Content: Send + Sync {
+    /// Size of the disk that nodes will see: a multiple of 512, and not 0.
+    fn virtual_bytes(&self) -> u64;
+
+    /// Fills `buffer` from `offset`.
+    ///
+    /// # Errors
+    /// The source cannot be read.
+    fn read(&self, offset: u64, buffer: &mut [u8]) -> Result<(), StoreError>;
+
+    /// What stays the same while the content does. An import that was broken off goes on where it stopped when it is
+    /// asked for again with content of the same identity; without one it starts anew.
+    fn identity(&self) -> Option<String>;
 }
 
-impl ImageStore {
-    /// Opens the store in `root`, making it if need be, and clears away what interrupted imports left.
-    ///
-    /// # Errors
-    /// Another process owns it, or the file system refuses.
-    pub fn open(root: &Path) -> Result<Self, StoreError> {
-        let (images, disks) = (root.join("images"), root.join("disks"));
-        for folder in [&images, &disks] {
-            std::fs::create_dir_all(folder).map_err(|source| StoreError::io("making", folder, source))?;
-        }
-        let path = root.join("lock");
-        let lock = OpenOptions::new()
-            .create(true)
-            .write(true)
-            .truncate(false)
-            .open(&path)
-            .map_err(|source| StoreError::io("opening", &path, source))?;
-        match lock.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => return Err(StoreError::InUse { path: root.to_owned() }),
-            Err(TryLockError::Error(source)) => return Err(StoreError::io("locking", &path, source)),
-        }
-        let store = Self { images, disks, _lock: lock };
-        for name in store.image_folders()?.filter(|name| name.starts_with(import::STAGING_PREFIX)) {
-            let path = store.images.join(name);
-            std::fs::remove_dir_all(&path).map_err(|source| StoreError::io("removing", &path, source))?;
-        }
-        Ok(store)
-    }
+/// An image in a store.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StoredImage {
+    /// Which.
+    pub key: ImageKey,
+    /// Size of the disk that nodes see.
+    pub virtual_bytes: u64,
+    /// Octets that it takes, beside what it shares with its parent.
+    pub data_bytes: u64,
+    /// How it is kept.
+    pub kind: StoredKind,
+}
 
-    /// All images. One that cannot be read is logged and left out.
-    ///
-    /// # Errors
-    /// The folder cannot be read.
-    pub fn images(&self) -> Result<Vec<Image>, StoreError> {
-        let mut images = Vec::new();
-        for name in self.image_folders()? {
-            if name.parse::<ImageId>().is_err() {
-                continue;
-            }
-            match Manifest::read(&self.images.join(&name)) {
-                Ok(manifest) if manifest.image.name.as_str() == name => images.push(manifest.image),
-                Ok(manifest) => {
-                    tracing::warn!(event = "image.skipped", folder = name, says = %manifest.image.name, "image is not in its own folder");
-                }
-                Err(error) => {
-                    tracing::warn!(event = "image.skipped", folder = name, error = %error, "image cannot be read");
-                }
-            }
-        }
-        Ok(images)
-    }
+/// How an image is kept.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum StoredKind {
+    /// By itself; each block is checked when it is first read.
+    Golden {
+        /// SHA-256 of all of it, hexadecimal.
+        sha256: String,
+        /// Root of its hash tree: see [`merkle`].
+        root: Hash,
+    },
+    /// As what a disk wrote over the image that the disk was made from.
+    Snapshot {
+        /// That image.
+        parent: ImageKey,
+    },
+}
 
-    /// Imports an image: see [`import::import`].
+/// What an export order says of where its disk is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum DiskLocation {
+    /// In the local store that the gateway is configured with.
+    Local {
+        /// The disk.
+        disk: DiskId,
+        /// Root of the hash tree of the golden image below it.
+        root: Hash,
+    },
+}
+
+/// A store of images and disks. One process has it; calls may come from many threads, those about one disk or one image
+/// one after the other.
+///
+/// Each call has happened entirely or not at all, also when the process dies in it; [`ImageStore::import`] alone may
+/// leave what it can go on with, which no other call sees.
+pub trait ImageStore: fmt::Debug + Send + Sync + 'static {
+    /// Every image that is there whole.
     ///
     /// # Errors
-    /// See there.
-    pub fn import(
+    /// The store cannot be read.
+    fn images(&self) -> Result<Vec<StoredImage>, StoreError>;
+
+    /// One of them.
+    ///
+    /// # Errors
+    /// It is not there, or cannot be read.
+    fn image(&self, image: ImageKey) -> Result<StoredImage, StoreError>;
+
+    /// Makes a golden image, in a place of the project's where the store has such. An image that is there already is
+    /// answered as it is.
+    ///
+    /// # Errors
+    /// The content cannot be read, the store is full, or `progress` said so. What has been done is kept, if the content
+    /// has an identity, until the same is asked for again or [`ImageStore::forget_imports`].
+    fn import(
         &self,
-        job: &import::Import,
-        progress: &mut dyn FnMut(u64, u64) -> ControlFlow<()>,
-    ) -> Result<Image, StoreError> {
-        import::import(&self.images, job, progress)
-    }
+        image: ImageKey,
+        project: &ProjectId,
+        content: &dyn Content,
+        progress: Progress<'_>,
+    ) -> Result<StoredImage, StoreError>;
 
-    /// Where an image is.
-    #[must_use]
-    pub fn image_folder(&self, image: &ImageId) -> PathBuf {
-        self.images.join(image.as_str())
-    }
-
-    /// Where a disk is.
-    #[must_use]
-    pub fn disk_folder(&self, disk: DiskId) -> PathBuf {
-        self.disks.join(disk.to_string())
-    }
-
-    /// Makes a disk as a clone of an image, in constant time.
+    /// Clears away what interrupted imports left, but of `keep`.
     ///
     /// # Errors
-    /// The image is missing, or the file system refuses; nothing is left then.
-    pub fn create_disk(&self, disk: DiskId, image: &ImageId) -> Result<(), StoreError> {
-        let manifest = Manifest::read(&self.image_folder(image))?;
-        Overlay::create(&self.disk_folder(disk), manifest.image.virtual_bytes)
-    }
+    /// The store refuses.
+    fn forget_imports(&self, keep: &[ImageKey]) -> Result<(), StoreError>;
+
+    /// An image's content, read-only and checked.
+    ///
+    /// # Errors
+    /// It is not there, or cannot be read.
+    fn open_image(&self, image: ImageKey) -> Result<Arc<dyn BlockDevice>, StoreError>;
+
+    /// Removes an image. One that is not there is no error.
+    ///
+    /// # Errors
+    /// [`StoreError::HasDependents`] says what still reads it; or the store refuses.
+    fn remove_image(&self, image: ImageKey) -> Result<(), StoreError>;
+
+    /// Makes an image of what a disk holds now, in constant time. Neither depends on the other from then on. An image
+    /// that is there already is answered as it is.
+    ///
+    /// # Errors
+    /// [`StoreError::InUse`] while the disk is open; [`StoreError::ChainTooLong`]; or the store refuses.
+    fn snapshot(&self, disk: DiskId, image: ImageKey) -> Result<StoredImage, StoreError>;
+
+    /// Makes a snapshot a golden image of its own, under the same key. Disks that were made from it before go on as they
+    /// are. A golden image is answered as it is.
+    ///
+    /// # Errors
+    /// The store is full, or `progress` said so: it is a snapshot still.
+    fn flatten(&self, image: ImageKey, progress: Progress<'_>) -> Result<StoredImage, StoreError>;
+
+    /// Makes a disk as a clone of an image, in constant time. A disk that is there already stays as it is.
+    ///
+    /// # Errors
+    /// The image is missing, or the store refuses; nothing is left then.
+    fn create_disk(&self, disk: DiskId, project: &ProjectId, image: ImageKey) -> Result<(), StoreError>;
+
+    /// Makes a disk hold what an image holds, in constant time, and forgets what its node wrote since.
+    ///
+    /// # Errors
+    /// The disk or the image is missing, their sizes differ, or the disk is open; it is as it was then.
+    fn restore(&self, disk: DiskId, image: ImageKey) -> Result<(), StoreError>;
+
+    /// Opens a disk to be read and written. Only one opener at a time has it, across processes.
+    ///
+    /// # Errors
+    /// It is missing, damaged, or in use.
+    fn open_disk(&self, disk: DiskId) -> Result<Arc<dyn BlockDevice>, StoreError>;
 
     /// Removes a disk and all that its node wrote. Removing one that is not there is no error.
     ///
     /// # Errors
-    /// The file system refuses.
-    pub fn remove_disk(&self, disk: DiskId) -> Result<(), StoreError> {
-        let folder = self.disk_folder(disk);
-        match std::fs::remove_dir_all(&folder) {
-            Err(source) if source.kind() != io::ErrorKind::NotFound => Err(StoreError::io("removing", &folder, source)),
-            Ok(()) | Err(_) => Ok(()),
-        }
-    }
+    /// The store refuses, or the disk is open.
+    fn remove_disk(&self, disk: DiskId) -> Result<(), StoreError>;
 
-    fn image_folders(&self) -> Result<impl Iterator<Item = String>, StoreError> {
-        let failed = |source| StoreError::io("listing", &self.images, source);
-        let names: Result<Vec<_>, _> = std::fs::read_dir(&self.images)
-            .map_err(failed)?
-            .map(|entry| entry.map(|entry| entry.file_name().to_string_lossy().into_owned()))
-            .collect();
-        names.map(Vec::into_iter).map_err(failed)
+    /// Octets that a disk takes, beside what it shares.
+    ///
+    /// # Errors
+    /// It is missing.
+    fn disk_bytes(&self, disk: DiskId) -> Result<u64, StoreError>;
+
+    /// Where a disk is, for the export of `admission`: with a credential of that admission's own, where a store has such.
+    ///
+    /// # Errors
+    /// It is missing, or the store refuses.
+    fn location(&self, disk: DiskId, admission: AdmissionId) -> Result<DiskLocation, StoreError>;
+
+    /// Makes worthless what [`ImageStore::location`] gave for an admission: when it answers, whoever holds it can write
+    /// no more. Nothing to do where a location is no credential.
+    ///
+    /// # Errors
+    /// The store does not answer: what was given may still be good.
+    fn revoke(&self, disk: DiskId, admission: AdmissionId) -> Result<(), StoreError>;
+}
+
+/// What reads an image, so that it cannot be removed.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Dependent {
+    /// An image by snapshot.
+    Image(ImageKey),
+    /// A disk.
+    Disk(DiskId),
+}
+
+impl fmt::Display for Dependent {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Image(image) => write!(f, "image {image}"),
+            Self::Disk(disk) => write!(f, "disk {disk}"),
+        }
     }
 }
 
@@ -178,12 +251,59 @@ pub enum StoreError {
         /// A clone or the store.
         path: PathBuf,
     },
-    /// Images are never replaced.
-    #[error("there is an image named `{image}` already")]
-    Exists {
-        /// Its name.
-        image: ImageId,
+    /// No such image.
+    #[error("the store has no image {image}")]
+    NoImage {
+        /// Which.
+        image: ImageKey,
     },
+    /// No such disk.
+    #[error("the store has no disk {disk}")]
+    NoDisk {
+        /// Which.
+        disk: DiskId,
+    },
+    /// It is still read.
+    #[error("image {image} is still read by {}", list(dependents))]
+    HasDependents {
+        /// Which.
+        image: ImageKey,
+        /// By what.
+        dependents: Vec<Dependent>,
+    },
+    /// Every read would pass through too many layers.
+    #[error("disk {disk} stands on {layers} layers, and on no more")]
+    ChainTooLong {
+        /// Which.
+        disk: DiskId,
+        /// How many.
+        layers: usize,
+    },
+    /// A disk cannot come to hold an image of another size.
+    #[error("disk {disk} has {disk_bytes} octets, image {image} has {image_bytes}")]
+    SizesDiffer {
+        /// The disk.
+        disk: DiskId,
+        /// Its size.
+        disk_bytes: u64,
+        /// The image.
+        image: ImageKey,
+        /// Its size.
+        image_bytes: u64,
+    },
+    /// What was read is not what was promised.
+    #[error("{} has SHA-256 {found}, not {expected}", path.display())]
+    Digest {
+        /// The source.
+        path: PathBuf,
+        /// What it has.
+        found: String,
+        /// What was said.
+        expected: String,
+    },
+    /// Reading an image or a disk.
+    #[error("reading from the image store")]
+    Device(#[from] DeviceError),
     /// Imports are from configured folders only.
     #[error("{} is not beneath one of the configured import folders", path.display())]
     OutsideImportFolders {
@@ -196,8 +316,8 @@ pub enum StoreError {
         /// The panic.
         source: tokio::task::JoinError,
     },
-    /// Whoever asked for the import went away.
-    #[error("the import was broken off")]
+    /// Whoever asked for the work went away.
+    #[error("the work was broken off")]
     Cancelled,
 }
 
@@ -209,4 +329,8 @@ impl StoreError {
     pub(crate) fn malformed(path: &Path, detail: String) -> Self {
         Self::Malformed { path: path.to_owned(), detail }
     }
+}
+
+fn list(dependents: &[Dependent]) -> String {
+    dependents.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
 }

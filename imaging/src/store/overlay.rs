@@ -1,22 +1,30 @@
-//! A disk: a copy-on-write clone of a golden image, made in constant time.
+//! A disk: what its node wrote, over frozen layers, over a golden image.
 //!
 //! ```text
-//! disks/<id>/data    the clone's own granules at their own offsets, the rest a hole
-//! disks/<id>/map     which granules are its own, as of the last flush
-//! disks/<id>/live    the same as of the last write, with the host's boot id
+//! layers/<id>/data    the layer's own granules at their own offsets, the rest a hole
+//! layers/<id>/map     which granules are its own, as of the last flush
+//! layers/<id>/live    the same as of the last write, with the host's boot id
 //! ```
 //!
 //! **What survives.** A write goes to `data`, then its granules to `live`; both are in the page cache then, so the end of
 //! this process loses nothing. A flush syncs `data`, then writes and syncs `map`. After a power cut the order in which
 //! the page cache reached the disk is unknown, and `live` might claim granules that never arrived; so it is believed
 //! only under the boot id that it was written under, and otherwise `map` is: each granule then reads as it was
-//! written, or as the golden image has it, never as a hole.
+//! written, or as the layer below has it, never as a hole.
+//!
+//! **Freezing.** A top becomes a frozen layer by flushing it and naming another top in its disk's manifest. It must not be
+//! open elsewhere: a process that serves the disk first holds its initiator's commands, flushes, and closes the files,
+//! which gives up their lock; then the snapshot is made as of a disk that is not in use; then the process is handed the
+//! files of [`DiskFiles::open`] anew, and goes on. Should the snapshot never come back, the process has no file that it
+//! could write, so no order of crashes changes a frozen layer.
 
 use super::StoreError;
 use super::allocation::{AllocationMap, GRANULE_BYTES, GRANULE_LEN, map_bytes, page_offset};
 use super::device::{BlockDevice, DeviceError, check_range};
 use super::file::{punch_hole, read_if_cached, reserve, sync_folder};
 use super::golden::{GoldenFiles, GoldenImage};
+use super::manifest::{self, Chain, DiskManifest, ImageContent, ImageManifest, LayerId};
+use assay_wire::id::DiskId;
 use bytes::Bytes;
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io;
@@ -94,30 +102,134 @@ impl TopFiles {
     }
 }
 
+/// A frozen layer's open files. Nothing writes to them any more.
+#[derive(Debug)]
+pub struct LayerFiles {
+    /// What messages call it: its folder.
+    pub name: PathBuf,
+    /// [`DATA`], open to be read.
+    pub data: File,
+    /// [`MAP`], likewise.
+    pub map: File,
+}
+
+impl LayerFiles {
+    fn open(folder: &Path) -> Result<Self, StoreError> {
+        let open = |name: &str| {
+            let path = folder.join(name);
+            File::open(&path).map_err(|source| StoreError::io("opening", &path, source))
+        };
+        Ok(Self { name: folder.to_owned(), data: open(DATA)?, map: open(MAP)? })
+    }
+}
+
 /// Everything that it takes to serve one disk, and nothing else: open files, no paths. They can be handed to a process
 /// that may open nothing.
 #[derive(Debug)]
 pub struct DiskFiles {
-    /// What the clone reads where it was not written.
+    /// What is read where no layer was written.
     pub golden: GoldenFiles,
-    /// The clone.
+    /// The frozen layers on it, lowest first.
+    pub layers: Vec<LayerFiles>,
+    /// The disk's own layer.
     pub top: TopFiles,
 }
 
 impl DiskFiles {
-    /// Opens the clone in `disk_folder`, of the golden image in `image_folder`.
+    /// Opens the files of a disk in the local store at `root`, and locks it.
     ///
     /// # Errors
-    /// As [`GoldenFiles::open`] and [`TopFiles::open`].
-    pub fn open(image_folder: &Path, disk_folder: &Path) -> Result<Self, StoreError> {
-        Ok(Self { golden: GoldenFiles::open(image_folder)?, top: TopFiles::open(disk_folder)? })
+    /// One is missing or malformed, or somebody else has the disk open.
+    pub fn open(root: &Path, disk: DiskId) -> Result<Self, StoreError> {
+        let path = disk_manifest(root, disk);
+        loop {
+            let manifest = manifest::read(&path, DiskManifest::parse)?;
+            let top = TopFiles::open(&layer_folder(root, manifest.top))?;
+            // Frozen between reading and locking, it is a top no more.
+            if manifest::read(&path, DiskManifest::parse)?.top == manifest.top {
+                let Lower { golden, layers } = Lower::open(root, &manifest.chain)?;
+                return Ok(Self { golden, layers, top });
+            }
+        }
+    }
+}
+
+/// The files that a chain of frozen layers is read from.
+#[derive(Debug)]
+pub(super) struct Lower {
+    golden: GoldenFiles,
+    layers: Vec<LayerFiles>,
+}
+
+impl Lower {
+    pub(super) fn open(root: &Path, chain: &Chain) -> Result<Self, StoreError> {
+        let folder = image_folder(root, chain.golden);
+        let path = folder.join(IMAGE_MANIFEST);
+        let golden = manifest::read(&path, ImageManifest::parse)?;
+        let ImageContent::Golden { root: hash, .. } = golden.content else {
+            return Err(StoreError::malformed(&path, "is not a golden image's, and disks stand on it".to_owned()));
+        };
+        let golden = GoldenFiles::open(&folder, golden.virtual_bytes, hash)?;
+        let layers = chain.layers.iter().map(|layer| LayerFiles::open(&layer_folder(root, *layer)));
+        Ok(Self { golden, layers: layers.collect::<Result<_, _>>()? })
+    }
+
+    /// What is read through them.
+    pub(super) fn into_device(self) -> Result<Arc<dyn BlockDevice>, StoreError> {
+        let mut device: Arc<dyn BlockDevice> = Arc::new(GoldenImage::from_files(self.golden)?);
+        for files in self.layers {
+            device = Arc::new(Layer::from_files(files, device)?);
+        }
+        Ok(device)
+    }
+}
+
+/// A frozen layer over what is below it.
+#[derive(Debug)]
+struct Layer {
+    data: File,
+    map: AllocationMap,
+    lower: Arc<dyn BlockDevice>,
+}
+
+impl Layer {
+    fn from_files(files: LayerFiles, lower: Arc<dyn BlockDevice>) -> Result<Self, StoreError> {
+        let LayerFiles { name, data, map } = files;
+        check_length(&name, &data, lower.byte_len())?;
+        Ok(Self { data, map: durable_map(&name, &map, lower.byte_len())?, lower })
+    }
+}
+
+impl BlockDevice for Layer {
+    fn byte_len(&self) -> u64 {
+        self.map.byte_len()
+    }
+
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<(), DeviceError> {
+        read_layered(&self.map, &self.data, &*self.lower, offset, buffer)
+    }
+
+    fn try_read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<bool, DeviceError> {
+        try_read_layered(&self.map, &self.data, &*self.lower, offset, buffer)
+    }
+
+    fn write_at(&self, _offset: u64, _data: &[u8]) -> Result<(), DeviceError> {
+        Err(DeviceError::ReadOnly)
+    }
+
+    fn unmap(&self, _offset: u64, _length: u64) -> Result<(), DeviceError> {
+        Err(DeviceError::ReadOnly)
+    }
+
+    fn flush(&self) -> Result<(), DeviceError> {
+        Ok(())
     }
 }
 
 /// An open clone. Only one opener at a time has it, across processes.
 #[derive(Debug)]
 pub struct Overlay {
-    golden: Arc<GoldenImage>,
+    lower: Arc<dyn BlockDevice>,
     /// Locked (`flock`) as long as this is open.
     data: File,
     map_file: File,
@@ -132,47 +244,40 @@ pub struct Overlay {
 }
 
 impl Overlay {
-    /// Makes an empty clone of a golden image of `byte_len` octets in `folder`, durably, whatever its size.
-    /// Folder must not exist, or be what an interrupted call left.
+    /// Makes an empty layer for a disk of `byte_len` octets in `folder`, durably, whatever its size. The folder must not
+    /// exist.
     ///
     /// # Errors
     /// The file system refuses; nothing is left then.
     pub fn create(folder: &Path, byte_len: u64) -> Result<(), StoreError> {
-        let staging = folder.with_extension("new");
-        let made = create_files(&staging, byte_len)
-            .and_then(|()| std::fs::rename(&staging, folder))
-            .and_then(|()| folder.parent().map_or(Ok(()), sync_folder));
+        let made = create_files(folder, byte_len).and_then(|()| folder.parent().map_or(Ok(()), sync_folder));
         if made.is_err() {
-            // Nothing is left of what failed; the first error is the one that counts.
-            let _ = std::fs::remove_dir_all(&staging);
+            // The first error is the one that counts.
+            let _ = std::fs::remove_dir_all(folder);
         }
-        made.map_err(|source| StoreError::io("making the clone", folder, source))
+        made.map_err(|source| StoreError::io("making the layer", folder, source))
     }
 
-    /// Opens the clone in `folder`.
+    /// Takes over a disk's open files.
     ///
     /// # Errors
-    /// Somebody else has it open, or its files do not belong together or to this golden image.
-    pub fn open(folder: &Path, golden: Arc<GoldenImage>, boot: HostBoot) -> Result<Self, StoreError> {
-        Self::from_files(TopFiles::open(folder)?, golden, boot)
+    /// They do not belong together.
+    pub fn open(files: DiskFiles, boot: HostBoot) -> Result<Self, StoreError> {
+        let DiskFiles { golden, layers, top } = files;
+        Self::from_files(top, Lower { golden, layers }.into_device()?, boot)
     }
 
-    /// Takes over a clone's open files.
+    /// Takes over a top's open files, over whatever is below it.
     ///
     /// # Errors
-    /// They do not belong together or to this golden image.
-    pub fn from_files(files: TopFiles, golden: Arc<GoldenImage>, boot: HostBoot) -> Result<Self, StoreError> {
+    /// They do not belong together or to what is below.
+    pub fn from_files(files: TopFiles, lower: Arc<dyn BlockDevice>, boot: HostBoot) -> Result<Self, StoreError> {
         let TopFiles { name, data, map: map_file, live: live_file } = files;
-        let folder = name.as_path();
-        let byte_len = golden.byte_len();
-        let length = data.metadata().map_err(|source| StoreError::io("reading the size of", folder, source))?.len();
-        if length != byte_len {
-            let detail = format!("is a clone of {length} octets, its golden image has {byte_len}");
-            return Err(StoreError::malformed(folder, detail));
-        }
-        let map = load_map(folder, &map_file, &live_file, byte_len, boot)?;
+        let byte_len = lower.byte_len();
+        check_length(&name, &data, byte_len)?;
+        let map = load_map(&name, &map_file, &live_file, byte_len, boot)?;
         Ok(Self {
-            golden,
+            lower,
             data,
             map_file,
             live_file,
@@ -182,6 +287,11 @@ impl Overlay {
             flushing: Mutex::new(()),
             flush_failed: AtomicBool::new(false),
         })
+    }
+
+    /// Whether nothing was ever written to it.
+    pub(super) fn is_untouched(&self) -> bool {
+        self.map.is_empty()
     }
 
     /// Octets that the clone in `folder` takes on the host's disk, beside its maps.
@@ -221,9 +331,9 @@ impl Overlay {
         let stop = if self.map.is_own(end - 1) { end } else { self.granule_end(end) };
         let (head, tail) = (length(offset - start), length(stop - end));
         let mut merged = vec![0; head + data.len() + tail];
-        self.golden.read_at(start, &mut merged[..head])?;
+        self.lower.read_at(start, &mut merged[..head])?;
         merged[head..head + data.len()].copy_from_slice(data);
-        self.golden.read_at(end, &mut merged[head + data.len()..])?;
+        self.lower.read_at(end, &mut merged[head + data.len()..])?;
         self.write_own(start, &[merged])
     }
 
@@ -285,40 +395,11 @@ impl BlockDevice for Overlay {
     }
 
     fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<(), DeviceError> {
-        check_range(offset, buffer.len() as u64, self.byte_len())?;
-        let mut rest = buffer;
-        for run in self.map.runs(offset..offset + rest.len() as u64) {
-            let (part, after) = rest.split_at_mut(length(run.range.end - run.range.start));
-            let at = run.range.start;
-            if run.own {
-                let failed = |source| DeviceError::Io { doing: "reading a clone", offset: at, source };
-                self.data.read_exact_at(part, at).map_err(failed)?;
-            } else {
-                self.golden.read_at(at, part)?;
-            }
-            rest = after;
-        }
-        Ok(())
+        read_layered(&self.map, &self.data, &*self.lower, offset, buffer)
     }
 
     fn try_read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<bool, DeviceError> {
-        check_range(offset, buffer.len() as u64, self.byte_len())?;
-        let mut rest = buffer;
-        for run in self.map.runs(offset..offset + rest.len() as u64) {
-            let (part, after) = rest.split_at_mut(length(run.range.end - run.range.start));
-            let at = run.range.start;
-            let filled = if run.own {
-                let failed = |source| DeviceError::Io { doing: "reading a clone", offset: at, source };
-                read_if_cached(&self.data, at, part).map_err(failed)?
-            } else {
-                self.golden.try_read_at(at, part)?
-            };
-            if !filled {
-                return Ok(false);
-            }
-            rest = after;
-        }
-        Ok(true)
+        try_read_layered(&self.map, &self.data, &*self.lower, offset, buffer)
     }
 
     fn write_at(&self, offset: u64, data: &[u8]) -> Result<(), DeviceError> {
@@ -361,11 +442,81 @@ impl BlockDevice for Overlay {
     }
 }
 
-fn create_files(folder: &Path, byte_len: u64) -> io::Result<()> {
-    match std::fs::remove_dir_all(folder) {
-        Err(cause) if cause.kind() != io::ErrorKind::NotFound => return Err(cause),
-        Ok(()) | Err(_) => std::fs::create_dir(folder)?,
+/// Reads a layer's own granules from `data`, the rest from below.
+fn read_layered(
+    map: &AllocationMap,
+    data: &File,
+    lower: &dyn BlockDevice,
+    offset: u64,
+    buffer: &mut [u8],
+) -> Result<(), DeviceError> {
+    check_range(offset, buffer.len() as u64, map.byte_len())?;
+    let mut rest = buffer;
+    for run in map.runs(offset..offset + rest.len() as u64) {
+        let (part, after) = rest.split_at_mut(length(run.range.end - run.range.start));
+        let at = run.range.start;
+        if run.own {
+            let failed = |source| DeviceError::Io { doing: "reading a clone", offset: at, source };
+            data.read_exact_at(part, at).map_err(failed)?;
+        } else {
+            lower.read_at(at, part)?;
+        }
+        rest = after;
     }
+    Ok(())
+}
+
+/// The same, if that needs no waiting.
+fn try_read_layered(
+    map: &AllocationMap,
+    data: &File,
+    lower: &dyn BlockDevice,
+    offset: u64,
+    buffer: &mut [u8],
+) -> Result<bool, DeviceError> {
+    check_range(offset, buffer.len() as u64, map.byte_len())?;
+    let mut rest = buffer;
+    for run in map.runs(offset..offset + rest.len() as u64) {
+        let (part, after) = rest.split_at_mut(length(run.range.end - run.range.start));
+        let at = run.range.start;
+        let filled = if run.own {
+            let failed = |source| DeviceError::Io { doing: "reading a clone", offset: at, source };
+            read_if_cached(data, at, part).map_err(failed)?
+        } else {
+            lower.try_read_at(at, part)?
+        };
+        if !filled {
+            return Ok(false);
+        }
+        rest = after;
+    }
+    Ok(true)
+}
+
+pub(super) const IMAGE_MANIFEST: &str = "image.json";
+
+pub(super) fn image_folder(root: &Path, image: assay_wire::id::ImageKey) -> PathBuf {
+    root.join("images").join(image.to_string())
+}
+
+pub(super) fn layer_folder(root: &Path, layer: LayerId) -> PathBuf {
+    root.join("layers").join(layer.to_string())
+}
+
+pub(super) fn disk_manifest(root: &Path, disk: DiskId) -> PathBuf {
+    root.join("disks").join(format!("{disk}.json"))
+}
+
+fn check_length(folder: &Path, data: &File, byte_len: u64) -> Result<(), StoreError> {
+    let length = data.metadata().map_err(|source| StoreError::io("reading the size of", folder, source))?.len();
+    if length == byte_len {
+        return Ok(());
+    }
+    Err(StoreError::malformed(folder, format!("is a layer of {length} octets, what is below it has {byte_len}")))
+}
+
+fn create_files(folder: &Path, byte_len: u64) -> io::Result<()> {
+    std::fs::create_dir(folder)?;
     let create = |name| OpenOptions::new().write(true).create_new(true).mode(0o600).open(folder.join(name));
     let data = create(DATA)?;
     data.set_len(byte_len)?;
@@ -388,21 +539,8 @@ fn load_map(
     byte_len: u64,
     boot: HostBoot,
 ) -> Result<AllocationMap, StoreError> {
-    let failed = |source| StoreError::io("reading the allocation map of", folder, source);
-    let read = |file: &File| {
-        let mut bytes = vec![0; length(HEADER_BYTES + map_bytes(byte_len))];
-        file.read_exact_at(&mut bytes, 0).map(|()| bytes)
-    };
-    let durable = read(map_file).map_err(failed)?;
-    let (header_bytes, bits) = durable.split_at(length(HEADER_BYTES));
-    if parse_header(header_bytes).is_none_or(|(size, _)| size != byte_len) {
-        let detail = format!("has an allocation map that is not for {byte_len} octets");
-        return Err(StoreError::malformed(folder, detail));
-    }
-    let map = AllocationMap::new(byte_len);
-    map.merge(bits);
-    map.all_durable();
-    let live = read(live_file).map_err(failed)?;
+    let map = durable_map(folder, map_file, byte_len)?;
+    let live = read_map(live_file, byte_len).map_err(|source| reading_map(folder, source))?;
     let (header_bytes, bits) = live.split_at(length(HEADER_BYTES));
     if parse_header(header_bytes) == Some((byte_len, boot)) {
         map.merge(bits);
@@ -417,6 +555,29 @@ fn load_map(
     Ok(map)
 }
 
+/// The map as of the last flush.
+fn durable_map(folder: &Path, map_file: &File, byte_len: u64) -> Result<AllocationMap, StoreError> {
+    let durable = read_map(map_file, byte_len).map_err(|source| reading_map(folder, source))?;
+    let (header_bytes, bits) = durable.split_at(length(HEADER_BYTES));
+    if parse_header(header_bytes).is_none_or(|(size, _)| size != byte_len) {
+        let detail = format!("has an allocation map that is not for {byte_len} octets");
+        return Err(StoreError::malformed(folder, detail));
+    }
+    let map = AllocationMap::new(byte_len);
+    map.merge(bits);
+    map.all_durable();
+    Ok(map)
+}
+
+fn read_map(file: &File, byte_len: u64) -> io::Result<Vec<u8>> {
+    let mut bytes = vec![0; length(HEADER_BYTES + map_bytes(byte_len))];
+    file.read_exact_at(&mut bytes, 0).map(|()| bytes)
+}
+
+fn reading_map(folder: &Path, source: io::Error) -> StoreError {
+    StoreError::io("reading the allocation map of", folder, source)
+}
+
 /// magic, layout, granule, size of the device, boot id; little endian.
 fn header(byte_len: u64, boot: HostBoot) -> Vec<u8> {
     let mut header = Vec::with_capacity(44);
@@ -428,7 +589,9 @@ fn header(byte_len: u64, boot: HostBoot) -> Vec<u8> {
     header
 }
 
-fn parse_header(bytes: &[u8]) -> Option<(u64, HostBoot)> {
+/// The size and the boot that the header of a map says; `None` if it is no header of ours.
+#[must_use]
+pub fn parse_header(bytes: &[u8]) -> Option<(u64, HostBoot)> {
     let byte_len = u64::from_le_bytes(bytes.get(20..28)?.try_into().ok()?);
     let boot = HostBoot(bytes.get(28..44)?.try_into().ok()?);
     (bytes.get(..44)? == header(byte_len, boot)).then_some((byte_len, boot))

@@ -3,8 +3,9 @@
 use crate::store::StoreError;
 use crate::store::device::{BlockDevice, DeviceError, check_range};
 use crate::store::file::{punch_hole, read_if_cached};
-use crate::store::golden::{GoldenFiles, GoldenImage};
-use crate::store::overlay::{DiskFiles, HostBoot, Overlay, TopFiles};
+use crate::store::golden::GoldenFiles;
+use crate::store::merkle::Hash;
+use crate::store::overlay::{DiskFiles, HostBoot, LayerFiles, Overlay, TopFiles};
 use serde::{Deserialize, Serialize};
 use std::fs::File;
 use std::os::fd::OwnedFd;
@@ -16,12 +17,17 @@ use std::sync::Arc;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub enum DiskOrder {
-    /// A clone; files: the golden image's disk and checksums, the clone's data, map and live map.
+    /// A clone; files: the golden image's disk and hash tree, data and map of each layer, the clone's data, map and live
+    /// map.
     Clone {
         /// What messages call the golden image.
         golden: PathBuf,
         /// Its size in octets.
         golden_bytes: u64,
+        /// The root of its hash tree.
+        root: Hash,
+        /// What messages call the frozen layers, lowest first.
+        layers: Vec<PathBuf>,
         /// What messages call the clone.
         top: PathBuf,
     },
@@ -47,9 +53,22 @@ impl DiskOrder {
     /// Takes an open clone apart.
     #[must_use]
     pub fn of(files: DiskFiles) -> (Self, Vec<OwnedFd>) {
-        let DiskFiles { golden, top } = files;
-        let order = Self::Clone { golden: golden.name, golden_bytes: golden.byte_len, top: top.name };
-        (order, [golden.disk, golden.checksums, top.data, top.map, top.live].map(OwnedFd::from).into())
+        let DiskFiles { golden, layers, top } = files;
+        let mut open = vec![golden.disk, golden.tree];
+        let mut names = Vec::with_capacity(layers.len());
+        for LayerFiles { name, data, map } in layers {
+            names.push(name);
+            open.extend([data, map]);
+        }
+        open.extend([top.data, top.map, top.live]);
+        let order = Self::Clone {
+            golden: golden.name,
+            golden_bytes: golden.byte_len,
+            root: golden.root,
+            layers: names,
+            top: top.name,
+        };
+        (order, open.into_iter().map(OwnedFd::from).collect())
     }
 
     /// Its size in octets.
@@ -63,22 +82,28 @@ impl DiskOrder {
     /// Puts the disk together again. Reads its maps; whatever a node wrote is not looked at.
     pub(super) fn open(self, files: Vec<OwnedFd>, read_only: bool) -> Result<Arc<dyn BlockDevice>, DiskError> {
         let count = files.len();
-        let files: Vec<File> = files.into_iter().map(File::from).collect();
+        let mut files = files.into_iter().map(File::from);
+        let mut next = || files.next().ok_or(DiskError::Files(count));
         match self {
-            Self::Clone { golden, golden_bytes, top } => {
-                let [disk, checksums, data, map, live] =
-                    <[File; 5]>::try_from(files).map_err(|_| DiskError::Files(count))?;
-                let golden = GoldenFiles { name: golden, byte_len: golden_bytes, disk, checksums };
-                let golden = Arc::new(GoldenImage::from_files(golden)?);
-                let top = TopFiles { name: top, data, map, live };
-                Ok(Arc::new(Overlay::from_files(top, golden, HostBoot::current()?)?))
+            Self::Clone { golden: name, golden_bytes: byte_len, root, layers, top } => {
+                let golden = GoldenFiles { name, byte_len, root, disk: next()?, tree: next()? };
+                let layer = |name| Ok::<_, DiskError>(LayerFiles { name, data: next()?, map: next()? });
+                let layers = layers.into_iter().map(layer).collect::<Result<_, _>>()?;
+                let top = TopFiles { name: top, data: next()?, map: next()?, live: next()? };
+                none_left(files, count)?;
+                Ok(Arc::new(Overlay::open(DiskFiles { golden, layers, top }, HostBoot::current()?)?))
             }
             Self::Raw { byte_len } => {
-                let [file] = <[File; 1]>::try_from(files).map_err(|_| DiskError::Files(count))?;
+                let file = next()?;
+                none_left(files, count)?;
                 Ok(Arc::new(RawFile { file, byte_len, read_only }))
             }
         }
     }
+}
+
+fn none_left(mut files: impl Iterator<Item = File>, count: usize) -> Result<(), DiskError> {
+    files.next().map_or(Ok(()), |_| Err(DiskError::Files(count)))
 }
 
 /// A plain file.

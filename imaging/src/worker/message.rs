@@ -8,6 +8,7 @@
 //! A message is one packet: JSON, and descriptors beside it (SCM_RIGHTS). A worker may be its node's by now, so the
 //! gateway believes nothing of what it says but its own export's counters, and bounds how much it says.
 
+use crate::store::manifest::MAX_LAYERS;
 use assay_wire::imaging::Latency;
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer, SendAncillaryMessage,
@@ -22,8 +23,8 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 /// The longest message.
 pub const MESSAGE_BYTES: usize = 32 * 1024;
-/// Descriptors beside one message: a disk's files.
-pub const MESSAGE_FDS: usize = 64;
+/// Descriptors beside one message: the files of a disk with as many layers as there may be.
+pub const MESSAGE_FDS: usize = 5 + 2 * MAX_LAYERS;
 
 /// To the worker.
 #[derive(Debug, Serialize, Deserialize)]

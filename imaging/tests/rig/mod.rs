@@ -6,13 +6,13 @@ pub(crate) mod site;
 
 use assay_imaging::gateway::Limits;
 use assay_imaging::gateway::order::{ExportOrder, GatewayStatus};
-use assay_imaging::store::ImageStore;
-use assay_imaging::store::import::{Import, Source};
+use assay_imaging::store::import::Source;
+use assay_imaging::store::{ImageStore as _, LocalStore};
 use assay_imaging::{Gateway, GatewayConfig, GatewayError};
 use assay_service::CancellationToken;
 use assay_service::client::{ClientError, ServiceClient};
 use assay_service::clock::ManualClock;
-use assay_wire::id::{AdmissionId, DiskId, ImageId};
+use assay_wire::id::{AdmissionId, DiskId, ImageId, ImageKey};
 use assay_wire::imaging::ImageFormat;
 use assay_wire::net::MacAddr;
 use std::io::ErrorKind;
@@ -40,14 +40,14 @@ pub(crate) fn pattern(length: usize) -> Vec<u8> {
     (0..length).map(|at| if at / 140_000 % 3 == 1 { 0 } else { (at / 7 % 251) as u8 + 1 }).collect()
 }
 
-/// A golden image `golden` of `content`, in a store in `folder`.
-pub(crate) fn store_with_image(folder: &Path, content: &[u8]) -> ImageStore {
+/// A golden image of `content`, in a store in `folder`.
+pub(crate) fn store_with_image(folder: &Path, content: &[u8]) -> LocalStore {
     let source = folder.join("source.raw");
     std::fs::write(&source, content).unwrap();
-    let store = ImageStore::open(&folder.join("store")).unwrap();
+    let store = LocalStore::open(&folder.join("store")).unwrap();
     let source = Source::open(&source, ImageFormat::Raw, &[folder.to_owned()]).unwrap();
-    let job = Import { name: image(), project: "p1".parse().unwrap(), source, now_ms: NOW_MS };
-    store.import(&job, &mut |_, _| ControlFlow::Continue(())).unwrap();
+    let project = "p1".parse().unwrap();
+    store.import(ImageKey::random(), &project, &source, &mut |_, _| ControlFlow::Continue(())).unwrap();
     store
 }
 
@@ -126,17 +126,17 @@ impl RunningGateway {
     }
 }
 
-/// An order for a new clone of the golden image in `store`.
-pub(crate) fn order(store: &ImageStore) -> ExportOrder {
-    let disk = DiskId::random();
-    store.create_disk(disk, &image()).unwrap();
+/// An order for a new clone of the one image in `store`.
+pub(crate) fn order(store: &LocalStore) -> ExportOrder {
+    let (disk, image) = (DiskId::random(), store.images().unwrap()[0].key);
+    store.create_disk(disk, &"p1".parse().unwrap(), image).unwrap();
     ExportOrder {
         target: format!("iqn.2026-01.dev.assay:{disk}").parse().unwrap(),
         initiator: "iqn.2026-01.dev.assay:node:n1:boot".parse().unwrap(),
         chap_name: "n1".into(),
         chap_secret: "abcdefgh-_123456".into(),
         disk,
-        image: image(),
+        image,
         address: some_address(),
         sessions: 1,
         reservation: None,

@@ -1,0 +1,251 @@
+//! Images as projects know them: the catalogue in the database, and the store below it, kept in step.
+//!
+//! Every operation writes its intention to the catalogue, does it in the store, where it happens entirely or not at all,
+//! and writes the outcome. [`Catalogue::recover`] completes or undoes at the next start what died between two of these.
+
+use crate::db::images::ImageRecord;
+use crate::db::{Db, DbError};
+use crate::export::blocking;
+use crate::store::import::Source;
+use crate::store::{ImageStore, StoreError, StoredKind};
+use assay_service::error::chain;
+use assay_wire::id::{ImageId, ImageKey, ProjectId};
+use assay_wire::imaging::{Image, ImageKind, ImageState, Provenance};
+use std::collections::{BTreeSet, HashSet};
+use std::ops::ControlFlow;
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// The catalogue and its store.
+#[derive(Debug)]
+pub(crate) struct Catalogue {
+    pub(crate) db: Db,
+    pub(crate) store: Arc<dyn ImageStore>,
+    /// Images that are being worked on.
+    working: Arc<Mutex<HashSet<ImageKey>>>,
+}
+
+/// Why it was not done.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum CatalogueError {
+    /// The database.
+    #[error(transparent)]
+    Db(#[from] DbError),
+    /// The store.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// Names are for one image each.
+    #[error("there is an image named `{0}` already")]
+    NameTaken(ImageId),
+    /// Something else is being done to it.
+    #[error("image `{0}` is being worked on")]
+    Busy(ImageId),
+}
+
+/// What a new image will be.
+#[derive(Debug, Clone)]
+pub(crate) struct NewImage {
+    pub(crate) name: ImageId,
+    pub(crate) project: ProjectId,
+    pub(crate) kind: ImageKind,
+    /// What it is made from, in words.
+    pub(crate) source: String,
+    pub(crate) made_by: String,
+    pub(crate) now_ms: i64,
+}
+
+/// The right to work on an image, until it is dropped.
+#[derive(Debug)]
+pub(crate) struct Working {
+    images: Arc<Mutex<HashSet<ImageKey>>>,
+    image: ImageKey,
+}
+
+impl Drop for Working {
+    fn drop(&mut self) {
+        self.images.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.image);
+    }
+}
+
+impl Catalogue {
+    pub(crate) fn new(db: Db, store: Arc<dyn ImageStore>) -> Self {
+        Self { db, store, working: Arc::default() }
+    }
+
+    /// Completes or undoes what was under way when the last process died.
+    pub(crate) async fn recover(&self) -> Result<(), CatalogueError> {
+        let mut kept = Vec::new();
+        for record in self.db.images().await? {
+            let (store, key) = (Arc::clone(&self.store), record.key);
+            let found = match blocking(move || store.image(key)).await {
+                Ok(image) => Some(image),
+                Err(StoreError::NoImage { .. }) => None,
+                Err(error) => {
+                    tracing::error!(event = "image.unreadable", image = %record.name, cause = chain(&error), "image cannot be read");
+                    continue;
+                }
+            };
+            match (record.state, found) {
+                (ImageState::Importing, None) if record.kind == ImageKind::Snapshot => {
+                    self.db.remove_image(record.key).await?;
+                }
+                (ImageState::Importing, None) => kept.push(record.key),
+                (ImageState::Importing | ImageState::Ready, Some(stored)) => {
+                    let mut now = ImageRecord { state: ImageState::Ready, ..record.clone() };
+                    now.describe(&stored);
+                    if now != record {
+                        tracing::info!(event = "image.recovered", image = %record.name, "an interrupted change is complete");
+                        self.db.update_image(&now, record.state).await?;
+                    }
+                }
+                (ImageState::Ready, None) => {
+                    tracing::error!(event = "image.lost", image = %record.name, key = %record.key, "the store has not what is on record");
+                }
+                (ImageState::Deleting, _) => self.finish_deleting(record).await?,
+            }
+        }
+        let store = Arc::clone(&self.store);
+        blocking(move || store.forget_imports(&kept)).await?;
+        Ok(())
+    }
+
+    /// Removes an image whose record says that it is going. One that is read after all stays.
+    async fn finish_deleting(&self, record: ImageRecord) -> Result<(), CatalogueError> {
+        let (store, key) = (Arc::clone(&self.store), record.key);
+        match blocking(move || store.remove_image(key)).await {
+            Ok(()) => Ok(self.db.remove_image(key).await?),
+            Err(error @ StoreError::HasDependents { .. }) => {
+                self.db.update_image(&ImageRecord { state: ImageState::Ready, ..record }, ImageState::Deleting).await?;
+                tracing::warn!(event = "image.not_deleted", image = %key, cause = chain(&error), "an interrupted deletion is undone");
+                Ok(())
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// The one right to work on an image.
+    pub(crate) fn begin(&self, record: &ImageRecord) -> Result<Working, CatalogueError> {
+        let fresh = self.working.lock().unwrap_or_else(PoisonError::into_inner).insert(record.key);
+        if fresh {
+            Ok(Working { images: Arc::clone(&self.working), image: record.key })
+        } else {
+            Err(CatalogueError::Busy(record.name.clone()))
+        }
+    }
+
+    /// Records an image that is about to be made. The same image of the same source goes on where it was broken off; of
+    /// another source, it begins anew.
+    pub(crate) async fn announce(&self, new: NewImage) -> Result<(ImageRecord, Working), CatalogueError> {
+        if let Some(found) = self.db.image(&new.name).await? {
+            if found.state != ImageState::Importing || found.project != new.project {
+                return Err(CatalogueError::NameTaken(new.name));
+            }
+            let working = self.begin(&found)?;
+            if found.source == new.source && found.kind == new.kind {
+                return Ok((found, working));
+            }
+            self.discard(&found).await?;
+        }
+        let record = ImageRecord {
+            key: ImageKey::random(),
+            name: new.name,
+            project: new.project,
+            kind: new.kind,
+            state: ImageState::Importing,
+            virtual_bytes: 0,
+            data_bytes: 0,
+            sha256: None,
+            root: None,
+            parent: None,
+            shared_with: BTreeSet::new(),
+            public: false,
+            tags: BTreeSet::new(),
+            source: new.source,
+            source_sha256: None,
+            made_by: new.made_by,
+            created_at_ms: new.now_ms,
+        };
+        let working = self.begin(&record)?;
+        if self.db.insert_image(&record).await? {
+            Ok((record, working))
+        } else {
+            Err(CatalogueError::NameTaken(record.name))
+        }
+    }
+
+    /// Forgets an image that is not there yet, and what there is of it.
+    pub(crate) async fn discard(&self, record: &ImageRecord) -> Result<(), CatalogueError> {
+        let (store, key) = (Arc::clone(&self.store), record.key);
+        blocking(move || store.remove_image(key)).await?;
+        Ok(self.db.remove_image(key).await?)
+    }
+
+    /// Imports an announced image. What is broken off stays announced, and can be gone on with; what turns out not to be
+    /// what was promised goes.
+    pub(crate) async fn import(
+        &self,
+        mut record: ImageRecord,
+        source: Source,
+        expected_sha256: Option<String>,
+        progress: impl FnMut(u64, u64) -> ControlFlow<()> + Send + 'static,
+    ) -> Result<ImageRecord, CatalogueError> {
+        let (store, key, project) = (Arc::clone(&self.store), record.key, record.project.clone());
+        let imported = blocking(move || {
+            let mut progress = progress;
+            // A raw file of whole sectors is what the store hashes anyway.
+            let digest = match (&expected_sha256, source.is_verbatim()) {
+                (None, true) => None,
+                (expected, _) => Some(source.digest(expected.as_deref(), &mut progress)?),
+            };
+            let stored = store.import(key, &project, &source, &mut progress)?;
+            Ok((stored, digest))
+        });
+        match imported.await {
+            Ok((stored, digest)) => {
+                record.describe(&stored);
+                record.source_sha256 = digest.or_else(|| match stored.kind {
+                    StoredKind::Golden { sha256, .. } => Some(sha256),
+                    StoredKind::Snapshot { .. } => None,
+                });
+                self.finish(record).await
+            }
+            Err(error @ StoreError::Digest { .. }) => {
+                self.discard(&record).await?;
+                Err(error.into())
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Records that an announced image is there.
+    async fn finish(&self, mut record: ImageRecord) -> Result<ImageRecord, CatalogueError> {
+        fail::fail_point!("catalogue::stored", |_| std::process::abort());
+        record.state = ImageState::Ready;
+        self.db.update_image(&record, ImageState::Importing).await?;
+        Ok(record)
+    }
+}
+
+/// The image as the API shows it.
+pub(crate) fn shown(record: ImageRecord) -> Image {
+    Image {
+        name: record.name,
+        key: record.key,
+        project: record.project,
+        kind: record.kind,
+        state: record.state,
+        virtual_bytes: record.virtual_bytes,
+        data_bytes: record.data_bytes,
+        sha256: record.sha256,
+        root: record.root,
+        shared_with: record.shared_with,
+        public: record.public,
+        tags: record.tags,
+        provenance: Provenance {
+            source: record.source,
+            source_sha256: record.source_sha256,
+            parent: record.parent,
+            made_by: record.made_by,
+            created_at_ms: record.created_at_ms,
+        },
+    }
+}
