@@ -6,14 +6,18 @@
 use crate::db::images::ImageRecord;
 use crate::db::{Db, DbError};
 use crate::export::blocking;
+use crate::store::device::BlockDevice;
 use crate::store::import::Source;
-use crate::store::{ImageStore, StoreError, StoredKind};
+use crate::store::{Content, Dependent, ImageStore, StoreError, StoredImage, StoredKind};
 use assay_service::error::chain;
-use assay_wire::id::{ImageId, ImageKey, ProjectId};
+use assay_wire::id::{DiskId, ImageId, ImageKey, ProjectId};
 use assay_wire::imaging::{Image, ImageKind, ImageState, Provenance};
 use std::collections::{BTreeSet, HashSet};
 use std::ops::ControlFlow;
 use std::sync::{Arc, Mutex, PoisonError};
+
+/// Octets that are read at a time to prepare an image.
+const PREPARED_AT_ONCE: usize = 1 << 20;
 
 /// The catalogue and its store.
 #[derive(Debug)]
@@ -39,6 +43,36 @@ pub(crate) enum CatalogueError {
     /// Something else is being done to it.
     #[error("image `{0}` is being worked on")]
     Busy(ImageId),
+    /// It cannot be used yet, or no more.
+    #[error("image `{image}` is {}", match state {
+        ImageState::Importing => "not there yet",
+        ImageState::Ready => "there",
+        ImageState::Deleting => "being deleted",
+    })]
+    NotReady {
+        /// Which.
+        image: ImageId,
+        /// How far it is.
+        state: ImageState,
+    },
+    /// It is still read.
+    #[error("image `{image}` is still read by {}", dependents.join(", "))]
+    HasDependents {
+        /// Which.
+        image: ImageId,
+        /// By what, in words.
+        dependents: Vec<String>,
+    },
+    /// The store's image is not the one that was recorded.
+    #[error("the hash tree of image `{image}` has root {found}, on record is {recorded}")]
+    Tampered {
+        /// Which.
+        image: ImageId,
+        /// What the store says.
+        found: String,
+        /// What the catalogue says.
+        recorded: String,
+    },
 }
 
 /// What a new image will be.
@@ -89,6 +123,9 @@ impl Catalogue {
                     self.db.remove_image(record.key).await?;
                 }
                 (ImageState::Importing, None) => kept.push(record.key),
+                (ImageState::Ready, Some(stored)) if check_root(&record, &stored).is_err() => {
+                    tracing::error!(event = "image.tampered", image = %record.name, key = %record.key, "the store's image is not the one on record");
+                }
                 (ImageState::Importing | ImageState::Ready, Some(stored)) => {
                     let mut now = ImageRecord { state: ImageState::Ready, ..record.clone() };
                     now.describe(&stored);
@@ -202,7 +239,7 @@ impl Catalogue {
         match imported.await {
             Ok((stored, digest)) => {
                 record.describe(&stored);
-                record.source_sha256 = digest.or_else(|| match stored.kind {
+                record.source_sha256 = digest.or(match stored.kind {
                     StoredKind::Golden { sha256, .. } => Some(sha256),
                     StoredKind::Snapshot { .. } => None,
                 });
@@ -216,12 +253,198 @@ impl Catalogue {
         }
     }
 
+    /// Makes an image of what a disk holds now.
+    pub(crate) async fn snapshot(&self, disk: DiskId, new: NewImage) -> Result<ImageRecord, CatalogueError> {
+        let (mut record, _working) = self.announce(new).await?;
+        let (store, key) = (Arc::clone(&self.store), record.key);
+        match blocking(move || store.snapshot(disk, key)).await {
+            Ok(stored) => {
+                record.describe(&stored);
+                self.finish(record).await
+            }
+            Err(error) => {
+                self.discard(&record).await?;
+                Err(error.into())
+            }
+        }
+    }
+
+    /// Makes an announced image a copy of another, block by block.
+    pub(crate) async fn copy(
+        &self,
+        of: &ImageRecord,
+        mut record: ImageRecord,
+        mut progress: impl FnMut(u64, u64) -> ControlFlow<()> + Send + 'static,
+    ) -> Result<ImageRecord, CatalogueError> {
+        self.checked(of).await?;
+        let (store, source) = (Arc::clone(&self.store), of.key);
+        let (key, project) = (record.key, record.project.clone());
+        let copied = blocking(move || {
+            let content = CopyOf { image: source, device: store.open_image(source)? };
+            store.import(key, &project, &content, &mut progress)
+        });
+        record.describe(&copied.await?);
+        (record.parent, record.source_sha256) = (Some(of.key), record.sha256.clone());
+        self.finish(record).await
+    }
+
+    /// Makes a snapshot a golden image of its own.
+    pub(crate) async fn flatten(
+        &self,
+        mut record: ImageRecord,
+        mut progress: impl FnMut(u64, u64) -> ControlFlow<()> + Send + 'static,
+    ) -> Result<ImageRecord, CatalogueError> {
+        ready(&record)?;
+        let _working = self.begin(&record)?;
+        let (store, key) = (Arc::clone(&self.store), record.key);
+        let flat = blocking(move || store.flatten(key, &mut progress)).await?;
+        fail::fail_point!("catalogue::flattened", |_| std::process::abort());
+        record.describe(&flat);
+        self.db.update_image(&record, ImageState::Ready).await?;
+        Ok(record)
+    }
+
+    /// Reads all of an image, so that each block is checked and in the page cache before somebody boots from it.
+    pub(crate) async fn prepare(
+        &self,
+        record: ImageRecord,
+        mut progress: impl FnMut(u64, u64) -> ControlFlow<()> + Send + 'static,
+    ) -> Result<ImageRecord, CatalogueError> {
+        self.checked(&record).await?;
+        let (store, key) = (Arc::clone(&self.store), record.key);
+        blocking(move || {
+            let device = store.open_image(key)?;
+            let mut buffer = vec![0; PREPARED_AT_ONCE];
+            let (mut offset, total) = (0, device.byte_len());
+            while offset < total {
+                if progress(offset, total).is_break() {
+                    return Err(StoreError::Cancelled);
+                }
+                let length = usize::try_from(total - offset).unwrap_or(usize::MAX).min(buffer.len());
+                device.read_at(offset, &mut buffer[..length])?;
+                offset += length as u64;
+            }
+            let _ = progress(total, total);
+            Ok(())
+        })
+        .await?;
+        Ok(record)
+    }
+
+    /// Whether an image is there, and still the one that was recorded.
+    pub(crate) async fn checked(&self, record: &ImageRecord) -> Result<(), CatalogueError> {
+        ready(record)?;
+        let (store, key) = (Arc::clone(&self.store), record.key);
+        let stored = blocking(move || store.image(key)).await?;
+        check_root(record, &stored)
+    }
+
+    /// Changes what an image is called, whose it is, who may use it, or its tags.
+    pub(crate) async fn change(&self, was: ImageRecord, now: ImageRecord) -> Result<ImageRecord, CatalogueError> {
+        ready(&was)?;
+        let _working = self.begin(&was)?;
+        if self.db.update_image(&now, was.state).await? {
+            return Ok(now);
+        }
+        match self.db.image(&now.name).await? {
+            Some(other) if other.key != was.key => Err(CatalogueError::NameTaken(now.name)),
+            _ => Err(CatalogueError::Busy(was.name)),
+        }
+    }
+
+    /// Deletes an image that nothing reads.
+    pub(crate) async fn delete(&self, record: ImageRecord) -> Result<(), CatalogueError> {
+        let _working = self.begin(&record)?;
+        let going = ImageRecord { state: ImageState::Deleting, ..record.clone() };
+        if record.state != ImageState::Deleting && !self.db.update_image(&going, record.state).await? {
+            return Err(CatalogueError::Busy(record.name));
+        }
+        fail::fail_point!("catalogue::deleting", |_| std::process::abort());
+        // From here on no disk is made of it: those that are being made are on record.
+        let disks = self.db.disks().await?.into_iter().filter(|disk| disk.image == record.key);
+        let mut dependents: Vec<Dependent> = disks.map(|disk| Dependent::Disk(disk.id)).collect();
+        if dependents.is_empty() {
+            let (store, key) = (Arc::clone(&self.store), record.key);
+            match blocking(move || store.remove_image(key)).await {
+                Ok(()) => {
+                    fail::fail_point!("catalogue::removed", |_| std::process::abort());
+                    return Ok(self.db.remove_image(record.key).await?);
+                }
+                Err(StoreError::HasDependents { dependents: found, .. }) => dependents = found,
+                Err(error) => return Err(error.into()),
+            }
+        }
+        self.db.update_image(&record, ImageState::Deleting).await?;
+        Err(CatalogueError::HasDependents { image: record.name, dependents: self.named(&dependents).await? })
+    }
+
+    /// What reads an image, as people know it.
+    async fn named(&self, dependents: &[Dependent]) -> Result<Vec<String>, CatalogueError> {
+        let (images, disks) = (self.db.images().await?, self.db.disks().await?);
+        let name = |dependent: &Dependent| match dependent {
+            Dependent::Image(key) => {
+                let found = images.iter().find(|image| image.key == *key);
+                found.map_or_else(|| dependent.to_string(), |image| format!("image `{}`", image.name))
+            }
+            Dependent::Disk(id) => {
+                let found = disks.iter().find(|disk| disk.id == *id);
+                found.map_or_else(
+                    || dependent.to_string(),
+                    |disk| format!("the disk of node `{}` (lease {})", disk.node, disk.lease),
+                )
+            }
+        };
+        Ok(dependents.iter().map(name).collect())
+    }
+
     /// Records that an announced image is there.
     async fn finish(&self, mut record: ImageRecord) -> Result<ImageRecord, CatalogueError> {
         fail::fail_point!("catalogue::stored", |_| std::process::abort());
         record.state = ImageState::Ready;
         self.db.update_image(&record, ImageState::Importing).await?;
         Ok(record)
+    }
+}
+
+/// An image as the content of another.
+struct CopyOf {
+    image: ImageKey,
+    device: Arc<dyn BlockDevice>,
+}
+
+impl Content for CopyOf {
+    fn virtual_bytes(&self) -> u64 {
+        self.device.byte_len()
+    }
+
+    fn read(&self, offset: u64, buffer: &mut [u8]) -> Result<(), StoreError> {
+        Ok(self.device.read_at(offset, buffer)?)
+    }
+
+    /// An image never changes.
+    fn identity(&self) -> Option<String> {
+        Some(format!("image {}", self.image))
+    }
+}
+
+fn ready(record: &ImageRecord) -> Result<(), CatalogueError> {
+    match record.state {
+        ImageState::Ready => Ok(()),
+        state => Err(CatalogueError::NotReady { image: record.name.clone(), state }),
+    }
+}
+
+/// A golden image on record keeps its root: the store cannot tell by itself that all of it was replaced.
+fn check_root(record: &ImageRecord, stored: &StoredImage) -> Result<(), CatalogueError> {
+    let found = match &stored.kind {
+        StoredKind::Golden { root, .. } => hex::encode(root),
+        StoredKind::Snapshot { .. } => "of no golden image".to_owned(),
+    };
+    match &record.root {
+        Some(recorded) if *recorded != found => {
+            Err(CatalogueError::Tampered { image: record.name.clone(), found, recorded: recorded.clone() })
+        }
+        _ => Ok(()),
     }
 }
 

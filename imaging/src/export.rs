@@ -473,10 +473,25 @@ impl Exporter {
         })
     }
 
-    pub(crate) async fn lock(&self, lease: LeaseId) -> MutexGuard<'_, ()> {
-        let index = lease.as_bytes().iter().fold(0, |sum, octet| sum ^ usize::from(*octet)) % LOCKS;
-        self.locks[index].lock().await
+    /// Both leases' locks, always in the same order.
+    pub(crate) async fn lock_both(
+        &self,
+        one: LeaseId,
+        other: LeaseId,
+    ) -> (MutexGuard<'_, ()>, Option<MutexGuard<'_, ()>>) {
+        let (low, high) = (lock_of(one).min(lock_of(other)), lock_of(one).max(lock_of(other)));
+        let first = self.locks[low].lock().await;
+        let second = if low == high { None } else { Some(self.locks[high].lock().await) };
+        (first, second)
     }
+
+    pub(crate) async fn lock(&self, lease: LeaseId) -> MutexGuard<'_, ()> {
+        self.locks[lock_of(lease)].lock().await
+    }
+}
+
+fn lock_of(lease: LeaseId) -> usize {
+    lease.as_bytes().iter().fold(0, |sum, octet| sum ^ usize::from(*octet)) % LOCKS
 }
 
 /// Runs what blocks on a thread that may.

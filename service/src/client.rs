@@ -138,6 +138,18 @@ impl ServiceClient {
         self.call(Method::PUT, path, Some(body)).await
     }
 
+    /// `PATCH path` with a JSON body.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn patch<B: Serialize + Sync, T: DeserializeOwned>(
+        &self,
+        path: &str,
+        body: &B,
+    ) -> Result<T, ClientError> {
+        self.call(Method::PATCH, path, Some(body)).await
+    }
+
     /// `DELETE path` with a JSON body.
     ///
     /// # Errors

@@ -1,31 +1,41 @@
-//! `assay image`, `disk` and `export`.
+//! `assay image`.
 
+use super::disk::{self, SnapshotArguments};
 use super::output::{self, Format, Row};
 use super::{BoxError, Options, Site};
 use assay_wire::id::{ImageId, ProjectId};
-use assay_wire::imaging::{Disk, Export, Image, ImageFormat, ImportRequest, ImportStatus, Latency};
+use assay_wire::imaging::{CopyRequest, Image, ImageChange, ImageDetail, ImageFormat, ImportRequest, ImportStatus};
 use clap::{Args, Subcommand};
 use indicatif::{ProgressBar, ProgressStyle};
+use serde::Serialize;
 use std::path::PathBuf;
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum ImageCommand {
-    /// Import a golden image from a raw or qcow2 file on the imaging host
+    /// Import a golden image from a raw or qcow2 file on the imaging host; one that was broken off goes on
     Import(ImportArguments),
-    /// List golden images
+    /// List the images that you may use
     List(Options),
-}
-
-#[derive(Debug, Subcommand)]
-pub(crate) enum DiskCommand {
-    /// List disks
-    List(Options),
-}
-
-#[derive(Debug, Subcommand)]
-pub(crate) enum ExportCommand {
-    /// List exports and their sessions
-    List(Options),
+    /// Show an image, where it came from and what was made of it
+    Show(ImageArguments),
+    /// Make a golden image of the same content
+    Copy(CopyArguments),
+    /// Give an image to another project
+    Move(MoveArguments),
+    /// Let other projects make disks of an image, or no more
+    Share(ShareArguments),
+    /// Make an image of what a disk holds now; its node must be off
+    Snapshot(SnapshotArguments),
+    /// Make a snapshot a golden image of its own
+    Flatten(ImageArguments),
+    /// Rename an image
+    Rename(RenameArguments),
+    /// Add tags to an image, or take them away
+    Tag(TagArguments),
+    /// Delete an image that nothing was made of
+    Delete(ImageArguments),
+    /// Check every block of an image, and have it at hand before nodes boot from it
+    Prepare(ImageArguments),
 }
 
 #[derive(Debug, Args)]
@@ -40,6 +50,84 @@ pub(crate) struct ImportArguments {
     /// The file's format; default: by its ending
     #[arg(long, value_enum)]
     format: Option<FormatArgument>,
+    /// SHA-256 that the file must have
+    #[arg(long)]
+    sha256: Option<String>,
+    #[command(flatten)]
+    options: Options,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ImageArguments {
+    /// The image
+    image: ImageId,
+    #[command(flatten)]
+    options: Options,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CopyArguments {
+    /// The image
+    image: ImageId,
+    /// The new image's name
+    name: ImageId,
+    /// The project that will own it; it must be one that may use the image
+    #[arg(long)]
+    project: ProjectId,
+    #[command(flatten)]
+    options: Options,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct MoveArguments {
+    /// The image
+    image: ImageId,
+    /// Its new owner
+    project: ProjectId,
+    #[command(flatten)]
+    options: Options,
+}
+
+#[derive(Debug, Args)]
+#[command(group(clap::ArgGroup::new("who").required(true).multiple(true)))]
+pub(crate) struct ShareArguments {
+    /// The image
+    image: ImageId,
+    /// Projects that may make disks of it
+    #[arg(long = "with", group = "who")]
+    with: Vec<ProjectId>,
+    /// Projects that may no more; what they have made stays
+    #[arg(long, group = "who")]
+    revoke: Vec<ProjectId>,
+    /// Every project may
+    #[arg(long, group = "who", conflicts_with = "private")]
+    public: bool,
+    /// Only its owner and the projects that it is shared with
+    #[arg(long, group = "who")]
+    private: bool,
+    #[command(flatten)]
+    options: Options,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RenameArguments {
+    /// The image
+    image: ImageId,
+    /// Its new name
+    name: ImageId,
+    #[command(flatten)]
+    options: Options,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct TagArguments {
+    /// The image
+    image: ImageId,
+    /// Tags to add
+    tags: Vec<String>,
+    /// Tags to take away
+    #[arg(long)]
+    remove: Vec<String>,
     #[command(flatten)]
     options: Options,
 }
@@ -66,37 +154,6 @@ impl Row for Image {
     }
 }
 
-impl Row for Disk {
-    const HEAD: &'static [&'static str] = &["DISK", "NODE", "PROJECT", "IMAGE", "WRITTEN", "LEASE"];
-    fn cells(&self) -> Vec<String> {
-        let Self { id, lease, project, node, image, written_bytes } = self;
-        let written = output::bytes(*written_bytes);
-        vec![id.to_string(), node.to_string(), project.to_string(), image.to_string(), written, lease.to_string()]
-    }
-}
-
-impl Row for Export {
-    const HEAD: &'static [&'static str] =
-        &["NODE", "TARGET", "SESSIONS", "READ", "WRITTEN", "READS P50/P99", "WRITES P50/P99", "UNTIL"];
-    fn cells(&self) -> Vec<String> {
-        vec![
-            self.node.to_string(),
-            self.target.to_string(),
-            self.sessions.to_string(),
-            output::bytes(self.read_bytes),
-            output::bytes(self.written_bytes),
-            latency(&self.reads),
-            latency(&self.writes),
-            output::time(self.expires_at_ms),
-        ]
-    }
-}
-
-/// As `41/180 µs`.
-fn latency(Latency { count, p50_us, p99_us }: &Latency) -> String {
-    if *count == 0 { "-".to_owned() } else { format!("{p50_us}/{p99_us} µs") }
-}
-
 pub(crate) async fn run_image(command: ImageCommand) -> Result<(), BoxError> {
     match command {
         ImageCommand::Import(arguments) => import(arguments).await,
@@ -104,21 +161,78 @@ pub(crate) async fn run_image(command: ImageCommand) -> Result<(), BoxError> {
             let images: Vec<Image> = Site::open(&options)?.imaging.get("/v1/images").await?;
             output::list(options.output, &images)
         }
+        ImageCommand::Show(arguments) => show(arguments).await,
+        ImageCommand::Copy(CopyArguments { image, name, project, options }) => {
+            let request = CopyRequest { name, project };
+            work(&options, "copying", &format!("/v1/images/{image}/copy"), &request).await
+        }
+        ImageCommand::Move(MoveArguments { image, project, options }) => {
+            change(&image, &options, ImageChange { project: Some(project), ..ImageChange::default() }).await
+        }
+        ImageCommand::Share(ShareArguments { image, with, revoke, public, private, options }) => {
+            let public = (public || private).then_some(public);
+            let (share_with, unshare_with) = (with.into_iter().collect(), revoke.into_iter().collect());
+            change(&image, &options, ImageChange { public, share_with, unshare_with, ..ImageChange::default() }).await
+        }
+        ImageCommand::Snapshot(arguments) => disk::snapshot(arguments).await,
+        ImageCommand::Flatten(ImageArguments { image, options }) => {
+            work(&options, "flattening", &format!("/v1/images/{image}/flatten"), &()).await
+        }
+        ImageCommand::Rename(RenameArguments { image, name, options }) => {
+            change(&image, &options, ImageChange { name: Some(name), ..ImageChange::default() }).await
+        }
+        ImageCommand::Tag(TagArguments { image, tags, remove, options }) => {
+            let (add_tags, remove_tags) = (tags.into_iter().collect(), remove.into_iter().collect());
+            change(&image, &options, ImageChange { add_tags, remove_tags, ..ImageChange::default() }).await
+        }
+        ImageCommand::Delete(ImageArguments { image, options }) => {
+            let () = Site::open(&options)?.imaging.delete(&format!("/v1/images/{image}"), &()).await?;
+            output::done(options.output, &format!("image {image} is deleted"), &())
+        }
+        ImageCommand::Prepare(ImageArguments { image, options }) => {
+            work(&options, "preparing", &format!("/v1/images/{image}/prepare"), &()).await
+        }
     }
 }
 
-pub(crate) async fn run_disk(DiskCommand::List(options): DiskCommand) -> Result<(), BoxError> {
-    let disks: Vec<Disk> = Site::open(&options)?.imaging.get("/v1/disks").await?;
-    output::list(options.output, &disks)
+async fn change(image: &ImageId, options: &Options, change: ImageChange) -> Result<(), BoxError> {
+    let now: Image = Site::open(options)?.imaging.patch(&format!("/v1/images/{image}"), &change).await?;
+    output::one(options.output, &now)
 }
 
-pub(crate) async fn run_export(ExportCommand::List(options): ExportCommand) -> Result<(), BoxError> {
-    let exports: Vec<Export> = Site::open(&options)?.imaging.get("/v1/exports").await?;
-    output::list(options.output, &exports)
+async fn show(arguments: ImageArguments) -> Result<(), BoxError> {
+    let ImageArguments { image, options } = arguments;
+    let detail: ImageDetail = Site::open(&options)?.imaging.get(&format!("/v1/images/{image}")).await?;
+    if let Format::Json = options.output {
+        return output::json(&detail);
+    }
+    output::one(options.output, &detail.image)?;
+    let Image { key, root, shared_with, public, tags, provenance, .. } = &detail.image;
+    let joined = |words: &mut dyn Iterator<Item = String>| match words.collect::<Vec<_>>() {
+        words if words.is_empty() => "–".to_owned(),
+        words => words.join(", "),
+    };
+    let shared =
+        if *public { "every project".to_owned() } else { joined(&mut shared_with.iter().map(ToString::to_string)) };
+    let some = |text: Option<String>| text.unwrap_or_else(|| "–".to_owned());
+    for (what, is) in [
+        ("key", key.to_string()),
+        ("tree root", some(root.clone())),
+        ("shared with", shared),
+        ("tags", joined(&mut tags.iter().cloned())),
+        ("made from", provenance.source.clone()),
+        ("its SHA-256", some(provenance.source_sha256.clone())),
+        ("parent", some(provenance.parent.map(|parent| parent.to_string()))),
+        ("made by", provenance.made_by.clone()),
+        ("read by", joined(&mut detail.dependents.iter().cloned())),
+    ] {
+        output::line(&format!("{what:>12}  {}", output::one_line(&is)))?;
+    }
+    Ok(())
 }
 
 async fn import(arguments: ImportArguments) -> Result<(), BoxError> {
-    let ImportArguments { name, source, project, format, options } = arguments;
+    let ImportArguments { name, source, project, format, sha256, options } = arguments;
     let format = match format {
         Some(FormatArgument::Raw) => ImageFormat::Raw,
         Some(FormatArgument::Qcow2) => ImageFormat::Qcow2,
@@ -126,13 +240,25 @@ async fn import(arguments: ImportArguments) -> Result<(), BoxError> {
         None => ImageFormat::Raw,
     };
     let source = std::path::absolute(&source)?.to_string_lossy().into_owned();
-    let request = ImportRequest { name, project, source, format };
-    let mut stream = Site::open(&options)?.imaging.post_streaming("/v1/images", &request).await?;
+    let request = ImportRequest { name, project, source, format, sha256 };
+    work(&options, "importing", "/v1/images", &request).await
+}
+
+/// Asks for long work on an image, and shows how far it has come.
+async fn work(
+    options: &Options,
+    doing: &'static str,
+    path: &str,
+    request: &(impl Serialize + Sync),
+) -> Result<(), BoxError> {
+    let mut stream = Site::open(options)?.imaging.post_streaming(path, request).await?;
     let bar = match options.output {
         Format::Table => ProgressBar::new(0),
         Format::Json => ProgressBar::hidden(),
     };
-    bar.set_style(ProgressStyle::with_template("importing {bar:40} {bytes}/{total_bytes} {bytes_per_sec} {eta}")?);
+    let template = "{msg} {bar:40} {bytes}/{total_bytes} {bytes_per_sec} {eta}";
+    bar.set_style(ProgressStyle::with_template(template)?);
+    bar.set_message(doing);
     let mut lines = Vec::new();
     while let Some(chunk) = stream.chunk().await? {
         lines.extend_from_slice(&chunk);
@@ -145,12 +271,14 @@ async fn import(arguments: ImportArguments) -> Result<(), BoxError> {
                 }
                 ImportStatus::Done { image } => {
                     bar.finish_and_clear();
-                    return output::done(options.output, &format!("image {} imported", image.name), &image);
+                    return output::done(options.output, &format!("{doing} is done: image {}", image.name), &image);
                 }
-                ImportStatus::Failed { detail } => return Err(format!("importing {}: {detail}", request.name).into()),
+                ImportStatus::Failed { detail, hint } => {
+                    let hint = hint.map_or_else(String::new, |hint| format!(" (try: {hint})"));
+                    return Err(format!("{doing}: {detail}{hint}").into());
+                }
             }
         }
     }
-    Err(format!("importing {}: imaging closed the connection before it was done; ask `assay image list`", request.name)
-        .into())
+    Err(format!("{doing}: imaging closed the connection before it was done; ask for the same again to go on").into())
 }

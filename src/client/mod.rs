@@ -1,6 +1,7 @@
 //! The client: one module an object, all of them thin over the services' APIs.
 
 mod attestation;
+mod disk;
 mod event;
 mod eventlog;
 mod identity;
@@ -78,10 +79,10 @@ pub(crate) enum Command {
     Image(image::ImageCommand),
     /// Disks: a lease's clone of a golden image
     #[command(subcommand)]
-    Disk(image::DiskCommand),
+    Disk(disk::DiskCommand),
     /// Exports: disks that are open to a node now
     #[command(subcommand)]
-    Export(image::ExportCommand),
+    Export(disk::ExportCommand),
     /// Leases: which project uses which node
     #[command(subcommand)]
     Lease(lease::LeaseCommand),
@@ -139,8 +140,8 @@ pub(crate) async fn run(command: Command) -> Result<(), BoxError> {
         Command::Switch(command) => node::run_switch(command).await,
         Command::Node(command) => node::run_node(command).await,
         Command::Image(command) => image::run_image(command).await,
-        Command::Disk(command) => image::run_disk(command).await,
-        Command::Export(command) => image::run_export(command).await,
+        Command::Disk(command) => disk::run_disk(command).await,
+        Command::Export(command) => disk::run_export(command).await,
         Command::Lease(command) => lease::run_lease(command).await,
         Command::Admission(command) => lease::run_admission(command).await,
         Command::Attestation(command) => attestation::run(command).await,

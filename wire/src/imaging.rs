@@ -3,6 +3,7 @@
 use crate::agent::{SealedGrant, TenantAddress};
 use crate::id::{AdmissionId, DiskId, ImageId, ImageKey, LeaseId, NodeId, ProjectId};
 use crate::net::{Iqn, MacAddr};
+use crate::problem::Problem;
 use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
@@ -93,6 +94,52 @@ pub struct ImportRequest {
     pub source: String,
     /// The file's format.
     pub format: ImageFormat,
+    /// SHA-256 that the file must have, hexadecimal.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sha256: Option<String>,
+}
+
+/// `PATCH /v1/images/{image}`: what is given changes, the rest stays.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct ImageChange {
+    /// Its new name.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name: Option<ImageId>,
+    /// Its new owner; an operator's to say.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub project: Option<ProjectId>,
+    /// Whether every project may make disks of it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub public: Option<bool>,
+    /// Projects that may make disks of it from now on.
+    pub share_with: BTreeSet<ProjectId>,
+    /// Projects that may no more. What they have made stays.
+    pub unshare_with: BTreeSet<ProjectId>,
+    /// Tags to add: 1 to 64 printable characters each.
+    pub add_tags: BTreeSet<String>,
+    /// Tags to take away.
+    pub remove_tags: BTreeSet<String>,
+}
+
+/// `GET /v1/images/{image}`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct ImageDetail {
+    /// The image.
+    #[serde(flatten)]
+    pub image: Image,
+    /// What the caller sees that was made of it, and keeps it from being deleted, in words.
+    pub dependents: Vec<String>,
+}
+
+/// `POST /v1/images/{image}/copy`: a golden image of the same content. Answers with an [`ImportStatus`] stream.
+#[derive(Debug, Clone, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct CopyRequest {
+    /// The new image's name.
+    pub name: ImageId,
+    /// The project that will own it; it must be one that may use the image.
+    pub project: ProjectId,
 }
 
 /// Format of an image file.
@@ -105,7 +152,7 @@ pub enum ImageFormat {
     Qcow2,
 }
 
-/// How far an import has come.
+/// How far an import, a copy, a flattening or a preparation has come.
 #[derive(Debug, Clone, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(tag = "import", rename_all = "kebab-case")]
 pub enum ImportStatus {
@@ -119,12 +166,15 @@ pub enum ImportStatus {
     /// Complete and on record.
     Done {
         /// The image.
-        image: Image,
+        image: Box<Image>,
     },
-    /// Nothing was left behind.
+    /// What could be gone on with was kept, under the image's name.
     Failed {
         /// Why.
         detail: String,
+        /// What to do next, where there is something to do.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        hint: Option<String>,
     },
 }
 
@@ -132,7 +182,7 @@ pub enum ImportStatus {
 #[derive(Debug, Clone, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct DiskRequest {
-    /// The lessee; must own the image.
+    /// The lessee. The image must be its own, shared with it, or public.
     pub project: ProjectId,
     /// The node.
     pub node: NodeId,
@@ -143,6 +193,75 @@ pub struct DiskRequest {
     /// address by what the agent configured, and DHCP there does not answer it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mac: Option<MacAddr>,
+}
+
+/// At most so many disks are made in one call.
+pub const MAX_NEW_DISKS: usize = 256;
+
+/// `POST /v1/disks`: disks for several leases of one project, of one image.
+#[derive(Debug, Clone, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct DisksRequest {
+    /// The lessee.
+    pub project: ProjectId,
+    /// The image; it must be the project's, shared with it, or public.
+    pub image: ImageId,
+    /// The leases and their nodes; at most 256.
+    pub disks: Vec<NewDisk>,
+}
+
+/// One of them.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct NewDisk {
+    /// The lease.
+    pub lease: LeaseId,
+    /// The node.
+    pub node: NodeId,
+    /// As in [`DiskRequest::mac`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mac: Option<MacAddr>,
+}
+
+/// The answer: each lease has its disk, or is told why not.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct DisksAnswer {
+    /// In the order of the request.
+    pub outcomes: Vec<DiskOutcome>,
+}
+
+/// What became of one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(tag = "outcome", rename_all = "kebab-case")]
+pub enum DiskOutcome {
+    /// The lease has this disk.
+    Made {
+        /// The disk.
+        disk: Disk,
+    },
+    /// It has not.
+    Failed {
+        /// The lease.
+        lease: LeaseId,
+        /// Why.
+        problem: Problem,
+    },
+}
+
+/// `POST /v1/disks/{lease}/snapshot`: an image of what the disk holds.
+#[derive(Debug, Clone, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SnapshotRequest {
+    /// The new image's name; it is the disk's project's.
+    pub name: ImageId,
+}
+
+/// `POST /v1/disks/{lease}/restore`: the disk comes to hold what an image holds.
+#[derive(Debug, Clone, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RestoreRequest {
+    /// The image.
+    pub image: ImageId,
 }
 
 /// A disk: `GET /v1/disks`.

@@ -1,19 +1,29 @@
 //! Disks: the clone that a lease's node will get.
 
-use super::{db_failed, export_failed, may_see, store_failed};
+use super::images::no_image;
+use super::{catalogue_failed, db_failed, export_failed, may_see, store_failed};
+use crate::catalogue::NewImage;
 use crate::db::DiskRecord;
+use crate::db::images::ImageRecord;
 use crate::export::blocking;
 use crate::service::AppState;
 use assay_service::auth::Caller;
 use assay_service::error::ApiError;
-use assay_wire::id::{ImageId, ImageKey, LeaseId};
-use assay_wire::imaging::{Disk, DiskRequest};
+use assay_wire::id::{ImageId, ImageKey, LeaseId, ProjectId};
+use assay_wire::imaging::{
+    Disk, DiskOutcome, DiskRequest, DisksAnswer, DisksRequest, Image, ImageKind, MAX_NEW_DISKS, NewDisk,
+    RestoreRequest, SnapshotRequest,
+};
 use assay_wire::problem::Problem;
 use axum::Json;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
+use futures_util::StreamExt as _;
 use std::collections::HashMap;
 use std::sync::Arc;
+
+/// Disks of one call that are made at the same time: the file system commits them together.
+const MADE_AT_ONCE: usize = 16;
 
 /// Makes the lease's disk. Idempotent; takes the same time whatever the image's size.
 #[utoipa::path(put, path = "/v1/disks/{lease}", params(("lease" = String, Path, format = "uuid")),
@@ -29,27 +39,164 @@ pub(super) async fn put_disk(
     Json(request): Json<DiskRequest>,
 ) -> Result<Json<Disk>, ApiError> {
     caller.require_project(&request.project)?;
-    let exporter = &state.exporter;
-    let image = exporter.db.image(&request.image).await.map_err(|error| db_failed(&error))?;
+    let image = usable(&state, &request.image, &request.project).await?;
+    let disk = make(&state, lease, &request, &image).await?;
+    Ok(Json(disk))
+}
+
+/// Makes the disks of several leases, each idempotently and by itself: what one is refused for keeps no other.
+#[utoipa::path(post, path = "/v1/disks", request_body = DisksRequest, responses(
+    (status = 200, description = "One outcome for each", body = DisksAnswer),
+    (status = 400, description = "`too-many-disks`", body = Problem),
+    (status = 403, description = "Another project's", body = Problem),
+    (status = 404, description = "No such image of the project", body = Problem)))]
+pub(super) async fn post_disks(
+    State(state): State<Arc<AppState>>,
+    caller: Caller,
+    Json(request): Json<DisksRequest>,
+) -> Result<Json<DisksAnswer>, ApiError> {
+    caller.require_project(&request.project)?;
+    let count = request.disks.len();
+    if count > MAX_NEW_DISKS {
+        let detail = format!("{count} disks are more than {MAX_NEW_DISKS} in one call");
+        return Err(ApiError::bad_request("too-many-disks", detail));
+    }
+    let DisksRequest { project, image: name, disks } = request;
+    let image = usable(&state, &name, &project).await?;
+    let made = disks.into_iter().map(async |NewDisk { lease, node, mac }| {
+        let request = DiskRequest { project: project.clone(), node, image: name.clone(), mac };
+        match make(&state, lease, &request, &image).await {
+            Ok(disk) => DiskOutcome::Made { disk },
+            Err(error) => DiskOutcome::Failed { lease, problem: error.problem().clone() },
+        }
+    });
+    let outcomes = futures_util::stream::iter(made).buffered(MADE_AT_ONCE).collect().await;
+    Ok(Json(DisksAnswer { outcomes }))
+}
+
+/// The image, if the project may make disks of it and it is the one that was recorded.
+async fn usable(state: &AppState, image: &ImageId, project: &ProjectId) -> Result<ImageRecord, ApiError> {
+    let found = state.catalogue.db.image(image).await.map_err(|error| db_failed(&error))?;
     // Another project's image is as good as none, and is not told apart from one.
-    let missing = || {
-        let (image, project) = (&request.image, &request.project);
-        ApiError::not_found(format!("project `{project}` has no image `{image}`"))
-    };
-    let image = image.filter(|image| image.is_for(&request.project)).ok_or_else(missing)?;
+    let found = found.filter(|image| image.is_for(project)).ok_or_else(|| no_image(image, project))?;
+    state.catalogue.checked(&found).await.map_err(|error| catalogue_failed(&error))?;
+    Ok(found)
+}
+
+async fn make(state: &AppState, lease: LeaseId, request: &DiskRequest, image: &ImageRecord) -> Result<Disk, ApiError> {
+    let exporter = &state.exporter;
     let _alone = exporter.lock(lease).await;
-    let record = exporter.db.put_disk(lease, &request, image.key).await.map_err(|error| db_failed(&error))?;
-    let record = record.ok_or_else(missing)?;
+    let record = exporter.db.put_disk(lease, request, image.key).await.map_err(|error| db_failed(&error))?;
+    let record = record.ok_or_else(|| no_image(&request.image, &request.project))?;
     let asked = (&request.project, &request.node, image.key, request.mac);
     if asked != (&record.project, &record.node, record.image, record.mac) {
         let nic = record.mac.map_or_else(|| "without MAC address".to_owned(), |mac| format!("with MAC address {mac}"));
-        let (image, node) = (image_name(&state, record.image).await?, &record.node);
+        let (image, node) = (image_name(state, record.image).await?, &record.node);
         let detail = format!("lease {lease} has a disk of image `{image}` for node `{node}` {nic}");
         return Err(ApiError::conflict("other-disk", detail).with_hint("delete it first"));
     }
     exporter.prepare_disk(&record).await.map_err(|error| export_failed(&error))?;
-    tracing::info!(event = "disk.ready", disk = %record.id, %lease, image = %record.image, "disk is ready");
-    Ok(Json(shown(&state, record, request.image).await))
+    tracing::info!(event = "disk.ready", disk = %record.id, %lease, image = %image.name, "disk is ready");
+    Ok(shown(state, record, image.name.clone()).await)
+}
+
+/// Makes an image of what the lease's disk holds now, in the time that it takes to write a few small files.
+#[utoipa::path(post, path = "/v1/disks/{lease}/snapshot", params(("lease" = String, Path, format = "uuid")),
+    request_body = SnapshotRequest, responses(
+    (status = 200, description = "The image", body = Image),
+    (status = 403, description = "Another project's", body = Problem),
+    (status = 404, description = "The lease has no disk", body = Problem),
+    (status = 409, description = "It is exported, or the name is taken", body = Problem)))]
+pub(super) async fn snapshot_disk(
+    State(state): State<Arc<AppState>>,
+    caller: Caller,
+    Path(lease): Path<LeaseId>,
+    Json(request): Json<SnapshotRequest>,
+) -> Result<Json<Image>, ApiError> {
+    let _alone = state.exporter.lock(lease).await;
+    let disk = stopped(&state, &caller, lease).await?;
+    let new = NewImage {
+        name: request.name,
+        project: disk.project,
+        kind: ImageKind::Snapshot,
+        source: format!("disk {} of node {}", disk.id, disk.node),
+        made_by: caller.name.clone(),
+        now_ms: state.clock.now_ms(),
+    };
+    let image = state.catalogue.snapshot(disk.id, new).await.map_err(|error| catalogue_failed(&error))?;
+    tracing::info!(event = "disk.snapshot", disk = %disk.id, image = %image.name, by = caller.name, "snapshot taken");
+    Ok(Json(crate::catalogue::shown(image)))
+}
+
+/// Makes the lease's disk hold what an image holds; what its node wrote since goes. Idempotent.
+#[utoipa::path(post, path = "/v1/disks/{lease}/restore", params(("lease" = String, Path, format = "uuid")),
+    request_body = RestoreRequest, responses(
+    (status = 200, description = "The disk", body = Disk),
+    (status = 403, description = "Another project's", body = Problem),
+    (status = 404, description = "The lease has no disk, or its project no such image", body = Problem),
+    (status = 409, description = "It is exported, or the image is of another size", body = Problem)))]
+pub(super) async fn restore_disk(
+    State(state): State<Arc<AppState>>,
+    caller: Caller,
+    Path(lease): Path<LeaseId>,
+    Json(request): Json<RestoreRequest>,
+) -> Result<Json<Disk>, ApiError> {
+    let _alone = state.exporter.lock(lease).await;
+    let mut disk = stopped(&state, &caller, lease).await?;
+    let image = usable(&state, &request.image, &disk.project).await?;
+    let _working = state.catalogue.begin(&image).map_err(|error| catalogue_failed(&error))?;
+    let (store, id) = (Arc::clone(&state.exporter.store), disk.id);
+    blocking(move || store.restore(id, image.key)).await.map_err(|error| store_failed(&error))?;
+    state.exporter.db.set_disk_image(disk.id, image.key).await.map_err(|error| db_failed(&error))?;
+    disk.image = image.key;
+    tracing::info!(event = "disk.restored", disk = %disk.id, image = %image.name, by = caller.name, "disk restored");
+    Ok(Json(shown(&state, disk, image.name).await))
+}
+
+/// Gives the lease's disk, with all that was written to it, to another lease and node of its project.
+#[utoipa::path(post, path = "/v1/disks/{lease}/move", params(("lease" = String, Path, format = "uuid")),
+    request_body = NewDisk, responses(
+    (status = 200, description = "The disk", body = Disk),
+    (status = 403, description = "Another project's", body = Problem),
+    (status = 404, description = "The lease has no disk", body = Problem),
+    (status = 409, description = "It is exported, or the other lease has a disk", body = Problem)))]
+pub(super) async fn move_disk(
+    State(state): State<Arc<AppState>>,
+    caller: Caller,
+    Path(lease): Path<LeaseId>,
+    Json(to): Json<NewDisk>,
+) -> Result<Json<Disk>, ApiError> {
+    let exporter = &state.exporter;
+    let _alone = exporter.lock_both(lease, to.lease).await;
+    let disk = stopped(&state, &caller, lease).await?;
+    if !exporter.db.move_disk(disk.id, &to).await.map_err(|error| db_failed(&error))? {
+        let detail = format!("moving the disk of lease {lease}: lease {} has a disk", to.lease);
+        return Err(ApiError::conflict("other-disk", detail).with_hint("delete that first"));
+    }
+    tracing::info!(event = "disk.moved", disk = %disk.id, from = %lease, to = %to.lease, node = %to.node, by = caller.name, "disk moved");
+    let name = image_name(&state, disk.image).await?;
+    Ok(Json(shown(&state, DiskRecord { lease: to.lease, node: to.node, mac: to.mac, ..disk }, name).await))
+}
+
+/// A lease's disk that is made, that the caller may change, and that no node has open.
+async fn stopped(state: &AppState, caller: &Caller, lease: LeaseId) -> Result<DiskRecord, ApiError> {
+    let exporter = &state.exporter;
+    let disk = exporter.db.disk(lease).await.map_err(|error| db_failed(&error))?;
+    let disk = disk.ok_or_else(|| ApiError::not_found(format!("lease {lease} has no disk")))?;
+    caller.require_project(&disk.project)?;
+    exporter.prepare_disk(&disk).await.map_err(|error| export_failed(&error))?;
+    not_exported(state, lease).await?;
+    Ok(disk)
+}
+
+async fn not_exported(state: &AppState, lease: LeaseId) -> Result<(), ApiError> {
+    let export = state.exporter.db.export_of_lease(lease).await.map_err(|error| db_failed(&error))?;
+    let Some(export) = export else { return Ok(()) };
+    let detail = format!(
+        "the disk of lease {lease} is exported for admission {}: its node may be writing to it",
+        export.admission
+    );
+    Err(ApiError::conflict("exported", detail).with_hint("end the admission first"))
 }
 
 /// Lists the disks that the caller may see.
@@ -84,10 +231,7 @@ pub(super) async fn delete_disk(
     let Some(record) = record else { return Ok(StatusCode::NO_CONTENT) };
     // A lease's end is isolation's business: it deletes the disk too.
     caller.require_service().or_else(|_| caller.require_project(&record.project))?;
-    if let Some(export) = exporter.db.export_of_lease(lease).await.map_err(|error| db_failed(&error))? {
-        let detail = format!("the disk of lease {lease} is exported for admission {}", export.admission);
-        return Err(ApiError::conflict("exported", detail).with_hint("end the admission first"));
-    }
+    not_exported(&state, lease).await?;
     let (store, disk) = (Arc::clone(&exporter.store), record.id);
     blocking(move || store.remove_disk(disk)).await.map_err(|error| store_failed(&error))?;
     exporter.db.remove_disk(disk).await.map_err(|error| db_failed(&error))?;

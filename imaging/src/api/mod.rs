@@ -15,6 +15,7 @@ use crate::store::device::DeviceError;
 use assay_service::auth::{Caller, Role};
 use assay_service::error::{ApiError, chain};
 use assay_wire::id::ProjectId;
+use assay_wire::imaging::ImageState;
 use assay_wire::isolation::MAX_RENEWAL_BYTES;
 use axum::Router;
 use axum::extract::DefaultBodyLimit;
@@ -30,9 +31,19 @@ use utoipa::OpenApi as _;
         projects::get_projects,
         images::post_image,
         images::get_images,
+        images::get_image,
+        images::patch_image,
+        images::delete_image,
+        images::flatten_image,
+        images::prepare_image,
+        images::copy_image,
         disks::put_disk,
         disks::get_disks,
         disks::delete_disk,
+        disks::post_disks,
+        disks::snapshot_disk,
+        disks::restore_disk,
+        disks::move_disk,
         exports::post_export,
         exports::get_exports,
         exports::delete_export,
@@ -54,7 +65,14 @@ pub(crate) fn router(state: Arc<AppState>) -> Router {
     Router::new()
         .route("/v1/projects", post(projects::post_project).get(projects::get_projects))
         .route("/v1/images", post(images::post_image).get(images::get_images))
-        .route("/v1/disks", get(disks::get_disks))
+        .route("/v1/images/{image}", get(images::get_image).patch(images::patch_image).delete(images::delete_image))
+        .route("/v1/images/{image}/flatten", post(images::flatten_image))
+        .route("/v1/images/{image}/prepare", post(images::prepare_image))
+        .route("/v1/images/{image}/copy", post(images::copy_image))
+        .route("/v1/disks", get(disks::get_disks).post(disks::post_disks))
+        .route("/v1/disks/{lease}/snapshot", post(disks::snapshot_disk))
+        .route("/v1/disks/{lease}/restore", post(disks::restore_disk))
+        .route("/v1/disks/{lease}/move", post(disks::move_disk))
         .route("/v1/disks/{lease}", put(disks::put_disk).delete(disks::delete_disk))
         .route("/v1/exports", post(exports::post_export).get(exports::get_exports))
         .route("/v1/exports/{admission}", axum::routing::delete(exports::delete_export))
@@ -99,7 +117,16 @@ fn catalogue_failed(error: &CatalogueError) -> ApiError {
         CatalogueError::Db(cause) => db_failed(cause),
         CatalogueError::Store(cause) => store_failed(cause),
         CatalogueError::NameTaken(_) => ApiError::conflict("image-exists", error),
-        CatalogueError::Busy(_) => ApiError::conflict("busy", error),
+        CatalogueError::Busy(_) => ApiError::conflict("busy", error).with_hint("try again when that is done"),
+        CatalogueError::NotReady { state: ImageState::Importing, .. } => {
+            ApiError::conflict("not-ready", error).with_hint("import it again to go on, or delete it")
+        }
+        CatalogueError::NotReady { .. } => ApiError::conflict("not-ready", error),
+        CatalogueError::HasDependents { .. } => ApiError::conflict("has-dependents", error)
+            .with_hint("delete those first, or flatten images that were made of it"),
+        CatalogueError::Tampered { .. } => {
+            ApiError::conflict("image-tampered", error).with_hint("import it anew under another name")
+        }
     }
 }
 

@@ -6,7 +6,7 @@ pub(crate) mod images;
 
 use assay_service::store::Store;
 use assay_wire::id::{DiskId, ImageKey, LeaseId, NodeId, ProjectId};
-use assay_wire::imaging::{DiskRequest, Gateway};
+use assay_wire::imaging::{DiskRequest, Gateway, NewDisk};
 use assay_wire::isolation::Project;
 use assay_wire::net::MacAddr;
 use assay_wire::result::VerifierKey;
@@ -159,6 +159,35 @@ impl Db {
             .execute(&self.pool)
             .await
             .map_err(query("recording that a disk is made"))?;
+        Ok(())
+    }
+
+    /// Gives a disk to another lease and node. `false` if that lease has one.
+    pub(crate) async fn move_disk(&self, disk: DiskId, to: &NewDisk) -> Result<bool, DbError> {
+        let done = sqlx::query(
+            "UPDATE disks SET lease = $1, node = $2, mac = $3 WHERE id = $4 \
+             AND NOT EXISTS (SELECT 1 FROM disks AS other WHERE other.lease = $5 AND other.id <> $6)",
+        )
+        .bind(to.lease.to_string())
+        .bind(to.node.as_str())
+        .bind(to.mac.map(|mac| mac.to_string()))
+        .bind(disk.to_string())
+        .bind(to.lease.to_string())
+        .bind(disk.to_string())
+        .execute(&self.pool)
+        .await
+        .map_err(query("giving a disk to another lease"))?;
+        Ok(done.rows_affected() == 1)
+    }
+
+    /// Records which image a disk was restored to.
+    pub(crate) async fn set_disk_image(&self, disk: DiskId, image: ImageKey) -> Result<(), DbError> {
+        sqlx::query("UPDATE disks SET image = $1 WHERE id = $2")
+            .bind(image.to_string())
+            .bind(disk.to_string())
+            .execute(&self.pool)
+            .await
+            .map_err(query("recording a disk's image"))?;
         Ok(())
     }
 

@@ -142,7 +142,8 @@ impl Site {
         format: ImageFormat,
     ) -> Result<Vec<ImportStatus>, ClientError> {
         let source = self.folder.path().join(source).display().to_string();
-        let request = ImportRequest { name: name.parse().unwrap(), project: "p1".parse().unwrap(), source, format };
+        let request =
+            ImportRequest { name: name.parse().unwrap(), project: "p1".parse().unwrap(), source, format, sha256: None };
         let answer = self.service.operator.post_streaming("v1/images", &request).await?;
         assert_eq!(answer.headers()["content-type"], "application/x-ndjson");
         let lines = answer.text().await.unwrap();
