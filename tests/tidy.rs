@@ -88,6 +88,7 @@ fn time_and_processes_are_used_at_the_edges_only() {
                 "tests/",
                 "benches/",
                 "/examples/",
+                "imaging/src/tree/ext4.rs",
             ],
         ),
     ];

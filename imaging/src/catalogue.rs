@@ -7,13 +7,15 @@ use crate::db::images::ImageRecord;
 use crate::db::{Db, DbError};
 use crate::export::blocking;
 use crate::store::device::BlockDevice;
-use crate::store::import::Source;
 use crate::store::{Content, Dependent, ImageStore, StoreError, StoredImage, StoredKind};
+use crate::tree::AnySource;
 use assay_service::error::chain;
 use assay_wire::id::{DiskId, ImageId, ImageKey, ProjectId};
 use assay_wire::imaging::{Image, ImageKind, ImageState, Provenance};
 use std::collections::{BTreeSet, HashSet};
+use std::io::ErrorKind;
 use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// Octets that are read at a time to prepare an image.
@@ -24,8 +26,26 @@ const PREPARED_AT_ONCE: usize = 1 << 20;
 pub(crate) struct Catalogue {
     pub(crate) db: Db,
     pub(crate) store: Arc<dyn ImageStore>,
+    /// Where root file systems become disks.
+    work: PathBuf,
     /// Images that are being worked on.
     working: Arc<Mutex<HashSet<ImageKey>>>,
+}
+
+/// A folder to work in, gone with this.
+struct Work(PathBuf);
+
+impl Work {
+    fn new(works: &Path, image: ImageKey) -> Self {
+        Self(works.join(image.to_string()))
+    }
+}
+
+impl Drop for Work {
+    fn drop(&mut self) {
+        // There is none for most sources; what cannot be removed now is removed at the next start.
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
 }
 
 /// Why it was not done.
@@ -101,13 +121,18 @@ impl Drop for Working {
 }
 
 impl Catalogue {
-    pub(crate) fn new(db: Db, store: Arc<dyn ImageStore>) -> Self {
-        Self { db, store, working: Arc::default() }
+    pub(crate) fn new(db: Db, store: Arc<dyn ImageStore>, work: PathBuf) -> Self {
+        Self { db, store, work, working: Arc::default() }
     }
 
     /// Completes or undoes what was under way when the last process died.
     pub(crate) async fn recover(&self) -> Result<(), CatalogueError> {
-        let mut kept = Vec::new();
+        let (mut kept, work) = (Vec::new(), self.work.clone());
+        blocking(move || match std::fs::remove_dir_all(&work) {
+            Err(source) if source.kind() != ErrorKind::NotFound => Err(StoreError::io("removing", &work, source)),
+            Ok(()) | Err(_) => Ok(()),
+        })
+        .await?;
         for record in self.db.images().await? {
             let (store, key) = (Arc::clone(&self.store), record.key);
             let found = match blocking(move || store.image(key)).await {
@@ -221,28 +246,38 @@ impl Catalogue {
     pub(crate) async fn import(
         &self,
         mut record: ImageRecord,
-        source: Source,
+        source: AnySource,
         expected_sha256: Option<String>,
         progress: impl FnMut(u64, u64) -> ControlFlow<()> + Send + 'static,
     ) -> Result<ImageRecord, CatalogueError> {
         let (store, key, project) = (Arc::clone(&self.store), record.key, record.project.clone());
+        let work = Work::new(&self.work, key);
         let imported = blocking(move || {
             let mut progress = progress;
+            let source = match source {
+                AnySource::Disk(source) => source,
+                AnySource::Tree(tree) => {
+                    let (source, digest) = tree.build(&work.0, expected_sha256.as_deref())?;
+                    let stored = store.import(key, &project, &source, &mut progress)?;
+                    return Ok((stored, digest));
+                }
+            };
             // A raw file of whole sectors is what the store hashes anyway.
             let digest = match (&expected_sha256, source.is_verbatim()) {
                 (None, true) => None,
                 (expected, _) => Some(source.digest(expected.as_deref(), &mut progress)?),
             };
             let stored = store.import(key, &project, &source, &mut progress)?;
+            let digest = digest.or_else(|| match &stored.kind {
+                StoredKind::Golden { sha256, .. } => Some(sha256.clone()),
+                StoredKind::Snapshot { .. } => None,
+            });
             Ok((stored, digest))
         });
         match imported.await {
             Ok((stored, digest)) => {
                 record.describe(&stored);
-                record.source_sha256 = digest.or(match stored.kind {
-                    StoredKind::Golden { sha256, .. } => Some(sha256),
-                    StoredKind::Snapshot { .. } => None,
-                });
+                record.source_sha256 = digest;
                 self.finish(record).await
             }
             Err(error @ StoreError::Digest { .. }) => {

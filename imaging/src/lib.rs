@@ -6,6 +6,8 @@
 //! db        what is on record
 //! catalogue images: records and store, kept in step
 //! export    step 7 of the boot path: attestation result → export, in phases that can be undone
+//! tree      images from root file systems: folders, tar files, OCI layers
+//! uploads   files on their way to become images
 //! api       HTTP, for operators, projects and the verifier
 //! gateway   a process of its own: iSCSI portal, relay to the verifier, orders from imaging
 //! ```
@@ -24,6 +26,8 @@ mod renewal;
 mod secret;
 mod service;
 pub mod store;
+pub mod tree;
+mod uploads;
 pub mod worker;
 
 pub use api::openapi;
@@ -32,3 +36,4 @@ pub use gateway::file::{ExportFileError, ExportedFile, FileExport, export_file};
 pub use gateway::{Gateway, GatewayConfig, GatewayError, RelayConfig};
 pub use secret::SecretKeyError;
 pub use service::{Imaging, RunError, run};
+pub use uploads::UploadError;

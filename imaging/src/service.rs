@@ -8,6 +8,7 @@ use crate::export::{Exporter, blocking};
 use crate::gateway::order::ExportStatus;
 use crate::secret::{SecretKey, SecretKeyError};
 use crate::store::{ImageStore, LocalStore, StoreError};
+use crate::uploads::{UploadError, Uploads};
 use assay_service::clock::Clock;
 use assay_service::error::chain;
 use assay_service::http::{self, HttpError, Listener, ServiceContext};
@@ -39,6 +40,9 @@ pub enum RunError {
     /// The database.
     #[error("opening imaging's database")]
     Database(#[from] database::StoreError),
+    /// The folder of uploads.
+    #[error("opening the folder of uploads")]
+    Uploads(#[from] UploadError),
     /// The key for CHAP secrets.
     #[error("opening imaging's key")]
     Key(#[from] SecretKeyError),
@@ -68,6 +72,7 @@ pub struct Imaging {
 pub(crate) struct AppState {
     pub(crate) exporter: Exporter,
     pub(crate) catalogue: Catalogue,
+    pub(crate) uploads: Arc<Uploads>,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) import_folders: Vec<PathBuf>,
     pub(crate) imports: Arc<Semaphore>,
@@ -83,15 +88,17 @@ impl Imaging {
     /// # Errors
     /// See [`RunError`].
     pub async fn open(config: Config, context: &ServiceContext) -> Result<Self, RunError> {
-        let root = config.store;
+        let uploads = Uploads::open(config.store.join("uploads"))?;
+        let (root, work) = (config.store.clone(), config.store.join("work"));
         let store: Arc<dyn ImageStore> = Arc::new(blocking(move || LocalStore::open(&root)).await?);
         let key = SecretKey::load_or_create(&config.key_file)?;
         let db = Db::new(&database::open(&config.database, &MIGRATOR).await?);
-        let catalogue = Catalogue::new(db.clone(), Arc::clone(&store));
+        let catalogue = Catalogue::new(db.clone(), Arc::clone(&store), work);
         catalogue.recover().await.map_err(|error| RunError::Records(error.into()))?;
         let state = AppState {
             exporter: Exporter::new(db, store, key, config.agreement),
             catalogue,
+            uploads: Arc::new(uploads),
             clock: Arc::clone(&context.clock),
             import_folders: config.import_folders,
             imports: Arc::new(Semaphore::new(MAX_IMPORTS)),

@@ -12,8 +12,8 @@ use assay_service::client::{ClientError, ServiceClient};
 use assay_service::clock::ManualClock;
 use assay_wire::id::LeaseId;
 use assay_wire::imaging::{
-    Disk, DiskRequest, Image, ImageFormat, ImageKind, ImageState, ImportRequest, ImportStatus, RestoreRequest,
-    SnapshotRequest,
+    Disk, DiskRequest, Image, ImageKind, ImageState, ImportRequest, ImportSource, ImportStatus, RestoreRequest,
+    SnapshotRequest, SourceFormat,
 };
 use rig::site::{Service, Site};
 use rig::{NOW_MS, pattern};
@@ -81,8 +81,8 @@ async fn act(client: &ServiceClient, what: &str, folder: &Path) -> Result<(), St
             let request = ImportRequest {
                 name: "new".parse().unwrap(),
                 project: "p1".parse().unwrap(),
-                source: folder.join("source.raw").display().to_string(),
-                format: ImageFormat::Raw,
+                source: ImportSource::Path(folder.join("source.raw").display().to_string()),
+                format: SourceFormat::Raw,
                 sha256: None,
             };
             work(client, "v1/images", &request).await

@@ -8,7 +8,8 @@ use assay_service::client::{ClientError, ServiceClient};
 use assay_wire::id::{ImageId, LeaseId, ProjectId};
 use assay_wire::imaging::{
     CopyRequest, Disk, DiskOutcome, DiskRequest, DisksAnswer, DisksRequest, Image, ImageChange, ImageDetail,
-    ImageFormat, ImageKind, ImageState, ImportRequest, ImportStatus, NewDisk, RestoreRequest, SnapshotRequest,
+    ImageFormat, ImageKind, ImageState, ImportRequest, ImportSource, ImportStatus, NewDisk, RestoreRequest,
+    SnapshotRequest, SourceFormat, Upload, UploadRequest,
 };
 use rig::pattern;
 use rig::site::{Site, kind};
@@ -186,8 +187,8 @@ async fn what_was_promised_of_a_source_is_checked() {
     let mut import = ImportRequest {
         name: name("odd"),
         project: project("p1"),
-        source,
-        format: ImageFormat::Raw,
+        source: ImportSource::Path(source),
+        format: SourceFormat::Raw,
         sha256: Some(digest.replace('a', "b")),
     };
     let failed = work(operator, "v1/images", &import).await;
@@ -228,5 +229,75 @@ async fn an_image_that_rots_or_is_exchanged_is_named_and_not_served() {
     site.service = rig::site::Service::start(site.folder.path(), &site.clock).await;
     let refused = clone(&site.service.operator, "p1", "golden").await.unwrap_err();
     assert_eq!(kind(&refused), (409, "image-tampered"), "a restart does not learn the new root");
+    site.stop().await;
+}
+
+#[tokio::test]
+async fn an_image_is_exported_from_any_octet_to_whoever_may_use_it() {
+    let site = Site::new().await;
+    let (owner, other) = (site.service.project_client("p1"), site.service.project_client("p2"));
+    let path = |format: &str, offset: usize| format!("v1/images/golden/content?format={format}&offset={offset}");
+    let all = owner.get_streaming(&path("raw", 0)).await.unwrap().bytes().await.unwrap();
+    assert!(all[..] == pattern(1 << 20));
+    let rest = owner.get_streaming(&path("raw", 700_001)).await.unwrap().bytes().await.unwrap();
+    assert!(rest[..] == all[700_001..]);
+    let qcow2 = owner.get_streaming(&path("qcow2", 0)).await.unwrap().bytes().await.unwrap();
+    let half = owner.get_streaming(&path("qcow2", 100_000)).await.unwrap().bytes().await.unwrap();
+    assert!(half[..] == qcow2[100_000..]);
+    let behind = owner.get_streaming(&path("raw", (1 << 20) + 1)).await.unwrap_err();
+    assert_eq!(kind(&behind), (400, "offset"));
+    assert_eq!(kind(&other.get_streaming(&path("raw", 0)).await.unwrap_err()).0, 404);
+    site.stop().await;
+}
+
+#[tokio::test]
+async fn an_upload_goes_on_where_it_was_broken_off_and_is_checked() {
+    let site = Site::new().await;
+    let (owner, other) = (site.service.project_client("p1"), site.service.project_client("p2"));
+    let mut content = pattern(700_000);
+    content[300_000..600_000].fill(0);
+    let sha256 = hex::encode(ring::digest::digest(&ring::digest::SHA256, &content));
+    let request = UploadRequest { project: project("p1"), bytes: 700_000, sha256 };
+    assert_eq!(kind(&other.post::<_, Upload>("v1/uploads", &request).await.unwrap_err()).0, 403);
+    let begun: Upload = owner.post("v1/uploads", &request).await.unwrap();
+    let path = |offset: usize| format!("v1/uploads/{}?offset={offset}", begun.id);
+    let first: Upload = owner.put_octets(&path(0), content[..300_000].to_vec()).await.unwrap();
+    assert_eq!(first.received, 300_000);
+    // Broken off, and begun again: it is the same upload, and what is there is not sent again.
+    let again: Upload = owner.post("v1/uploads", &request).await.unwrap();
+    assert_eq!(again, first);
+    let twice = owner.put_octets::<Upload>(&path(200_000), vec![1; 10]).await.unwrap_err();
+    assert_eq!(kind(&twice), (409, "offset"));
+    assert!(twice.problem().unwrap().detail.contains("has 300000 of 700000"), "{twice}");
+    let import = ImportRequest {
+        name: name("uploaded"),
+        project: project("p1"),
+        source: ImportSource::Upload(begun.id),
+        format: SourceFormat::Raw,
+        sha256: None,
+    };
+    let early = owner.post_streaming("v1/images", &import).await.unwrap_err();
+    assert_eq!(kind(&early), (409, "not-uploaded"));
+    // Zeros are left out.
+    let last: Upload = owner.put_octets(&path(600_000), content[600_000..].to_vec()).await.unwrap();
+    assert_eq!(last.received, 700_000);
+    assert_eq!(kind(&owner.put_octets::<Upload>(&path(700_000), vec![1]).await.unwrap_err()), (409, "offset"));
+    assert_eq!(kind(&other.get::<Upload>(&format!("v1/uploads/{}", begun.id)).await.unwrap_err()).0, 404);
+    let theirs = ImportRequest { project: project("p2"), ..import.clone() };
+    assert_eq!(kind(&other.post_streaming("v1/images", &theirs).await.unwrap_err()).0, 404);
+    let by_path = ImportRequest { source: ImportSource::Path("/etc/passwd".into()), ..import.clone() };
+    assert_eq!(kind(&owner.post_streaming("v1/images", &by_path).await.unwrap_err()).0, 403, "an operator's to say");
+    let image = done(work(&owner, "v1/images", &import).await);
+    assert_eq!(image.provenance.source_sha256, Some(request.sha256.clone()));
+    let exported = owner.get_streaming("v1/images/uploaded/content?format=raw").await.unwrap().bytes().await.unwrap();
+    assert!(exported[..700_000] == content);
+    assert_eq!(kind(&owner.get::<Upload>(&format!("v1/uploads/{}", begun.id)).await.unwrap_err()).0, 404, "gone");
+    // One that is not what it was begun as becomes no image.
+    let begun: Upload = owner.post("v1/uploads", &request).await.unwrap();
+    let _: Upload = owner.put_octets(&format!("v1/uploads/{}?offset=0", begun.id), vec![7; 700_000]).await.unwrap();
+    let wrong = ImportRequest { name: name("wrong"), source: ImportSource::Upload(begun.id), ..import };
+    let failed = work(&owner, "v1/images", &wrong).await;
+    assert!(matches!(&failed, ImportStatus::Failed { detail, .. } if detail.contains(&request.sha256)), "{failed:?}");
+    assert!(!images(&owner).await.contains(&"wrong".to_owned()));
     site.stop().await;
 }

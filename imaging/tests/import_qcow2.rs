@@ -1,6 +1,7 @@
 //! qcow2 files made by the real `qemu-img`: read right, or refused in words.
 #![allow(clippy::unwrap_used, clippy::cast_possible_truncation, reason = "a test stops where it fails")]
 
+use assay_imaging::store::export::Exported;
 use assay_imaging::store::import::Source;
 use assay_imaging::store::{ImageStore as _, LocalStore};
 use assay_service::error::chain;
@@ -122,4 +123,42 @@ fn a_truncated_or_damaged_file_fails_and_leaves_nothing() {
         assert_eq!(std::fs::read_dir(path.join("store/images")).unwrap().count(), 0);
     }
     assert!(failed > 20, "only {failed} damaged files were noticed");
+}
+
+#[test]
+fn what_is_exported_is_read_by_qemu_and_by_us_and_can_be_gone_on_with_anywhere() {
+    let (_folder, path) = folder_with_source();
+    let store = LocalStore::open(&path.join("store")).unwrap();
+    let source = Source::open(&path.join("source.raw"), ImageFormat::Raw, std::slice::from_ref(&path)).unwrap();
+    let (key, project) = (ImageKey::random(), "p".parse().unwrap());
+    let mut go_on = |_, _| ControlFlow::Continue(());
+    store.import(key, &project, &source, &mut go_on).unwrap();
+    let disk = assay_wire::id::DiskId::random();
+    store.create_disk(disk, &project, key).unwrap();
+    store.open_disk(disk).unwrap().write_at(70_000, &[0x77; 100_000]).unwrap();
+    let taken = ImageKey::random();
+    store.snapshot(disk, taken).unwrap();
+    let mut changed = content();
+    changed[70_000..170_000].fill(0x77);
+    for (image, expected) in [(key, content()), (taken, changed)] {
+        for format in [ImageFormat::Raw, ImageFormat::Qcow2] {
+            let file = Exported::new(store.open_image(image).unwrap(), format, &mut go_on).unwrap();
+            // In pieces that fit nothing, as an export that is broken off all the time.
+            let mut octets = vec![0; usize::try_from(file.byte_len()).unwrap()];
+            for (number, piece) in octets.chunks_mut(77_777).enumerate() {
+                file.read_at(number as u64 * 77_777, piece).unwrap();
+            }
+            let name = path.join("exported");
+            std::fs::write(&name, &octets).unwrap();
+            let again = Source::open(&name, format, std::slice::from_ref(&path)).unwrap();
+            let digest = ring::digest::digest(&ring::digest::SHA256, &expected);
+            assert_eq!(again.content_sha256().unwrap(), hex::encode(digest), "{format:?}");
+            if format == ImageFormat::Qcow2 {
+                qemu_img(&["check", "-f", "qcow2", "exported"], &path);
+                std::fs::write(path.join("expected.raw"), &expected).unwrap();
+                qemu_img(&["compare", "-f", "qcow2", "-F", "raw", "exported", "expected.raw"], &path);
+                assert!(octets.len() < expected.len(), "sparse stays sparse");
+            }
+        }
+    }
 }

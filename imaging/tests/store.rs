@@ -274,6 +274,60 @@ fn a_full_disk_is_said_so_and_loses_nothing() {
     assert_eq!(read_all(&open()), expected);
 }
 
+#[test]
+fn a_full_host_refuses_new_images_and_snapshots_and_keeps_the_old() {
+    let bench = Bench::new();
+    let small = SmallDisk::mount(&bench.root.join("small"), 12 << 20);
+    let store = LocalStore::open(&small.0.join("store")).unwrap();
+    let golden = store_contract::import(&store, &vec![1; 4 << 20]);
+    let disk = store_contract::disk(&store, golden);
+    let written = store.open_disk(disk).unwrap();
+    written.write_at(0, &[2; 8192]).unwrap();
+    drop(written);
+    let refused = store.import(ImageKey::random(), &project(), &Octets(vec![3; 9 << 20]), &mut go_on).unwrap_err();
+    let StoreError::Io { source, .. } = &refused else { panic!("{refused:?}") };
+    assert_eq!(source.kind(), std::io::ErrorKind::StorageFull, "{refused}");
+    let ballast = small.0.join("ballast");
+    // Until nothing more fits.
+    let filled = std::fs::write(&ballast, vec![1; 16 << 20]).unwrap_err();
+    assert_eq!(filled.kind(), std::io::ErrorKind::StorageFull);
+    for refused in
+        [store.snapshot(disk, ImageKey::random()).map(drop), store.create_disk(DiskId::random(), &project(), golden)]
+    {
+        assert!(matches!(refused, Err(StoreError::Io { .. })), "{refused:?}");
+    }
+    assert_eq!(store.images().unwrap().len(), 1);
+    let mut expected = vec![1; 4 << 20];
+    expected[..8192].fill(2);
+    assert!(read_all(&*store.open_disk(disk).unwrap()) == expected);
+    std::fs::remove_file(&ballast).unwrap();
+    let taken = ImageKey::random();
+    store.snapshot(disk, taken).unwrap();
+    assert!(read_all(&*store.open_image(taken).unwrap()) == expected);
+}
+
+#[test]
+fn a_manifest_that_cannot_be_read_costs_no_other_image() {
+    let bench = Bench::new();
+    bench.import(&pattern(100_000));
+    let disk = bench.disk();
+    bench.store.open_disk(disk).unwrap().write_at(0, &[1; 512]).unwrap();
+    let taken = ImageKey::random();
+    bench.store.snapshot(disk, taken).unwrap();
+    let manifest = bench.store.image_folder(taken).join("image.json");
+    let good = std::fs::read(&manifest).unwrap();
+    std::fs::write(&manifest, b"{").unwrap();
+    let bench = bench.reopen();
+    assert_eq!(bench.store.images().unwrap().len(), 1);
+    assert!(
+        matches!(bench.store.remove_image(bench.image), Err(StoreError::Malformed { .. })),
+        "who knows what reads it"
+    );
+    bench.store.remove_disk(disk).unwrap();
+    std::fs::write(&manifest, good).unwrap();
+    assert_eq!(read_all(&*bench.store.open_image(taken).unwrap())[0], 1, "its layers were kept");
+}
+
 /// A file system with a size, mounted while this lives.
 struct SmallDisk(PathBuf);
 

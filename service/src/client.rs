@@ -3,7 +3,7 @@
 use crate::auth::Token;
 use crate::tls::{self, TlsError};
 use assay_wire::problem::Problem;
-use reqwest::{Method, Response};
+use reqwest::{Method, RequestBuilder, Response};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::path::Path;
@@ -138,6 +138,16 @@ impl ServiceClient {
         self.call(Method::PUT, path, Some(body)).await
     }
 
+    /// `PUT path` with octets.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn put_octets<T: DeserializeOwned>(&self, path: &str, octets: Vec<u8>) -> Result<T, ClientError> {
+        let (method, body) = (Method::PUT, |request: RequestBuilder| request.body(octets));
+        let (response, url) = self.send_with(method.clone(), path, Some(REQUEST_TIMEOUT), body).await?;
+        Self::json(method, url, response).await
+    }
+
     /// `PATCH path` with a JSON body.
     ///
     /// # Errors
@@ -185,6 +195,10 @@ impl ServiceClient {
         body: Option<&B>,
     ) -> Result<T, ClientError> {
         let (response, url) = self.send(method.clone(), path, body, Some(REQUEST_TIMEOUT)).await?;
+        Self::json(method, url, response).await
+    }
+
+    async fn json<T: DeserializeOwned>(method: Method, url: Url, response: Response) -> Result<T, ClientError> {
         let bytes = read_bounded(response).await.map_err(|source| ClientError::Nonsense {
             method: method.clone(),
             url: url.clone(),
@@ -202,6 +216,20 @@ impl ServiceClient {
         body: Option<&B>,
         timeout: Option<Duration>,
     ) -> Result<(Response, Url), ClientError> {
+        let with_body = |request: RequestBuilder| match body {
+            Some(body) => request.json(body),
+            None => request,
+        };
+        self.send_with(method, path, timeout, with_body).await
+    }
+
+    async fn send_with(
+        &self,
+        method: Method,
+        path: &str,
+        timeout: Option<Duration>,
+        with_body: impl FnOnce(RequestBuilder) -> RequestBuilder,
+    ) -> Result<(Response, Url), ClientError> {
         let url = self.base.join(path).map_err(|_| ClientError::Path(path.to_owned()))?;
         let mut request = self.http.request(method.clone(), url.clone());
         if let Some(timeout) = timeout {
@@ -210,10 +238,7 @@ impl ServiceClient {
         if let Some(token) = &self.token {
             request = request.bearer_auth(token.expose());
         }
-        if let Some(body) = body {
-            request = request.json(body);
-        }
-        let response = request.send().await.map_err(|source| ClientError::Unreachable {
+        let response = with_body(request).send().await.map_err(|source| ClientError::Unreachable {
             method: method.clone(),
             url: url.clone(),
             source,

@@ -1,19 +1,24 @@
 //! `assay image`.
 
 use super::disk::{self, SnapshotArguments};
+use super::image_upload;
 use super::output::{self, Format, Row};
 use super::{BoxError, Options, Site};
 use assay_wire::id::{ImageId, ProjectId};
-use assay_wire::imaging::{CopyRequest, Image, ImageChange, ImageDetail, ImageFormat, ImportRequest, ImportStatus};
+use assay_wire::imaging::{
+    CopyRequest, Image, ImageChange, ImageDetail, ImageFormat, ImportRequest, ImportSource, ImportStatus, SourceFormat,
+};
 use clap::{Args, Subcommand};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum ImageCommand {
-    /// Import a golden image from a raw or qcow2 file on the imaging host; one that was broken off goes on
+    /// Import a golden image from a disk or a root file system on the imaging host; one that was broken off goes on
     Import(ImportArguments),
+    /// Export an image to a raw or qcow2 file here; one that was broken off goes on
+    Export(super::image_export::ExportArguments),
     /// List the images that you may use
     List(Options),
     /// Show an image, where it came from and what was made of it
@@ -42,15 +47,18 @@ pub(crate) enum ImageCommand {
 pub(crate) struct ImportArguments {
     /// The new image's name
     name: ImageId,
-    /// The file, below one of imaging's import folders
+    /// The file or folder, below one of imaging's import folders; with `--upload`, a file of this machine
     source: PathBuf,
     /// The project that will own it
     #[arg(long)]
     project: ProjectId,
-    /// The file's format; default: by its ending
+    /// What it is; default: by its ending, and a folder if it is one on this machine
     #[arg(long, value_enum)]
-    format: Option<FormatArgument>,
-    /// SHA-256 that the file must have
+    format: Option<SourceArgument>,
+    /// Upload the file; an upload that was broken off goes on
+    #[arg(long)]
+    upload: bool,
+    /// SHA-256 that the file must have; of an OCI layout, that of its manifest
     #[arg(long)]
     sha256: Option<String>,
     #[command(flatten)]
@@ -133,9 +141,48 @@ pub(crate) struct TagArguments {
 }
 
 #[derive(Debug, Clone, Copy, clap::ValueEnum)]
-enum FormatArgument {
+pub(super) enum FormatArgument {
     Raw,
     Qcow2,
+}
+
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+enum SourceArgument {
+    Raw,
+    Qcow2,
+    Tar,
+    Folder,
+    Oci,
+}
+
+impl SourceArgument {
+    /// What was said; or what the file's ending says.
+    fn of(said: Option<Self>, source: &Path) -> SourceFormat {
+        let name = source.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        match said {
+            Some(Self::Raw) => SourceFormat::Raw,
+            Some(Self::Qcow2) => SourceFormat::Qcow2,
+            Some(Self::Tar) => SourceFormat::Tar,
+            Some(Self::Folder) => SourceFormat::Folder,
+            Some(Self::Oci) => SourceFormat::Oci,
+            None if source.join("oci-layout").is_file() => SourceFormat::Oci,
+            None if source.is_dir() => SourceFormat::Folder,
+            None if [".tar", ".tar.gz", ".tgz"].iter().any(|ending| name.ends_with(ending)) => SourceFormat::Tar,
+            None => FormatArgument::of(None, source).into(),
+        }
+    }
+}
+
+impl FormatArgument {
+    /// What was said; or what the file's ending says.
+    pub(super) fn of(said: Option<Self>, file: &Path) -> ImageFormat {
+        match said {
+            Some(Self::Raw) => ImageFormat::Raw,
+            Some(Self::Qcow2) => ImageFormat::Qcow2,
+            None if file.extension().is_some_and(|ending| ending == "qcow2") => ImageFormat::Qcow2,
+            None => ImageFormat::Raw,
+        }
+    }
 }
 
 impl Row for Image {
@@ -157,6 +204,7 @@ impl Row for Image {
 pub(crate) async fn run_image(command: ImageCommand) -> Result<(), BoxError> {
     match command {
         ImageCommand::Import(arguments) => import(arguments).await,
+        ImageCommand::Export(arguments) => super::image_export::run(arguments).await,
         ImageCommand::List(options) => {
             let images: Vec<Image> = Site::open(&options)?.imaging.get("/v1/images").await?;
             output::list(options.output, &images)
@@ -232,14 +280,15 @@ async fn show(arguments: ImageArguments) -> Result<(), BoxError> {
 }
 
 async fn import(arguments: ImportArguments) -> Result<(), BoxError> {
-    let ImportArguments { name, source, project, format, sha256, options } = arguments;
-    let format = match format {
-        Some(FormatArgument::Raw) => ImageFormat::Raw,
-        Some(FormatArgument::Qcow2) => ImageFormat::Qcow2,
-        None if source.extension().is_some_and(|ending| ending == "qcow2") => ImageFormat::Qcow2,
-        None => ImageFormat::Raw,
+    let ImportArguments { name, source, project, format, upload, sha256, options } = arguments;
+    let format = SourceArgument::of(format, &source);
+    let source = if upload {
+        let site = Site::open(&options)?;
+        let upload = image_upload::upload(&site, &source, &project, sha256.as_deref(), options.output).await?;
+        ImportSource::Upload(upload)
+    } else {
+        ImportSource::Path(std::path::absolute(&source)?.to_string_lossy().into_owned())
     };
-    let source = std::path::absolute(&source)?.to_string_lossy().into_owned();
     let request = ImportRequest { name, project, source, format, sha256 };
     work(&options, "importing", "/v1/images", &request).await
 }

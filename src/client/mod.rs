@@ -6,6 +6,8 @@ mod event;
 mod eventlog;
 mod identity;
 mod image;
+mod image_export;
+mod image_upload;
 mod lease;
 mod node;
 mod output;

@@ -135,6 +135,8 @@ uuid_id!(/// One agent's conversation with the verifier, from enrolment to hand-
     SessionId);
 uuid_id!(/// One image as the stores know it: of one length, and never another's, whatever the image is called and comes to be called.
     ImageKey);
+uuid_id!(/// One upload: a file on its way to become an image.
+    UploadId);
 uuid_id!(/// One disk: a copy-on-write clone of a golden image that belongs to a lease.
     DiskId);
 

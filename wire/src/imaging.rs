@@ -1,7 +1,7 @@
 //! Imaging's API: golden images, disks, exports, gateways.
 
 use crate::agent::{SealedGrant, TenantAddress};
-use crate::id::{AdmissionId, DiskId, ImageId, ImageKey, LeaseId, NodeId, ProjectId};
+use crate::id::{AdmissionId, DiskId, ImageId, ImageKey, LeaseId, NodeId, ProjectId, UploadId};
 use crate::net::{Iqn, MacAddr};
 use crate::problem::Problem;
 use ipnet::Ipv4Net;
@@ -81,7 +81,7 @@ pub enum ImageState {
     Deleting,
 }
 
-/// `POST /v1/images`: import from a file on the imaging host. Answers with an [`ImportStatus`] stream
+/// `POST /v1/images`: import from a file or folder on the imaging host. Answers with an [`ImportStatus`] stream
 /// (`application/x-ndjson`), the last of which is `done` or `failed`.
 #[derive(Debug, Clone, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
@@ -90,11 +90,11 @@ pub struct ImportRequest {
     pub name: ImageId,
     /// The project that will own it.
     pub project: ProjectId,
-    /// Path of a raw or qcow2 file, below one of the configured import folders.
-    pub source: String,
-    /// The file's format.
-    pub format: ImageFormat,
-    /// SHA-256 that the file must have, hexadecimal.
+    /// From where.
+    pub source: ImportSource,
+    /// What it is.
+    pub format: SourceFormat,
+    /// SHA-256 that the file must have, hexadecimal; of an OCI layout, that of its manifest.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sha256: Option<String>,
 }
@@ -132,6 +132,17 @@ pub struct ImageDetail {
     pub dependents: Vec<String>,
 }
 
+/// Query of `GET /v1/images/{image}/content`: which file, from which octet on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Exporting {
+    /// The file's format.
+    pub format: ImageFormat,
+    /// How much of it is there already.
+    #[serde(default)]
+    pub offset: u64,
+}
+
 /// `POST /v1/images/{image}/copy`: a golden image of the same content. Answers with an [`ImportStatus`] stream.
 #[derive(Debug, Clone, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
@@ -140,6 +151,76 @@ pub struct CopyRequest {
     pub name: ImageId,
     /// The project that will own it; it must be one that may use the image.
     pub project: ProjectId,
+}
+
+/// Where an image is imported from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub enum ImportSource {
+    /// A path on the imaging host, below one of the configured import folders; an operator's to say.
+    Path(String),
+    /// A file that the new image's project has uploaded. It goes once it is imported.
+    Upload(UploadId),
+}
+
+/// `POST /v1/uploads`: a file comes in pieces of at most 4 MiB, `PUT /v1/uploads/{upload}?offset=`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct UploadRequest {
+    /// The project that it is for.
+    pub project: ProjectId,
+    /// How large it is, in octets.
+    pub bytes: u64,
+    /// SHA-256 of all of it, hexadecimal.
+    pub sha256: String,
+}
+
+/// A file on its way.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+pub struct Upload {
+    /// Its id.
+    pub id: UploadId,
+    /// The project that it is for.
+    pub project: ProjectId,
+    /// How large it will be, in octets.
+    pub bytes: u64,
+    /// SHA-256 that it must have, hexadecimal.
+    pub sha256: String,
+    /// How much of it has come: the next piece begins here or later.
+    pub received: u64,
+}
+
+/// Query of `PUT /v1/uploads/{upload}`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PieceOffset {
+    /// Where the piece goes.
+    pub offset: u64,
+}
+
+/// What an image can be imported from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum SourceFormat {
+    /// A disk: plain octets.
+    Raw,
+    /// A disk: QEMU copy-on-write 2, without backing file or data file.
+    Qcow2,
+    /// A root file system: a tar file, compressed with gzip or not. It becomes an ext4 file system.
+    Tar,
+    /// A root file system: a folder, likewise.
+    Folder,
+    /// A root file system: an OCI image layout with one image for the imaging host's architecture, likewise.
+    Oci,
+}
+
+impl From<ImageFormat> for SourceFormat {
+    fn from(format: ImageFormat) -> Self {
+        match format {
+            ImageFormat::Raw => Self::Raw,
+            ImageFormat::Qcow2 => Self::Qcow2,
+        }
+    }
 }
 
 /// Format of an image file.

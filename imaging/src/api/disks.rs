@@ -144,7 +144,6 @@ pub(super) async fn restore_disk(
     let _alone = state.exporter.lock(lease).await;
     let mut disk = stopped(&state, &caller, lease).await?;
     let image = usable(&state, &request.image, &disk.project).await?;
-    let _working = state.catalogue.begin(&image).map_err(|error| catalogue_failed(&error))?;
     let (store, id) = (Arc::clone(&state.exporter.store), disk.id);
     blocking(move || store.restore(id, image.key)).await.map_err(|error| store_failed(&error))?;
     state.exporter.db.set_disk_image(disk.id, image.key).await.map_err(|error| db_failed(&error))?;

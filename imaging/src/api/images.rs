@@ -5,11 +5,13 @@ use crate::catalogue::{CatalogueError, NewImage, shown};
 use crate::db::images::ImageRecord;
 use crate::export::blocking;
 use crate::service::AppState;
-use crate::store::import::Source;
+use crate::tree::AnySource;
 use assay_service::auth::{Caller, Role};
 use assay_service::error::{ApiError, chain};
-use assay_wire::id::{ImageId, ProjectId};
-use assay_wire::imaging::{CopyRequest, Image, ImageChange, ImageDetail, ImageKind, ImportRequest, ImportStatus};
+use assay_wire::id::{ImageId, ProjectId, UploadId};
+use assay_wire::imaging::{
+    CopyRequest, Image, ImageChange, ImageDetail, ImageKind, ImportRequest, ImportSource, ImportStatus, SourceFormat,
+};
 use assay_wire::problem::Problem;
 use axum::Json;
 use axum::body::{Body, Bytes};
@@ -37,7 +39,8 @@ const WAITING_STATUSES: usize = 16;
     (status = 200, description = "A line for each status; the last is `done` or `failed`", body = ImportStatus,
         content_type = "application/x-ndjson"),
     (status = 400, description = "The source is not what it should be", body = Problem),
-    (status = 403, description = "Operators only, and from the import folders only", body = Problem),
+    (status = 403, description = "A path is an operator's to say, and below the import folders; an upload its project's",
+        body = Problem),
     (status = 409, description = "The name is taken", body = Problem),
     (status = 429, description = "Others are being imported", body = Problem)))]
 pub(super) async fn post_image(
@@ -45,26 +48,84 @@ pub(super) async fn post_image(
     caller: Caller,
     Json(request): Json<ImportRequest>,
 ) -> Result<Response, ApiError> {
-    caller.require_operator()?;
+    let source = match &request.source {
+        ImportSource::Path(path) => {
+            caller.require_operator()?;
+            Opening {
+                words: path.clone(),
+                path: path.into(),
+                folders: state.import_folders.clone(),
+                sha256: request.sha256,
+            }
+        }
+        ImportSource::Upload(upload) => {
+            caller.require_project(&request.project)?;
+            uploaded(&state, &caller, *upload, &request).await?
+        }
+    };
     let slot = slot(&state)?;
-    let (path, folders, format) = (PathBuf::from(&request.source), state.import_folders.clone(), request.format);
-    let source = blocking(move || Source::open(&path, format, &folders)).await.map_err(|error| store_failed(&error))?;
-    tracing::info!(event = "image.import", image = %request.name, source = request.source, by = caller.name, "importing");
+    let (format, opening) = (request.format, source.clone());
+    let opened = blocking(move || AnySource::open(&opening.path, format, &opening.folders));
+    let opened = opened.await.map_err(|error| store_failed(&error))?;
+    tracing::info!(event = "image.import", image = %request.name, source = source.words, by = caller.name, "importing");
     let new = NewImage {
         name: request.name,
         project: request.project,
         kind: ImageKind::Golden,
-        source: request.source,
+        source: source.words,
         made_by: caller.name,
         now_ms: state.clock.now_ms(),
     };
     let (record, working) = state.catalogue.announce(new).await.map_err(|error| catalogue_failed(&error))?;
-    let (expected, working_on) = (request.sha256, Arc::clone(&state));
+    let (expected, from) = (source.sha256, request.source);
     Ok(streamed("import", record.name.clone(), async move |progress| {
-        let imported = working_on.catalogue.import(record, source, expected, progress).await;
+        let imported = state.catalogue.import(record, opened, expected, progress).await;
+        if let (Ok(_), ImportSource::Upload(upload)) = (&imported, from) {
+            let uploads = Arc::clone(&state.uploads);
+            let removed = blocking(move || Ok(uploads.remove(upload))).await;
+            if let Ok(Err(error)) = removed {
+                tracing::warn!(event = "upload.not_removed", %upload, cause = chain(&error), "an imported upload is still there");
+            }
+        }
         drop((working, slot));
         imported
     }))
+}
+
+/// A source that is about to be opened.
+#[derive(Debug, Clone)]
+struct Opening {
+    words: String,
+    path: PathBuf,
+    folders: Vec<PathBuf>,
+    sha256: Option<String>,
+}
+
+/// An upload that is all there, of the project that the image will be of, as the file that it was said to be.
+async fn uploaded(
+    state: &AppState,
+    caller: &Caller,
+    upload: UploadId,
+    request: &ImportRequest,
+) -> Result<Opening, ApiError> {
+    let found = super::uploads::find(state, caller, upload).await?;
+    if found.project != request.project {
+        return Err(ApiError::not_found(format!("project `{}` has no upload {upload}", request.project)));
+    }
+    if found.received != found.bytes {
+        let detail = format!("upload {upload} has {} of {} octets", found.received, found.bytes);
+        return Err(ApiError::conflict("not-uploaded", detail).with_hint("go on with the upload"));
+    }
+    if matches!(request.format, SourceFormat::Folder | SourceFormat::Oci) {
+        let detail = "a folder or an OCI layout is not uploaded as one file";
+        return Err(ApiError::bad_request("format", detail).with_hint("upload it as a tar file"));
+    }
+    if request.sha256.as_ref().is_some_and(|said| !said.eq_ignore_ascii_case(&found.sha256)) {
+        let detail = format!("upload {upload} was begun for SHA-256 {}", found.sha256);
+        return Err(ApiError::bad_request("digest-differs", detail));
+    }
+    let (folder, path) = state.uploads.place(upload);
+    Ok(Opening { words: format!("upload {upload}"), path, folders: vec![folder], sha256: Some(found.sha256) })
 }
 
 /// Lists the images that the caller may use.
@@ -265,7 +326,7 @@ fn is_tag(tag: &str) -> bool {
     (1..=64).contains(&tag.chars().count()) && !tag.chars().any(char::is_control)
 }
 
-fn slot(state: &AppState) -> Result<OwnedSemaphorePermit, ApiError> {
+pub(super) fn slot(state: &AppState) -> Result<OwnedSemaphorePermit, ApiError> {
     let taken = || ApiError::too_many("other images are being read or written; try again when they are done");
     Arc::clone(&state.imports).try_acquire_owned().map_err(|_| taken())
 }

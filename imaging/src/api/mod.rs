@@ -1,10 +1,12 @@
 //! Imaging's HTTP API. Handlers check who may ask, and say in words what went wrong; deciding and doing are elsewhere.
 
+mod content;
 mod disks;
 mod exports;
 mod gateways;
 mod images;
 mod projects;
+mod uploads;
 
 use crate::catalogue::CatalogueError;
 use crate::db::DbError;
@@ -12,6 +14,8 @@ use crate::export::ExportError;
 use crate::service::AppState;
 use crate::store::StoreError;
 use crate::store::device::DeviceError;
+use crate::tree::TreeError;
+use crate::uploads::MAX_PIECE_BYTES;
 use assay_service::auth::{Caller, Role};
 use assay_service::error::{ApiError, chain};
 use assay_wire::id::ProjectId;
@@ -37,6 +41,11 @@ use utoipa::OpenApi as _;
         images::flatten_image,
         images::prepare_image,
         images::copy_image,
+        content::get_content,
+        uploads::post_upload,
+        uploads::get_upload,
+        uploads::put_piece,
+        uploads::delete_upload,
         disks::put_disk,
         disks::get_disks,
         disks::delete_disk,
@@ -68,7 +77,16 @@ pub(crate) fn router(state: Arc<AppState>) -> Router {
         .route("/v1/images/{image}", get(images::get_image).patch(images::patch_image).delete(images::delete_image))
         .route("/v1/images/{image}/flatten", post(images::flatten_image))
         .route("/v1/images/{image}/prepare", post(images::prepare_image))
+        .route("/v1/images/{image}/content", get(content::get_content))
         .route("/v1/images/{image}/copy", post(images::copy_image))
+        .route("/v1/uploads", post(uploads::post_upload))
+        .route(
+            "/v1/uploads/{upload}",
+            get(uploads::get_upload)
+                .put(uploads::put_piece)
+                .delete(uploads::delete_upload)
+                .layer(DefaultBodyLimit::max(MAX_PIECE_BYTES)),
+        )
         .route("/v1/disks", get(disks::get_disks).post(disks::post_disks))
         .route("/v1/disks/{lease}/snapshot", post(disks::snapshot_disk))
         .route("/v1/disks/{lease}/restore", post(disks::restore_disk))
@@ -99,6 +117,8 @@ fn store_failed(error: &StoreError) -> ApiError {
         StoreError::HasDependents { .. } => ApiError::conflict("has-dependents", error),
         StoreError::ChainTooLong { .. } => ApiError::conflict("chain-too-long", error),
         StoreError::SizesDiffer { .. } => ApiError::conflict("sizes-differ", error),
+        StoreError::Tree(TreeError::Io { .. }) => ApiError::unavailable("store", chain(error)),
+        StoreError::Tree(_) => ApiError::bad_request("image-malformed", chain(error)),
         StoreError::Digest { .. } => ApiError::bad_request("digest-differs", error),
         StoreError::Device(DeviceError::Corrupt { .. }) => ApiError::conflict("image-corrupt", chain(error)),
         StoreError::Device(_) => ApiError::unavailable("store", chain(error)),

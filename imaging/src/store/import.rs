@@ -71,27 +71,51 @@ impl Source {
     /// # Errors
     /// It cannot be read, it is not as `expected`, or `progress` said so.
     pub fn digest(&self, expected: Option<&str>, progress: Progress<'_>) -> Result<String, StoreError> {
-        let failed = |source| StoreError::io("reading", &self.path, source);
-        let total = self.file.metadata().map_err(failed)?.len();
-        let mut context = Context::new(&SHA256);
-        let mut buffer = vec![0; usize::try_from(CHUNK_BYTES).unwrap_or(usize::MAX)];
-        let mut offset = 0;
-        while offset < total {
-            if progress(offset, total).is_break() {
-                return Err(StoreError::Cancelled);
-            }
-            let length = usize::try_from(total - offset).unwrap_or(usize::MAX).min(buffer.len());
-            self.file.read_exact_at(&mut buffer[..length], offset).map_err(failed)?;
-            context.update(&buffer[..length]);
-            offset += length as u64;
-        }
-        let found = hex::encode(context.finish());
+        let found = digest(&self.file, &self.path, progress)?;
         match expected {
             Some(expected) if !expected.eq_ignore_ascii_case(&found) => {
                 Err(StoreError::Digest { path: self.path.clone(), found, expected: expected.to_owned() })
             }
             _ => Ok(found),
         }
+    }
+}
+
+/// SHA-256 of a whole file, hexadecimal.
+pub(crate) fn digest(file: &File, path: &Path, progress: Progress<'_>) -> Result<String, StoreError> {
+    let failed = |source| StoreError::io("reading", path, source);
+    let total = file.metadata().map_err(failed)?.len();
+    let mut context = Context::new(&SHA256);
+    let mut buffer = vec![0; usize::try_from(CHUNK_BYTES).unwrap_or(usize::MAX)];
+    let mut offset = 0;
+    while offset < total {
+        if progress(offset, total).is_break() {
+            return Err(StoreError::Cancelled);
+        }
+        let length = usize::try_from(total - offset).unwrap_or(usize::MAX).min(buffer.len());
+        file.read_exact_at(&mut buffer[..length], offset).map_err(failed)?;
+        context.update(&buffer[..length]);
+        offset += length as u64;
+    }
+    Ok(hex::encode(context.finish()))
+}
+
+impl Source {
+    /// SHA-256 of the disk that is in it, hexadecimal.
+    ///
+    /// # Errors
+    /// It cannot be read.
+    pub fn content_sha256(&self) -> Result<String, StoreError> {
+        let mut context = Context::new(&SHA256);
+        let mut buffer = vec![0; usize::try_from(CHUNK_BYTES).unwrap_or(usize::MAX)];
+        let (mut offset, total) = (0, self.virtual_bytes());
+        while offset < total {
+            let length = usize::try_from(total - offset).unwrap_or(usize::MAX).min(buffer.len());
+            self.read(offset, &mut buffer[..length])?;
+            context.update(&buffer[..length]);
+            offset += length as u64;
+        }
+        Ok(hex::encode(context.finish()))
     }
 }
 
@@ -274,7 +298,8 @@ fn remove(path: &Path) -> Result<(), StoreError> {
     }
 }
 
-fn open_beneath(path: &Path, folders: &[PathBuf]) -> Result<File, StoreError> {
+/// Opens `path`, which must lie beneath one of `folders`, whatever it is.
+pub(crate) fn open_beneath(path: &Path, folders: &[PathBuf]) -> Result<File, StoreError> {
     let outside = || StoreError::OutsideImportFolders { path: path.to_owned() };
     let (folder, rest) = folders
         .iter()

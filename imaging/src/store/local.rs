@@ -82,20 +82,7 @@ impl LocalStore {
                 remove_folder(&self.image_folder(key))?;
             }
         }
-        let mut named = BTreeSet::new();
-        for disk in self.disks()? {
-            named.extend(disk.chain.layers);
-            named.insert(disk.top);
-        }
-        for image in self.manifests()? {
-            named.extend(image.chain().layers);
-        }
-        for layer in list::<LayerId>(&self.root.join("layers"), "")? {
-            if !named.contains(&layer) {
-                remove_folder(&layer_folder(&self.root, layer))?;
-            }
-        }
-        Ok(())
+        self.release(&list(&self.root.join("layers"), "")?)
     }
 
     fn manifest(&self, image: ImageKey) -> Result<ImageManifest, StoreError> {
@@ -134,20 +121,35 @@ impl LocalStore {
         list::<DiskId>(&self.root.join("disks"), ".json")?.into_iter().map(|disk| self.disk(disk)).collect()
     }
 
-    /// Removes those of `layers` that no manifest names any more.
+    /// Removes those of `layers` that no manifest names any more. While a manifest cannot be read, all are kept.
     fn release(&self, layers: &[LayerId]) -> Result<(), StoreError> {
         if layers.is_empty() {
             return Ok(());
         }
-        let mut unused: BTreeSet<LayerId> = layers.iter().copied().collect();
+        match self.named() {
+            Ok(named) => {
+                let mut unused = layers.iter().filter(|layer| !named.contains(layer));
+                unused.try_for_each(|layer| remove_folder(&layer_folder(&self.root, *layer)))
+            }
+            Err(error) => {
+                let cause = assay_service::error::chain(&error);
+                tracing::error!(event = "store.manifest_unreadable", cause, "layers that may be unused are kept");
+                Ok(())
+            }
+        }
+    }
+
+    /// The layers that some manifest names.
+    fn named(&self) -> Result<BTreeSet<LayerId>, StoreError> {
+        let mut named = BTreeSet::new();
         for disk in self.disks()? {
-            unused.remove(&disk.top);
-            unused.retain(|layer| !disk.chain.layers.contains(layer));
+            named.extend(disk.chain.layers);
+            named.insert(disk.top);
         }
         for image in self.manifests()? {
-            unused.retain(|layer| !image.chain().layers.contains(layer));
+            named.extend(image.chain().layers);
         }
-        unused.into_iter().try_for_each(|layer| remove_folder(&layer_folder(&self.root, layer)))
+        Ok(named)
     }
 
     /// An empty top on `chain`, for a manifest that is yet to name it.

@@ -7,6 +7,7 @@
 
 mod allocation;
 pub mod device;
+pub mod export;
 pub(crate) mod file;
 pub mod golden;
 pub mod import;
@@ -18,6 +19,7 @@ pub mod qcow2;
 
 pub use local::LocalStore;
 
+use crate::tree::TreeError;
 use assay_wire::id::{AdmissionId, DiskId, ImageKey, ProjectId};
 use device::{BlockDevice, DeviceError};
 use merkle::Hash;
@@ -301,6 +303,9 @@ pub enum StoreError {
         /// What was said.
         expected: String,
     },
+    /// A root file system is refused.
+    #[error("making an image of a root file system")]
+    Tree(#[from] TreeError),
     /// Reading an image or a disk.
     #[error("reading from the image store")]
     Device(#[from] DeviceError),

@@ -8,7 +8,8 @@ use assay_service::tls::SiteIdentity;
 use assay_wire::agreement::Agreement;
 use assay_wire::id::{BootId, LeaseId};
 use assay_wire::imaging::{
-    Disk, DiskRequest, Export, ExportAnswer, ExportRequest, Gateway as GatewayRecord, ImportRequest, ImportStatus,
+    Disk, DiskRequest, Export, ExportAnswer, ExportRequest, Gateway as GatewayRecord, ImportRequest, ImportSource,
+    ImportStatus,
 };
 use assay_wire::isolation::Project;
 use assay_wire::result::{Claims, EAR_PROFILE, EarStatus, SignedResult, Submod, VerifierId, VerifierKey};
@@ -142,8 +143,13 @@ impl Site {
         format: ImageFormat,
     ) -> Result<Vec<ImportStatus>, ClientError> {
         let source = self.folder.path().join(source).display().to_string();
-        let request =
-            ImportRequest { name: name.parse().unwrap(), project: "p1".parse().unwrap(), source, format, sha256: None };
+        let request = ImportRequest {
+            name: name.parse().unwrap(),
+            project: "p1".parse().unwrap(),
+            source: ImportSource::Path(source),
+            format: format.into(),
+            sha256: None,
+        };
         let answer = self.service.operator.post_streaming("v1/images", &request).await?;
         assert_eq!(answer.headers()["content-type"], "application/x-ndjson");
         let lines = answer.text().await.unwrap();
