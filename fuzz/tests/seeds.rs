@@ -69,6 +69,8 @@ fn write_the_seeds() {
     iscsi_cdb();
     worker_messages();
     qcow2();
+    root_trees();
+    store_metadata();
     agent(&evidence, &ak);
     agent_attestation();
     result(&policy);
@@ -566,6 +568,56 @@ fn qcow2() {
         assert!(create.status().expect("qemu-img runs").success());
         seed("qcow2_header", name, &fs::read(&path).unwrap()[..512]);
     }
+}
+
+/// Tar files as GNU tar writes them, with whiteouts and long names; and a manifest.
+fn root_trees() {
+    let folder = tempfile::tempdir().unwrap();
+    let root = folder.path().join("root");
+    let long = root.join("long".repeat(40));
+    for made in [root.join("usr/bin"), root.join("etc"), long.clone()] {
+        fs::create_dir_all(made).unwrap();
+    }
+    fs::write(root.join("usr/bin/a"), "x\n").unwrap();
+    fs::hard_link(root.join("usr/bin/a"), root.join("usr/bin/b")).unwrap();
+    std::os::unix::fs::symlink("usr/bin", root.join("bin")).unwrap();
+    for empty in [root.join("etc/.wh.gone"), root.join("etc/.wh..wh..opq"), long.join("name".repeat(40))] {
+        fs::write(empty, "").unwrap();
+    }
+    for format in ["gnu", "pax"] {
+        let mut tar = std::process::Command::new("tar");
+        tar.arg("-C").arg(&root).args(["-c", "--sort=name", "--mtime=@1700000000", "-b", "1", "--format", format]);
+        let output = tar.args(["--owner=0", "--group=0", "--numeric-owner", "."]).output().expect("tar runs");
+        assert!(output.status.success());
+        seed("root_tree", format, &output.stdout);
+    }
+    let digest = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
+    let layer = serde_json::json!({"mediaType": "application/vnd.oci.image.layer.v1.tar+gzip",
+        "digest": format!("sha256:{digest}"), "size": 32});
+    seed("root_tree", "manifest", serde_json::json!({"schemaVersion": 2, "layers": [layer]}).to_string());
+}
+
+/// Manifests of each kind, and the header of a map.
+fn store_metadata() {
+    let id = |digit: u8| format!("{digit}b9f1c2e-54b0-4c83-9d8e-0c8a1f2b7d11");
+    let digest = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
+    let chain = serde_json::json!({"golden": id(5), "layers": [id(6)]});
+    let image = |content| {
+        let sizes = (1 << 20, 4096);
+        serde_json::json!({"layout": 2, "key": id(3), "virtual_bytes": sizes.0, "data_bytes": sizes.1, "content": content})
+    };
+    let golden = image(serde_json::json!({"kind": "golden", "sha256": digest, "root": digest}));
+    let snapshot = image(serde_json::json!({"kind": "snapshot", "parent": id(5), "chain": chain}));
+    let disk =
+        serde_json::json!({"layout": 2, "disk": id(7), "project": "p1", "image": id(5), "chain": chain, "top": id(8)});
+    for (name, value) in [("golden", golden), ("snapshot", snapshot), ("disk", disk)] {
+        seed("store_metadata", name, value.to_string());
+    }
+    let mut map = b"ASSAYMAP".to_vec();
+    map.extend(1_u32.to_le_bytes());
+    map.extend([4096_u64, 1 << 20].iter().flat_map(|number| number.to_le_bytes()));
+    map.extend(0..16);
+    seed("store_metadata", "map", map);
 }
 
 fn settings() -> AgentSettings {
