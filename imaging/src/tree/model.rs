@@ -38,7 +38,7 @@ pub struct Node {
     pub mtime: i64,
     /// `security.capability`, if it has one.
     pub capability: Option<Vec<u8>>,
-    /// The layer that last said something of it.
+    /// The layer that last said something of it, or put something into it.
     layer: u32,
     /// The layer that took away what earlier ones had in it.
     cleared: Option<u32>,
@@ -266,7 +266,13 @@ impl Model {
                         let pieces = target.split(|octet| *octet == b'/').filter(|piece| !matches!(*piece, b"" | b"."));
                         ahead.extend(pieces.map(<[u8]>::to_vec).rev());
                     }
-                    _ => trail.push(next),
+                    _ => {
+                        trail.push(next);
+                        // What this layer puts into a folder stays when it hides what lower ones have there.
+                        if make {
+                            self.nodes[next].layer = self.layer;
+                        }
+                    }
                 },
                 None if make => {
                     let content = Content::Folder(BTreeMap::new());
@@ -367,8 +373,10 @@ mod tests {
             "usr/bin/b=10",
             "usr/bin/c=16",
             "var/",
+            "var/deep/",
+            "var/deep/y=12",
         ];
-        // What the first layer had in `var` is gone, with the folder that only it had spoken of.
+        // What the first layer had in `var` is gone; what the second put there before it said so is not.
         let got = names(&model);
         assert_eq!(got, expected);
     }
