@@ -3,7 +3,12 @@
 //!
 //! Not a usual test program: it starts itself again as the process that dies. Run with `--features failpoints`.
 
-#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a test stops where it fails, and says what it has done")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::cast_possible_truncation,
+    clippy::print_stdout,
+    reason = "a test stops where it fails, and says what it has done"
+)]
 
 mod rig;
 
