@@ -1,7 +1,7 @@
-//! The tenant's golden image: a small Debian 12 that boots from iSCSI, answers HTTP with its name, and goes on attesting.
-//! Built without root where user namespaces allow it and without loop devices everywhere. Two steps, each kept by a
-//! digest of what goes in: the system, which takes a minute, and the agent with its files, which take seconds
-//! ([`overlay`]).
+//! The lab's Debian images: the tenant's golden image, a small system that boots from iSCSI, answers HTTP with its name
+//! and goes on attesting; and the [`workbench`], the same with the tools of somebody who tries disks out. Built without
+//! root where user namespaces allow it and without loop devices everywhere. Two steps, each kept by a digest of what
+//! goes in: the system, which takes a minute, and the agent with its files, which take seconds ([`overlay`]).
 
 mod overlay;
 
@@ -25,36 +25,56 @@ pub async fn tenant(cache: &Path, agent_image: &Path, progress: impl Fn(&str)) -
     let agent =
         fs::read(&agent).map_err(LabError::io(format!("reading {} (run `make agent-image`)", agent.display())))?;
     let files = overlay::files(&agent);
-    let image = cache.join(format!("tenant-{}-{}.qcow2", recipe_digest(), overlay::digest(&files)));
+    let image = cache.join(format!("tenant-{}-{}.qcow2", TENANT.digest(), overlay::digest(&files)));
     if image.exists() {
         progress(&format!("tenant image: {} (made before)", image.display()));
         return Ok(image);
     }
-    let work = cache.join(format!("tenant-work-{}", std::process::id()));
-    fs::create_dir_all(&work).map_err(LabError::io(format!("making {}", work.display())))?;
-    let built = build(cache, &work, &files, &image, &progress).await;
-    // What is left of a failed build is of no use; of a good one, everything was renamed.
-    let _leftovers = fs::remove_dir_all(&work);
-    built.map(|()| image)
+    let system = system(cache, &TENANT, &progress).await?;
+    in_a_work_folder(cache, async |work| add_the_agent(&system, work, &files, &image, &progress).await).await?;
+    Ok(image)
 }
 
-async fn build(
-    cache: &Path,
+/// Builds the workbench's image below `cache`, unless the same one is there. Answers the raw disk.
+///
+/// # Errors
+/// A tool fails; its last words are in the error.
+pub async fn workbench(cache: &Path, progress: impl Fn(&str)) -> Result<PathBuf> {
+    fs::create_dir_all(cache).map_err(LabError::io(format!("making {}", cache.display())))?;
+    system(cache, &WORKBENCH, &progress).await
+}
+
+/// A system without the agent, built unless it is there.
+async fn system(cache: &Path, recipe: &Recipe, progress: &impl Fn(&str)) -> Result<PathBuf> {
+    let system = cache.join(format!("{}-system-{}.raw", recipe.name, recipe.digest()));
+    if !system.exists() {
+        in_a_work_folder(cache, async |work| build_system(recipe, work, &system, progress).await).await?;
+    }
+    Ok(system)
+}
+
+async fn in_a_work_folder(cache: &Path, build: impl AsyncFnOnce(&Path) -> Result<()>) -> Result<()> {
+    let work = cache.join(format!("image-work-{}", std::process::id()));
+    fs::create_dir_all(&work).map_err(LabError::io(format!("making {}", work.display())))?;
+    let built = build(&work).await;
+    // What is left of a failed build is of no use; of a good one, everything was renamed.
+    let _leftovers = fs::remove_dir_all(&work);
+    built
+}
+
+async fn add_the_agent(
+    system: &Path,
     work: &Path,
     files: &[overlay::OverlayFile<'_>],
     image: &Path,
     progress: &impl Fn(&str),
 ) -> Result<()> {
-    let system = cache.join(format!("tenant-system-{}.raw", recipe_digest()));
-    if !system.exists() {
-        build_system(work, &system, progress).await?;
-    }
     progress("tenant image: adding the agent");
     let disk = work.join("tenant.raw");
     let mut copy = command("cp");
-    copy.arg("--sparse=always").arg("--reflink=auto").arg(&system).arg(&disk);
+    copy.arg("--sparse=always").arg("--reflink=auto").arg(system).arg(&disk);
     run(copy, "copying the tenant's system", CONVERT_LIMIT).await?;
-    overlay::apply(&disk, PARTITION_OFFSET_SECTORS * 512, files, work).await?;
+    overlay::apply(&disk, PARTITION_OFFSET, files, work).await?;
     progress("tenant image: converting to qcow2");
     let finished = work.join("tenant.qcow2");
     let mut convert = command("qemu-img");
@@ -67,7 +87,7 @@ async fn build(
 }
 
 /// Debian, without the agent, as a raw disk.
-async fn build_system(work: &Path, system: &Path, progress: &impl Fn(&str)) -> Result<()> {
+async fn build_system(recipe: &Recipe, work: &Path, system: &Path, progress: &impl Fn(&str)) -> Result<()> {
     let disk = work.join("disk.raw");
     for (name, text) in FILES {
         let path = work.join(name);
@@ -75,21 +95,22 @@ async fn build_system(work: &Path, system: &Path, progress: &impl Fn(&str)) -> R
         set_mode(&path, 0o755)?;
     }
     let file = fs::File::create(&disk).map_err(LabError::io(format!("creating {}", disk.display())))?;
-    file.set_len(DISK_BYTES).map_err(LabError::io(format!("sizing {}", disk.display())))?;
+    file.set_len(recipe.disk_bytes).map_err(LabError::io(format!("sizing {}", disk.display())))?;
     // Without root, the file system is made by a user that the namespace maps elsewhere.
     set_mode(&disk, 0o666)?;
-    partition(&disk).await?;
-    progress("tenant image: fetching and unpacking Debian 12 (about half a minute)");
-    bootstrap(work, &disk, progress).await?;
+    partition(&disk, "L").await?;
+    progress(&format!("{} image: fetching and unpacking Debian 12 (about half a minute)", recipe.name));
+    bootstrap(recipe, work, &disk, progress).await?;
     fs::rename(&disk, system).map_err(LabError::io(format!("keeping {}", system.display())))
 }
 
-async fn partition(disk: &Path) -> Result<()> {
-    let doing = "partitioning the tenant image";
+/// Gives a disk a GPT with one partition of a type that `sfdisk` calls `kind`.
+pub(crate) async fn partition(disk: &Path, kind: &str) -> Result<()> {
+    let doing = "partitioning a disk image";
     let mut sfdisk = command("/sbin/sfdisk");
     sfdisk.arg("--quiet").arg(disk).stdin(Stdio::piped()).stdout(Stdio::null());
     let mut child = sfdisk.spawn().map_err(LabError::io(doing))?;
-    let script = format!("label: gpt\nstart={PARTITION_OFFSET_SECTORS}, type=L, name=tenant\n");
+    let script = format!("label: gpt\nstart={PARTITION_OFFSET_SECTORS}, type={kind}, name=tenant\n");
     if let Some(mut stdin) = child.stdin.take() {
         stdin.write_all(script.as_bytes()).await.map_err(LabError::io(doing))?;
     }
@@ -97,20 +118,24 @@ async fn partition(disk: &Path) -> Result<()> {
     if status.success() { Ok(()) } else { Err(LabError::unexpected(doing, format!("sfdisk failed ({status})"))) }
 }
 
-async fn bootstrap(work: &Path, disk: &Path, progress: &impl Fn(&str)) -> Result<()> {
-    let doing = "building the tenant image";
+async fn bootstrap(recipe: &Recipe, work: &Path, disk: &Path, progress: &impl Fn(&str)) -> Result<()> {
+    let doing = format!("building the {} image", recipe.name);
     let hook = |name: &str, when: &str| format!("--{when}-hook={}", work.join(name).display());
     let mut mmdebstrap = command("mmdebstrap");
     mmdebstrap.args(["--mode=auto", "--variant=minbase", "--format=null"]);
-    mmdebstrap.arg(format!("--include={}", PACKAGES.join(",")));
+    mmdebstrap.arg(format!("--include={}", recipe.packages().join(",")));
     mmdebstrap.arg("--aptopt=Apt::Install-Recommends \"false\"");
     for unwanted in ["man", "doc", "locale", "info"] {
         mmdebstrap.arg(format!("--dpkgopt=path-exclude=/usr/share/{unwanted}/*"));
     }
-    mmdebstrap.arg(hook("before-packages", "essential")).arg(hook("after-packages", "customize")).arg("bookworm");
+    mmdebstrap.arg(hook("before-packages", "essential"));
+    if let Some(command) = recipe.customize {
+        mmdebstrap.arg(format!("--customize-hook={command}"));
+    }
+    mmdebstrap.arg(hook("after-packages", "customize")).arg("bookworm");
     mmdebstrap.env("TENANT_FILES", work).env("TENANT_DISK", disk);
-    mmdebstrap.env("TENANT_OFFSET", (PARTITION_OFFSET_SECTORS * 512).to_string());
-    mmdebstrap.env("TENANT_SIZE", format!("{}k", FILE_SYSTEM_BYTES / 1024));
+    mmdebstrap.env("TENANT_OFFSET", PARTITION_OFFSET.to_string());
+    mmdebstrap.env("TENANT_SIZE", format!("{}k", recipe.file_system_bytes() / 1024));
     // mkfs and friends are in /sbin, which an ordinary user's PATH lacks.
     let path = std::env::var("PATH").unwrap_or_default();
     mmdebstrap.env("PATH", format!("{path}:/usr/sbin:/sbin"));
@@ -121,30 +146,52 @@ async fn bootstrap(work: &Path, disk: &Path, progress: &impl Fn(&str)) -> Result
         let mut lines = BufReader::new(stderr).lines();
         while let Ok(Some(line)) = lines.next_line().await {
             if let Some(step) = line.strip_prefix("I: ").filter(|step| !step.starts_with("running --")) {
-                progress(&format!("tenant image: {step}"));
+                progress(&format!("{} image: {step}", recipe.name));
             }
             said.push_str(&line);
             said.push('\n');
         }
     }
-    let status = child.wait().await.map_err(LabError::io(doing))?;
+    let status = child.wait().await.map_err(LabError::io(&*doing))?;
     if status.success() {
         return Ok(());
     }
     let (output, status) = (crate::command::tail(said.trim()), status.to_string());
-    Err(LabError::Tool { doing: doing.to_owned(), command: "mmdebstrap".to_owned(), status, output })
+    Err(LabError::Tool { doing, command: "mmdebstrap".to_owned(), status, output })
 }
 
-/// Digest of everything that decides what the image becomes, short enough for a file name.
-fn recipe_digest() -> String {
-    let mut context = Context::new(&SHA256);
-    for (name, text) in FILES {
-        context.update(name.as_bytes());
-        context.update(text.as_bytes());
+/// What a system is made of.
+struct Recipe {
+    name: &'static str,
+    /// Beside [`PACKAGES`].
+    more_packages: &'static [&'static str],
+    /// What a shell does to it, whose root is in `$1`, before its file system is made.
+    customize: Option<&'static str>,
+    disk_bytes: u64,
+}
+
+impl Recipe {
+    fn packages(&self) -> Vec<&'static str> {
+        PACKAGES.iter().chain(self.more_packages).copied().collect()
     }
-    context.update(PACKAGES.join(",").as_bytes());
-    context.update(&DISK_BYTES.to_be_bytes());
-    hex::encode(&context.finish().as_ref()[..6])
+
+    /// The partition without the backup of its table at the disk's end.
+    fn file_system_bytes(&self) -> u64 {
+        self.disk_bytes - (2 << 20)
+    }
+
+    /// Digest of everything that decides what the image becomes, short enough for a file name.
+    fn digest(&self) -> String {
+        let mut context = Context::new(&SHA256);
+        for (name, text) in FILES {
+            context.update(name.as_bytes());
+            context.update(text.as_bytes());
+        }
+        context.update(self.packages().join(",").as_bytes());
+        context.update(self.customize.unwrap_or_default().as_bytes());
+        context.update(&self.disk_bytes.to_be_bytes());
+        hex::encode(&context.finish().as_ref()[..6])
+    }
 }
 
 fn set_mode(path: &Path, mode: u32) -> Result<()> {
@@ -153,6 +200,14 @@ fn set_mode(path: &Path, mode: u32) -> Result<()> {
         .map_err(LabError::io(format!("setting the mode of {}", path.display())))
 }
 
+const TENANT: Recipe = Recipe { name: "tenant", more_packages: &[], customize: None, disk_bytes: 768 << 20 };
+const WORKBENCH: Recipe = Recipe {
+    name: "workbench",
+    more_packages: &["fio", "multipath-tools"],
+    // It does at boot what its second disk says.
+    customize: Some("printf '#!/bin/sh\\nexec sh /dev/vdb\\n' > \"$1/etc/rc.local\" && chmod 0755 \"$1/etc/rc.local\""),
+    disk_bytes: 1536 << 20,
+};
 const PACKAGES: [&str; 13] = [
     "systemd-sysv",
     "udev",
@@ -175,10 +230,9 @@ const FILES: [(&str, &str); 4] = [
     ("answer-page", include_str!("../tenant/answer-page")),
     ("answer.service", include_str!("../tenant/answer.service")),
 ];
-const DISK_BYTES: u64 = 768 << 20;
 const PARTITION_OFFSET_SECTORS: u64 = 2048;
-/// The partition without the backup of its table at the disk's end.
-const FILE_SYSTEM_BYTES: u64 = DISK_BYTES - (2 << 20);
+/// Where the file system of an image begins, in octets.
+pub(crate) const PARTITION_OFFSET: u64 = PARTITION_OFFSET_SECTORS * 512;
 const CONVERT_LIMIT: Duration = Duration::from_secs(120);
 
 #[cfg(test)]
@@ -187,9 +241,12 @@ mod tests {
 
     #[test]
     fn the_file_system_fits_between_the_partition_tables() {
-        let end = PARTITION_OFFSET_SECTORS * 512 + FILE_SYSTEM_BYTES;
-        assert!(end + 33 * 512 <= DISK_BYTES);
-        assert_eq!(FILE_SYSTEM_BYTES % 4096, 0);
-        assert_eq!(recipe_digest().len(), 12);
+        for recipe in [TENANT, WORKBENCH] {
+            let end = PARTITION_OFFSET + recipe.file_system_bytes();
+            assert!(end + 33 * 512 <= recipe.disk_bytes);
+            assert_eq!(recipe.file_system_bytes() % 4096, 0);
+            assert_eq!(recipe.digest().len(), 12);
+        }
+        assert_ne!(TENANT.digest(), WORKBENCH.digest());
     }
 }

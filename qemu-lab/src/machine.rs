@@ -315,7 +315,8 @@ pub async fn emulator_version() -> Result<String> {
 
 /// The firmware.
 pub const OVMF_CODE: &str = "/usr/share/OVMF/OVMF_CODE_4M.fd";
-const OVMF_VARS: &str = "/usr/share/OVMF/OVMF_VARS_4M.fd";
+/// Its variables as they are before the first boot.
+pub(crate) const OVMF_VARS: &str = "/usr/share/OVMF/OVMF_VARS_4M.fd";
 const VARIABLES: &str = "variables.fd";
 const QEMU_LOG: &str = "qemu.log";
 const START_LIMIT: Duration = Duration::from_secs(15);

@@ -5,7 +5,7 @@ use assay_qemu_lab::events::{self, Event, EventLog};
 use assay_qemu_lab::fleet::FleetArguments;
 use assay_qemu_lab::image;
 use assay_qemu_lab::sandbox;
-use assay_qemu_lab::scenario::{Bench, BenchOptions, Scenario};
+use assay_qemu_lab::scenario::{Bench, BenchOptions, Scenario, Stage};
 use assay_qemu_lab::site::Site;
 use assay_qemu_lab::steps::{BootSteps, Progress};
 use assay_qemu_lab::topology::Topology;
@@ -87,6 +87,8 @@ struct BenchArguments {
 enum ImageCommand {
     /// The tenant's golden image: a small Debian 12 with the agent.
     Tenant(BenchArguments),
+    /// The system that tries disks out: fio and multipath.
+    Workbench(BenchArguments),
 }
 
 fn main() -> ExitCode {
@@ -120,7 +122,10 @@ fn main() -> ExitCode {
 
 async fn prepare(arguments: &Arguments) -> Result<()> {
     match &arguments.command {
-        Command::Scenario { scenario, .. } if !scenario.has_services() => Ok(()),
+        Command::Scenario { scenario: Scenario::Multipath, bench, .. } => {
+            image::workbench(&bench.cache, say).await.map(drop)
+        }
+        Command::Scenario { scenario, .. } if scenario.stage() != Stage::Services => Ok(()),
         Command::Run(bench) | Command::Scenario { bench, .. } | Command::Up { hardware_only: false, bench } => {
             image::tenant(&bench.cache, &bench.agent_image, say).await.map(drop)
         }
@@ -142,10 +147,11 @@ async fn run(arguments: Arguments) -> Result<()> {
     };
     match arguments.command {
         Command::Run(bench) => play(Scenario::Run, 1, topology, &folder, &bench).await,
-        Command::Scenario { scenario, .. } if !scenario.has_services() => {
-            play_on_hardware(scenario, topology, &folder).await
-        }
-        Command::Scenario { scenario, runs, bench } => play(scenario, runs, topology, &folder, &bench).await,
+        Command::Scenario { scenario, runs, bench } => match scenario.stage() {
+            Stage::Services => play(scenario, runs, topology, &folder, &bench).await,
+            Stage::Hardware => play_on_hardware(scenario, topology, &folder).await,
+            Stage::Target => play_on_target(scenario, &folder, &bench).await,
+        },
         Command::Up { hardware_only: true, .. } => up_hardware(topology, &folder).await,
         Command::Up { hardware_only: false, bench } => up(topology, &folder, &bench).await,
         Command::Down => down(&folder),
@@ -158,6 +164,7 @@ async fn run(arguments: Arguments) -> Result<()> {
         Command::Image { image: ImageCommand::Tenant(bench) } => {
             image::tenant(&bench.cache, &bench.agent_image, say).await.map(drop)
         }
+        Command::Image { image: ImageCommand::Workbench(bench) } => image::workbench(&bench.cache, say).await.map(drop),
     }
 }
 
@@ -203,6 +210,17 @@ async fn play_on_hardware(scenario: Scenario, topology: Topology, folder: &Path)
     Ok(())
 }
 
+async fn play_on_target(scenario: Scenario, folder: &Path, arguments: &BenchArguments) -> Result<()> {
+    sandbox::prepare().await?;
+    std::fs::create_dir_all(folder).map_err(LabError::io(format!("making {}", folder.display())))?;
+    let events = EventLog::create(&folder.join("events.jsonl"))?;
+    let cache = absolute(&arguments.cache)?;
+    let agent_image = absolute(&arguments.agent_image)?;
+    scenario.play_on_target(folder, &cache, &agent_image, &events).await?;
+    events.lab("scenario.passed", &json!({}));
+    Ok(())
+}
+
 async fn up(topology: Topology, folder: &Path, arguments: &BenchArguments) -> Result<()> {
     sandbox::prepare().await?;
     let options = options(topology, folder, arguments, Scenario::Attest).await?;
@@ -242,13 +260,16 @@ async fn options(
     arguments: &BenchArguments,
     scenario: Scenario,
 ) -> Result<BenchOptions> {
-    let absolute = |path: &Path| std::path::absolute(path).map_err(LabError::io(format!("finding {}", path.display())));
     let cache = absolute(&arguments.cache)?;
     // Made before the namespaces were entered: this finds it.
     let agent_image = absolute(&arguments.agent_image)?;
     let tenant_image = image::tenant(&cache, &agent_image, |_| {}).await?;
     let (tampered_nodes, pace) = (scenario.tampered_nodes(), scenario.pace());
     Ok(BenchOptions { folder: folder.to_owned(), cache, agent_image, tenant_image, topology, tampered_nodes, pace })
+}
+
+fn absolute(path: &Path) -> Result<PathBuf> {
+    std::path::absolute(path).map_err(LabError::io(format!("finding {}", path.display())))
 }
 
 fn tell_steps(events: &[Event]) {

@@ -5,6 +5,7 @@ mod attacks;
 mod attestation;
 mod bench;
 mod boot;
+mod clients;
 mod hardware;
 mod leaks;
 mod soft;
@@ -12,12 +13,13 @@ mod tenant;
 
 pub use bench::{Bench, BenchOptions};
 
-use crate::error::Result;
+use crate::error::{LabError, Result};
 use crate::events::EventLog;
 use crate::services::AttestationPace;
 use crate::site::Site;
 use crate::topology::Topology;
 use clap::ValueEnum;
+use std::path::Path;
 
 /// A scenario.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -41,6 +43,21 @@ pub enum Scenario {
     ReleaseCrash,
     /// Probe frames flow from a node's cable all the time; none reaches the tenant's network unless it may.
     NoLeak,
+    /// Linux writes to a target over two paths, one of which is cut.
+    Multipath,
+    /// iPXE boots from a target.
+    Sanboot,
+}
+
+/// What a scenario is played with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stage {
+    /// The site with its services.
+    Services,
+    /// The site's hardware alone.
+    Hardware,
+    /// Neither: a target, a machine and the cables between them.
+    Target,
 }
 
 impl Scenario {
@@ -49,15 +66,22 @@ impl Scenario {
     pub fn topology(self) -> Topology {
         match self {
             Self::Run | Self::BootPath | Self::Attest | Self::Hardware => Topology::built_in(),
-            Self::Silence | Self::Revoke | Self::Lies | Self::ReleaseCrash | Self::NoLeak => Topology::soft(),
+            Self::Silence
+            | Self::Revoke
+            | Self::Lies
+            | Self::ReleaseCrash
+            | Self::NoLeak
+            | Self::Multipath
+            | Self::Sanboot => Topology::soft(),
         }
     }
 
-    /// Whether it needs the services.
+    /// What it needs.
     #[must_use]
-    pub fn has_services(self) -> bool {
+    pub fn stage(self) -> Stage {
         match self {
-            Self::Hardware => false,
+            Self::Hardware => Stage::Hardware,
+            Self::Multipath | Self::Sanboot => Stage::Target,
             Self::Run
             | Self::BootPath
             | Self::Attest
@@ -65,7 +89,7 @@ impl Scenario {
             | Self::Revoke
             | Self::Lies
             | Self::ReleaseCrash
-            | Self::NoLeak => true,
+            | Self::NoLeak => Stage::Services,
         }
     }
 
@@ -80,7 +104,9 @@ impl Scenario {
             | Self::Hardware
             | Self::Lies
             | Self::ReleaseCrash
-            | Self::NoLeak => Vec::new(),
+            | Self::NoLeak
+            | Self::Multipath
+            | Self::Sanboot => Vec::new(),
         }
     }
 
@@ -97,7 +123,9 @@ impl Scenario {
             | Self::Revoke
             | Self::Lies
             | Self::ReleaseCrash
-            | Self::NoLeak => AttestationPace { interval_seconds: 4, silence_seconds: 60 },
+            | Self::NoLeak
+            | Self::Multipath
+            | Self::Sanboot => AttestationPace { interval_seconds: 4, silence_seconds: 60 },
         }
     }
 
@@ -121,18 +149,46 @@ impl Scenario {
             }
             Self::Silence => attestation::silence(bench).await,
             Self::Revoke => attestation::revocations(bench, runs).await,
-            Self::Hardware => hardware::bmc_and_firmware(&bench.site, &bench.events, "n1").await,
+            Self::Hardware | Self::Multipath | Self::Sanboot => {
+                Err(LabError::unexpected("playing a scenario on a site with services", "it needs none"))
+            }
             Self::Lies => attacks::lies(bench).await,
             Self::ReleaseCrash => attacks::crashes(bench).await,
             Self::NoLeak => leaks::none_but_when_admitted(bench).await,
         }
     }
 
-    /// Plays what needs no services.
+    /// Plays what needs the hardware alone.
     ///
     /// # Errors
     /// Something that must hold did not.
     pub async fn play_on_hardware(self, site: &Site, events: &EventLog) -> Result<()> {
         hardware::bmc_and_firmware(site, events, "n1").await
+    }
+
+    /// Plays what needs a target and a machine. `cache` has images, `agent_image` is what `make agent-image` left.
+    ///
+    /// # Errors
+    /// Something that must hold did not.
+    pub async fn play_on_target(
+        self,
+        folder: &Path,
+        cache: &Path,
+        agent_image: &Path,
+        events: &EventLog,
+    ) -> Result<()> {
+        match self {
+            Self::Multipath => clients::multipath(folder, cache, events).await,
+            Self::Sanboot => clients::sanboot(folder, agent_image, events).await,
+            Self::Run
+            | Self::BootPath
+            | Self::Attest
+            | Self::Hardware
+            | Self::Silence
+            | Self::Revoke
+            | Self::Lies
+            | Self::ReleaseCrash
+            | Self::NoLeak => Err(LabError::unexpected("playing a scenario on a target", "it needs a site")),
+        }
     }
 }

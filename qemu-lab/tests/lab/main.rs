@@ -4,5 +4,6 @@
 mod attacks;
 mod attestation;
 mod boot_path;
+mod clients;
 mod hardware;
 mod play;
