@@ -75,7 +75,7 @@ async fn an_unshared_image_is_no_other_projects() {
     let unshare = ImageChange { unshare_with: [project("p2")].into(), ..ImageChange::default() };
     let _: Image = owner.patch("v1/images/golden", &unshare).await.unwrap();
     assert_eq!(kind(&clone(&other, "p2", "golden").await.unwrap_err()).0, 404);
-    assert_eq!(other.get::<Vec<Disk>>("v1/disks").await.unwrap(), [disk.clone()]);
+    assert_eq!(other.get::<Vec<Disk>>("v1/disks").await.unwrap(), std::slice::from_ref(&disk));
     let (path, golden) = (format!("v1/disks/{}/restore", disk.lease), RestoreRequest { image: name("golden") });
     assert_eq!(kind(&other.post::<_, Disk>(&path, &golden).await.unwrap_err()).0, 404);
     let _: Image = owner.patch("v1/images/golden", &taken).await.unwrap();
