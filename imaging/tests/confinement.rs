@@ -287,9 +287,9 @@ fn what_the_kernel_says_of_a_worker(scene: &Scene) {
     assert_eq!((field("NoNewPrivs"), field("Seccomp"), field("Groups")), ("1".into(), "2".into(), String::new()));
     let user = (WORKER_USERS + 9).to_string();
     assert!(field("Uid").split_whitespace().chain(field("Gid").split_whitespace()).all(|id| id == user));
-    // Standard input, output and error; the golden disk, and the clone's three files.
+    // Standard input, output and error; the golden disk with its hash tree, and the clone's three files.
     let open = std::fs::read_dir(format!("{proc}/fd")).unwrap().count();
-    assert_eq!(open, 7, "more or less is open than the one disk");
+    assert_eq!(open, 8, "more or less is open than the one disk");
     let environment = std::fs::read(format!("{proc}/environ")).unwrap();
     assert!(environment.is_empty(), "{}", String::from_utf8_lossy(&environment));
     let limits = std::fs::read_to_string(format!("{proc}/limits")).unwrap();
