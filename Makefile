@@ -8,7 +8,7 @@ EVERYTHING := --workspace --features assay/failpoints --locked
 
 # What opens a database, beside the libraries.
 ON_POSTGRESQL := --lib --test api --test identity --test attestation --test renewals --test reappraisal --test agreement --test attacks_release \
-	--test life_cycle --test faults --test crash
+	--test life_cycle --test faults --test crash --test crash_images --test images --test trees
 
 # Optimised, and with a debug build's checks: overflow panics.
 QUICK := --config profile.dev.package.assay-verifier.opt-level=3 --config profile.dev.package.assay-tpm.opt-level=3
