@@ -153,7 +153,8 @@ async fn export_file(arguments: ExportFileArguments) -> Result<(), BoxError> {
     let chap = arguments.chap.as_deref().map(read_chap).transpose()?;
     let ExportFileArguments { file: path, listen, target, initiator, read_only, .. } = arguments;
     // Ad hoc, so as many paths as a client may want.
-    let limits = Limits { sessions: FILE_SESSIONS, ..Limits::default() };
+    // All of them may log in at once: an initiator that comes back does.
+    let limits = Limits { sessions: FILE_SESSIONS, half_open: FILE_SESSIONS, ..Limits::default() };
     let export = FileExport { path, listen, target, initiator, chap, read_only, limits, worker: None };
     Ok(assay_imaging::export_file(export, stop_on_signal()?).await?)
 }
