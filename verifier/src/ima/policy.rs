@@ -210,6 +210,17 @@ impl ImaDigest {
         known.and_then(|(algorithm, _)| Self::new(algorithm, verity, digest.octets))
     }
 
+    /// Whether an entry has this digest: as comparing it with [`ImaDigest::of`], without making one.
+    #[must_use]
+    pub fn is(&self, digest: &FileDigest<'_>) -> bool {
+        let verity = match digest.kind {
+            DigestKind::Ima => false,
+            DigestKind::Verity => true,
+        };
+        let octets = &self.octets[..self.algorithm.digest_bytes()];
+        self.verity == verity && self.algorithm.name() == digest.algorithm && octets == digest.octets
+    }
+
     fn new(algorithm: StrongAlgorithm, verity: bool, digest: &[u8]) -> Option<Self> {
         let mut octets = [0; 64];
         (digest.len() == algorithm.digest_bytes()).then(|| octets[..digest.len()].copy_from_slice(digest))?;

@@ -1,5 +1,6 @@
 //! Lists of every template, forward and back.
 
+use super::policy::ImaDigest;
 use super::writer::{ListWriter, digest_ng, sized_fields, string};
 use super::*;
 use proptest::prelude::*;
@@ -157,6 +158,21 @@ fn any_list() -> impl Strategy<Value = ListWriter> {
 }
 
 proptest! {
+    #[test]
+    fn a_policys_digest_is_an_entrys_exactly_when_both_are_one(
+        ours in 0_usize..6, theirs in (0_usize..5, any::<bool>(), 0_usize..4), same in any::<bool>()
+    ) {
+        let known = ["sha256", "sha384", "sha512", "verity:sha256", "verity:sha384", "verity:sha512"][ours];
+        let length = [32, 48, 64][ours % 3];
+        let digest: ImaDigest = format!("{known}:{}", "ab".repeat(length)).parse().unwrap();
+        let (algorithm, verity, their_length) = theirs;
+        let octets = vec![if same { 0xab } else { 0xac }; [20, 32, 48, 64][their_length]];
+        let algorithm = ["sha1", "sha256", "sha384", "sha512", "sm3"][algorithm];
+        let kind = if verity { DigestKind::Verity } else { DigestKind::Ima };
+        let found = FileDigest { kind, algorithm, octets: &octets };
+        prop_assert_eq!(digest.is(&found), ImaDigest::of(&found).is_some_and(|found| found == digest));
+    }
+
     #[test]
     fn any_list_replays_to_what_was_extended(list in any_list()) {
         let entries = read(list.bytes()).unwrap();
