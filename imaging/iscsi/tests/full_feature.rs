@@ -4,33 +4,13 @@
 
 mod support;
 
-use assay_iscsi::{Authentication, Io, Portal, ProtocolError, Sessions, Target};
+use assay_iscsi::{Io, ProtocolError};
 use proptest::prelude::*;
-use std::sync::{Arc, Mutex};
-use support::{Initiator, RamDisk, config};
+use support::{BLOCKS, Initiator, cdb_10, logged_in};
 
-const BLOCKS: u64 = 65_536;
 const RESERVED: u32 = 0xffff_ffff;
 const READ: u8 = 0x40;
 const WRITE: u8 = 0x20;
-
-/// A connection that is not logged in yet.
-fn connect() -> Initiator {
-    let portal = Arc::new(Portal::default());
-    portal.insert(Arc::new(Target::new(config(BLOCKS, Authentication::None)).unwrap()));
-    Initiator::new(portal, Arc::new(RamDisk::new(BLOCKS, 512)), Arc::new(Mutex::new(Sessions::default())), 1)
-}
-
-fn logged_in(keys: &[(&str, &str)]) -> Initiator {
-    let mut initiator = connect();
-    assert_eq!(initiator.log_in(keys).status(), 0);
-    initiator
-}
-
-fn cdb_10(opcode: u8, lba: u32, blocks: u16) -> [u8; 10] {
-    let (lba, blocks) = (lba.to_be_bytes(), blocks.to_be_bytes());
-    [opcode, 0, lba[0], lba[1], lba[2], lba[3], 0, blocks[0], blocks[1], 0]
-}
 
 fn cdb_16(opcode: u8, lba: u64, blocks: u32) -> [u8; 16] {
     let mut cdb = [0; 16];

@@ -7,9 +7,8 @@ mod support;
 
 use assay_iscsi::{Authentication, Io, Portal, SessionLimit, Sessions, Target};
 use std::sync::{Arc, Mutex};
-use support::{Initiator, RamDisk, TARGET, config};
+use support::{BLOCKS, Initiator, RamDisk, TARGET, config};
 
-const BLOCKS: u64 = 65_536;
 const READ: u8 = 0x40;
 const WRITE: u8 = 0x20;
 

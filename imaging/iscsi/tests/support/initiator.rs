@@ -1,9 +1,9 @@
 //! An initiator in memory: no sockets, every PDU under the test's control.
 
-use super::{INITIATOR, RamDisk, TARGET};
+use super::{INITIATOR, RamDisk, TARGET, config};
 use assay_iscsi::{
-    ChallengeEntropy, Connection, ConnectionId, Directory, Event, IoRequest, LoginStatus, ProtocolError,
-    SessionDecision, Sessions,
+    Authentication, ChallengeEntropy, Connection, ConnectionId, Directory, Event, IoRequest, LoginStatus, Portal,
+    ProtocolError, SessionDecision, Sessions, Target,
 };
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
@@ -248,4 +248,27 @@ impl Initiator {
         self.answers.push_back(Answer { header, data: rest });
         self.received.clear();
     }
+}
+
+/// Logical blocks of the disk that [`connect`] leads to.
+pub(crate) const BLOCKS: u64 = 65_536;
+
+/// A connection to a target without authentication that is not logged in yet.
+pub(crate) fn connect() -> Initiator {
+    let portal = Arc::new(Portal::default());
+    portal.insert(Arc::new(Target::new(config(BLOCKS, Authentication::None)).unwrap()));
+    Initiator::new(portal, Arc::new(RamDisk::new(BLOCKS, 512)), Arc::new(Mutex::new(Sessions::default())), 1)
+}
+
+/// The same, in the full feature phase.
+pub(crate) fn logged_in(keys: &[(&str, &str)]) -> Initiator {
+    let mut initiator = connect();
+    assert_eq!(initiator.log_in(keys).status(), 0);
+    initiator
+}
+
+/// A CDB of 10 octets with an address and a length.
+pub(crate) fn cdb_10(opcode: u8, lba: u32, blocks: u16) -> [u8; 10] {
+    let (lba, blocks) = (lba.to_be_bytes(), blocks.to_be_bytes());
+    [opcode, 0, lba[0], lba[1], lba[2], lba[3], 0, blocks[0], blocks[1], 0]
 }

@@ -7,7 +7,7 @@ mod disk;
 mod initiator;
 
 pub(crate) use disk::RamDisk;
-pub(crate) use initiator::{Answer, Initiator, NAME, SECRET};
+pub(crate) use initiator::{Answer, BLOCKS, Initiator, NAME, SECRET, cdb_10, connect, logged_in};
 
 use assay_iscsi::{
     Authentication, ChallengeEntropy, Connection, ConnectionId, Event, LogicalUnitConfig, LoginStatus, Portal,
