@@ -126,8 +126,9 @@ impl<'p> Judge<'p> {
 
     fn file_problem(&self, entry: &Entry<'_>, digest: &FileDigest<'_>) -> Option<String> {
         let listed = text(entry.name()).and_then(|path| self.policy.files.get(path));
+        let right = listed.is_some_and(|known| known.iter().any(|known| known.is(digest)));
         // Nearly every entry of nearly every list.
-        if self.policy.refuse.is_empty() && listed.is_some_and(|known| known.iter().any(|known| known.is(digest))) {
+        if right && self.policy.refuse.is_empty() {
             return None;
         }
         let Some(found) = ImaDigest::of(digest) else {
@@ -136,7 +137,7 @@ impl<'p> Judge<'p> {
         if self.policy.refuse.contains(&found) {
             return Some(format!("{entry} is {}, which the policy refuses", shown(digest)));
         }
-        if listed.is_some_and(|known| known.contains(&found)) || self.policy.digests.contains(&found) {
+        if right || self.policy.digests.contains(&found) {
             return None;
         }
         let signed = match entry.signature() {

@@ -203,22 +203,16 @@ impl ImaDigest {
     #[must_use]
     pub fn of(digest: &FileDigest<'_>) -> Option<Self> {
         let known = StrongAlgorithm::ALL.into_iter().find(|(_, name)| *name == digest.algorithm);
-        let verity = match digest.kind {
-            DigestKind::Ima => false,
-            DigestKind::Verity => true,
-        };
-        known.and_then(|(algorithm, _)| Self::new(algorithm, verity, digest.octets))
+        known.and_then(|(algorithm, _)| Self::new(algorithm, digest.kind == DigestKind::Verity, digest.octets))
     }
 
     /// Whether an entry has this digest: as comparing it with [`ImaDigest::of`], without making one.
     #[must_use]
     pub fn is(&self, digest: &FileDigest<'_>) -> bool {
-        let verity = match digest.kind {
-            DigestKind::Ima => false,
-            DigestKind::Verity => true,
-        };
         let octets = &self.octets[..self.algorithm.digest_bytes()];
-        self.verity == verity && self.algorithm.name() == digest.algorithm && octets == digest.octets
+        self.verity == (digest.kind == DigestKind::Verity)
+            && self.algorithm.name() == digest.algorithm
+            && octets == digest.octets
     }
 
     fn new(algorithm: StrongAlgorithm, verity: bool, digest: &[u8]) -> Option<Self> {
