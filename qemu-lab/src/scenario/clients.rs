@@ -7,9 +7,11 @@ use crate::error::{LabError, Result};
 use crate::events::EventLog;
 use crate::machine::{OVMF_CODE, OVMF_VARS};
 use crate::netns::Netns;
+use ipnet::Ipv4Net;
 use serde_json::json;
 use std::ffi::OsString;
 use std::fs;
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
@@ -20,8 +22,8 @@ use tokio::process::{Child, Command};
 struct Cable {
     tap: &'static str,
     mac: &'static str,
-    host: &'static str,
-    machine: &'static str,
+    host: Ipv4Addr,
+    machine: Ipv4Addr,
 }
 
 /// The target's host, with its cables, and the machine's console.
@@ -105,8 +107,7 @@ impl Rig {
         let host = Netns::create("target").await?;
         for cable in CABLES {
             host.tap(cable.tap).await?;
-            let address = cable.host.parse().map_err(LabError::service("reading an address"))?;
-            host.address(cable.tap, address).await?;
+            host.address(cable.tap, Ipv4Net::new_assert(cable.host, PREFIX)).await?;
         }
         let console = Console::create(machine, &folder.join("console.log"))?;
         Ok(Self { folder: folder.to_owned(), host, console })
@@ -180,9 +181,7 @@ impl Rig {
             }
         }
     }
-}
 
-impl Rig {
     /// Over when the machine says that it failed.
     async fn failure(&self) -> String {
         let ways = ["workbench: failed", "Boot from SAN device 0x80 failed"];
@@ -199,9 +198,8 @@ impl Rig {
 fn script_disk() -> Vec<u8> {
     let mut script = format!("TARGET={TARGET} INITIATOR={INITIATOR} USER={CHAP_USER} SECRET={CHAP_SECRET}\n");
     for (number, cable) in (1..).zip(CABLES) {
-        let (mac, machine) = (cable.mac, cable.machine);
-        let host = cable.host.split_once('/').map_or(cable.host, |(address, _)| address);
-        script += &format!("MAC_{number}={mac} ADDRESS_{number}={machine} PORTAL_{number}={host}:{PORT}\n");
+        let Cable { mac, host, machine, tap: _ } = cable;
+        script += &format!("MAC_{number}={mac} ADDRESS_{number}={machine}/{PREFIX} PORTAL_{number}={host}:{PORT}\n");
     }
     script += include_str!("../../workbench/multipath");
     let mut disk = script.into_bytes();
@@ -211,9 +209,9 @@ fn script_disk() -> Vec<u8> {
 
 fn ipxe_script() -> String {
     let Cable { mac: _, host, machine, tap: _ } = CABLES[0];
-    let [host, machine] = [host, machine].map(|address| address.split_once('/').map_or(address, |(host, _)| host));
+    let netmask = Ipv4Net::new_assert(machine, PREFIX).netmask();
     format!(
-        "#!ipxe\nset net1/ip {machine}\nset net1/netmask 255.255.255.0\nifopen net1\n\
+        "#!ipxe\nset net1/ip {machine}\nset net1/netmask {netmask}\nifopen net1\n\
          set initiator-iqn {INITIATOR}\nset username {CHAP_USER}\nset password {CHAP_SECRET}\n\
          sanboot iscsi:{host}::::{TARGET}\n"
     )
@@ -254,16 +252,13 @@ async fn kernel_of(system: &Path, folder: &Path) -> Result<(PathBuf, PathBuf)> {
         run(debugfs, &doing, TOOL_LIMIT).await
     };
     let listing = debugfs("ls -p /boot").await?;
-    let mut taken = Vec::new();
-    for prefix in ["vmlinuz-", "initrd.img-"] {
+    let take = async |prefix: &str| {
         let name = listing.split('/').find(|word| word.starts_with(prefix));
         let name = name.ok_or_else(|| LabError::unexpected(&*doing, format!("no /boot/{prefix}* in it")))?;
         let file = folder.join(prefix.trim_end_matches('-'));
-        debugfs(&format!("dump /boot/{name} {}", file.display())).await?;
-        taken.push(file);
-    }
-    let [kernel, initrd] = <[PathBuf; 2]>::try_from(taken).unwrap_or_default();
-    Ok((kernel, initrd))
+        debugfs(&format!("dump /boot/{name} {}", file.display())).await.map(|_| file)
+    };
+    Ok((take("vmlinuz-").await?, take("initrd.img-").await?))
 }
 
 /// The tenant's initrd looks for a target before it mounts the root. Here the root is a disk, and the script looks for the
@@ -293,9 +288,21 @@ async fn leave_iscsi_to_the_script(initrd: &Path, folder: &Path) -> Result<()> {
 }
 
 const CABLES: [Cable; 2] = [
-    Cable { tap: "path1", mac: "52:54:00:a5:5a:21", host: "10.30.1.1/24", machine: "10.30.1.2/24" },
-    Cable { tap: "path2", mac: "52:54:00:a5:5a:22", host: "10.30.2.1/24", machine: "10.30.2.2/24" },
+    Cable {
+        tap: "path1",
+        mac: "52:54:00:a5:5a:21",
+        host: Ipv4Addr::new(10, 30, 1, 1),
+        machine: Ipv4Addr::new(10, 30, 1, 2),
+    },
+    Cable {
+        tap: "path2",
+        mac: "52:54:00:a5:5a:22",
+        host: Ipv4Addr::new(10, 30, 2, 1),
+        machine: Ipv4Addr::new(10, 30, 2, 2),
+    },
 ];
+/// Of each cable's network.
+const PREFIX: u8 = 24;
 const PORT: u16 = 3260;
 const TARGET: &str = "iqn.2026-01.dev.assay:lab.disk";
 const INITIATOR: &str = "iqn.2026-01.dev.assay:lab.machine";
