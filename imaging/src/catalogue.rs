@@ -7,6 +7,7 @@ use crate::db::images::ImageRecord;
 use crate::db::{Db, DbError};
 use crate::export::blocking;
 use crate::store::device::BlockDevice;
+use crate::store::import::in_chunks;
 use crate::store::{Content, Dependent, ImageStore, StoreError, StoredImage, StoredKind};
 use crate::tree::AnySource;
 use assay_service::error::chain;
@@ -17,9 +18,6 @@ use std::io::ErrorKind;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
-
-/// Octets that are read at a time to prepare an image.
-const PREPARED_AT_ONCE: usize = 1 << 20;
 
 /// The catalogue and its store.
 #[derive(Debug)]
@@ -349,16 +347,8 @@ impl Catalogue {
         let (store, key) = (Arc::clone(&self.store), record.key);
         blocking(move || {
             let device = store.open_image(key)?;
-            let mut buffer = vec![0; PREPARED_AT_ONCE];
-            let (mut offset, total) = (0, device.byte_len());
-            while offset < total {
-                if progress(offset, total).is_break() {
-                    return Err(StoreError::Cancelled);
-                }
-                let length = usize::try_from(total - offset).unwrap_or(usize::MAX).min(buffer.len());
-                device.read_at(offset, &mut buffer[..length])?;
-                offset += length as u64;
-            }
+            let total = device.byte_len();
+            in_chunks(total, &mut progress, |offset, chunk| Ok(device.read_at(offset, chunk)?))?;
             let _ = progress(total, total);
             Ok(())
         })

@@ -465,7 +465,6 @@ impl Exporter {
             chap_name: record.chap_name.clone(),
             chap_secret: secret.expose().to_owned(),
             disk: record.disk,
-            image: disk.image,
             address: record.address.addr(),
             sessions: SESSIONS,
             reservation: disk.mac.map(|mac| Reservation { mac, address: record.address }),

@@ -8,7 +8,7 @@
 //! ```
 
 use crate::worker::message::Confinement;
-use assay_wire::id::{AdmissionId, DiskId, ImageKey};
+use assay_wire::id::{AdmissionId, DiskId};
 use assay_wire::imaging::Latency;
 use assay_wire::net::{Iqn, MacAddr};
 use ipnet::Ipv4Net;
@@ -30,8 +30,6 @@ pub struct ExportOrder {
     pub chap_secret: String,
     /// The clone, below the store that the gateway is configured with: no path crosses this socket.
     pub disk: DiskId,
-    /// The image that it was made from.
-    pub image: ImageKey,
     /// The node's address: connections from there go to this export's process, and no others do.
     pub address: Ipv4Addr,
     /// Sessions at once, all of the one initiator: more than one is for multipath.
@@ -55,7 +53,6 @@ impl fmt::Debug for ExportOrder {
             .field("initiator", &self.initiator)
             .field("chap_secret", &"<redacted>")
             .field("disk", &self.disk)
-            .field("image", &self.image)
             .field("address", &self.address)
             .field("sessions", &self.sessions)
             .field("reservation", &self.reservation)

@@ -29,8 +29,11 @@ pub trait BlockDevice: fmt::Debug + Send + Sync + 'static {
     /// [`BlockDevice::flush`].
     ///
     /// # Errors
-    /// The range is outside the device, the device is read-only, the host's disk is full, or the medium failed.
-    fn write_at(&self, offset: u64, data: &[u8]) -> Result<(), DeviceError>;
+    /// The range is outside the device, the device is read-only (which it is unless it says how to write), the host's
+    /// disk is full, or the medium failed.
+    fn write_at(&self, _offset: u64, _data: &[u8]) -> Result<(), DeviceError> {
+        Err(DeviceError::ReadOnly)
+    }
 
     /// [`BlockDevice::write_at`] of several pieces, one behind the other.
     ///
@@ -44,7 +47,9 @@ pub trait BlockDevice: fmt::Debug + Send + Sync + 'static {
     ///
     /// # Errors
     /// As [`BlockDevice::write_at`].
-    fn unmap(&self, offset: u64, length: u64) -> Result<(), DeviceError>;
+    fn unmap(&self, _offset: u64, _length: u64) -> Result<(), DeviceError> {
+        Err(DeviceError::ReadOnly)
+    }
 
     /// Makes all completed writes durable.
     ///

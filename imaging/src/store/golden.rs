@@ -132,14 +132,6 @@ impl BlockDevice for GoldenImage {
         read_if_cached(&self.disk, offset, buffer).map_err(failed)
     }
 
-    fn write_at(&self, _offset: u64, _data: &[u8]) -> Result<(), DeviceError> {
-        Err(DeviceError::ReadOnly)
-    }
-
-    fn unmap(&self, _offset: u64, _length: u64) -> Result<(), DeviceError> {
-        Err(DeviceError::ReadOnly)
-    }
-
     fn flush(&self) -> Result<(), DeviceError> {
         Ok(())
     }

@@ -16,6 +16,7 @@ use ring::digest::{Context, SHA256};
 use rustix::fs::{Mode, OFlags, ResolveFlags};
 use std::fs::{File, Metadata, OpenOptions};
 use std::io;
+use std::ops::ControlFlow;
 use std::os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
@@ -86,6 +87,21 @@ pub(crate) fn digest(file: &File, path: &Path, progress: Progress<'_>) -> Result
     let failed = |source| StoreError::io("reading", path, source);
     let total = file.metadata().map_err(failed)?.len();
     let mut context = Context::new(&SHA256);
+    in_chunks(total, progress, |offset, chunk| {
+        file.read_exact_at(chunk, offset).map_err(failed)?;
+        context.update(chunk);
+        Ok(())
+    })?;
+    Ok(hex::encode(context.finish()))
+}
+
+/// Goes through `total` octets from the first to the last; `take` is given the offset of each chunk and a buffer of its
+/// length to read it into. `progress` may break it off.
+pub(crate) fn in_chunks(
+    total: u64,
+    progress: Progress<'_>,
+    mut take: impl FnMut(u64, &mut [u8]) -> Result<(), StoreError>,
+) -> Result<(), StoreError> {
     let mut buffer = vec![0; usize::try_from(CHUNK_BYTES).unwrap_or(usize::MAX)];
     let mut offset = 0;
     while offset < total {
@@ -93,11 +109,10 @@ pub(crate) fn digest(file: &File, path: &Path, progress: Progress<'_>) -> Result
             return Err(StoreError::Cancelled);
         }
         let length = usize::try_from(total - offset).unwrap_or(usize::MAX).min(buffer.len());
-        file.read_exact_at(&mut buffer[..length], offset).map_err(failed)?;
-        context.update(&buffer[..length]);
+        take(offset, &mut buffer[..length])?;
         offset += length as u64;
     }
-    Ok(hex::encode(context.finish()))
+    Ok(())
 }
 
 impl Source {
@@ -107,14 +122,11 @@ impl Source {
     /// It cannot be read.
     pub fn content_sha256(&self) -> Result<String, StoreError> {
         let mut context = Context::new(&SHA256);
-        let mut buffer = vec![0; usize::try_from(CHUNK_BYTES).unwrap_or(usize::MAX)];
-        let (mut offset, total) = (0, self.virtual_bytes());
-        while offset < total {
-            let length = usize::try_from(total - offset).unwrap_or(usize::MAX).min(buffer.len());
-            self.read(offset, &mut buffer[..length])?;
-            context.update(&buffer[..length]);
-            offset += length as u64;
-        }
+        in_chunks(self.virtual_bytes(), &mut |_, _| ControlFlow::Continue(()), |offset, chunk| {
+            self.read(offset, chunk)?;
+            context.update(chunk);
+            Ok(())
+        })?;
         Ok(hex::encode(context.finish()))
     }
 }

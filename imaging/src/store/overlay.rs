@@ -213,14 +213,6 @@ impl BlockDevice for Layer {
         try_read_layered(&self.map, &self.data, &*self.lower, offset, buffer)
     }
 
-    fn write_at(&self, _offset: u64, _data: &[u8]) -> Result<(), DeviceError> {
-        Err(DeviceError::ReadOnly)
-    }
-
-    fn unmap(&self, _offset: u64, _length: u64) -> Result<(), DeviceError> {
-        Err(DeviceError::ReadOnly)
-    }
-
     fn flush(&self) -> Result<(), DeviceError> {
         Ok(())
     }

@@ -136,7 +136,6 @@ pub(crate) fn order(store: &LocalStore) -> ExportOrder {
         chap_name: "n1".into(),
         chap_secret: "abcdefgh-_123456".into(),
         disk,
-        image,
         address: some_address(),
         sessions: 1,
         reservation: None,
