@@ -16,12 +16,12 @@ use crate::db::{Db, DbError, DiskRecord, DiskState};
 use crate::gateway::order::{ExportOrder, ExportStatus, GatewayStatus, Reservation};
 use crate::gateways::{GatewayError, Gateways};
 use crate::secret::{ChapSecret, SealedWithAnotherKey, SecretKey};
-use crate::store::{ImageStore, StoreError};
+use crate::store::{DiskLocation, ImageStore, StoreError};
 use assay_service::clock::Clock;
 use assay_tpm::seal::{SealError, seal_grant};
 use assay_wire::agent::{Grant, TenantAddress};
 use assay_wire::agreement::{Agreed, Agreement, Disagreement, Presented};
-use assay_wire::id::{AdmissionId, LeaseId, NodeId, ProjectId};
+use assay_wire::id::{AdmissionId, DiskId, ImageKey, LeaseId, NodeId, ProjectId};
 use assay_wire::imaging::{ExportAnswer, Gateway};
 use assay_wire::net::InvalidNetValue;
 use assay_wire::result::ResultError;
@@ -130,6 +130,18 @@ pub(crate) enum ExportError {
     /// The image store.
     #[error("preparing the disk")]
     Store(#[from] StoreError),
+    /// The store's golden image is not the one that was imported.
+    #[error("disk {disk} stands on image {image} with root {found}, on record is {recorded}")]
+    OtherGolden {
+        /// Which disk.
+        disk: DiskId,
+        /// What the store says is below it.
+        image: ImageKey,
+        /// The root of that one's hash tree.
+        found: String,
+        /// What was recorded of it.
+        recorded: String,
+    },
     /// The key file was replaced.
     #[error("restoring an export")]
     Secret(#[from] SealedWithAnotherKey),
@@ -459,17 +471,36 @@ impl Exporter {
     async fn order(&self, record: &ExportRecord) -> Result<ExportOrder, ExportError> {
         let disk = self.db.disk(record.lease).await?.ok_or(ExportError::NoDisk(record.lease))?;
         let secret = self.key.open(record.admission, &record.chap_secret)?;
+        let location = self.locate(record).await?;
         Ok(ExportOrder {
             target: record.target.clone(),
             initiator: record.initiator.clone(),
             chap_name: record.chap_name.clone(),
             chap_secret: secret.expose().to_owned(),
             disk: record.disk,
+            location,
             address: record.address.addr(),
             sessions: SESSIONS,
             reservation: disk.mac.map(|mac| Reservation { mac, address: record.address }),
             expires_at_ms: record.expires_at_ms,
         })
+    }
+
+    /// Where a record's disk is. The store must name the golden image that is on record, by its root.
+    async fn locate(&self, record: &ExportRecord) -> Result<DiskLocation, ExportError> {
+        let (store, disk, admission) = (Arc::clone(&self.store), record.disk, record.admission);
+        let location = blocking(move || store.location(disk, admission)).await?;
+        let recorded = self.db.golden_root(location.golden).await?;
+        let found = hex::encode(location.root);
+        match recorded {
+            Some(recorded) if recorded == found => Ok(location),
+            recorded => Err(ExportError::OtherGolden {
+                disk,
+                image: location.golden,
+                found,
+                recorded: recorded.unwrap_or_else(|| "nothing".to_owned()),
+            }),
+        }
     }
 
     /// Both leases' locks, always in the same order.

@@ -6,10 +6,11 @@
 mod rig;
 
 use assay_imaging::gateway::order::ExportOrder;
+use assay_imaging::store::{DiskLocation, Upper};
 use assay_tpm::seal::open_grant;
 use assay_tpm::soft_keys::{Maker, SoftKeys};
 use assay_wire::agent::Grant;
-use assay_wire::id::{AdmissionId, DiskId, LeaseId};
+use assay_wire::id::{AdmissionId, DiskId, ImageKey, LeaseId};
 use assay_wire::imaging::{Disk, DiskRequest, ExportAnswer};
 use assay_wire::result::{Claims, SignedResult};
 use base64::Engine as _;
@@ -72,6 +73,7 @@ fn credentials(answer: &ExportAnswer, grant: &Grant) -> ExportOrder {
         chap_name: grant.chap_name.clone(),
         chap_secret: grant.chap_secret.clone(),
         disk: DiskId::random(),
+        location: DiskLocation { golden: ImageKey::random(), root: [0; 32], upper: Upper::Files },
         reservation: None,
         expires_at_ms: 0,
     }

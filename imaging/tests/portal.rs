@@ -326,6 +326,18 @@ async fn a_worker_that_dies_is_started_anew_and_nobody_else_notices() {
 }
 
 #[tokio::test]
+async fn a_golden_image_that_is_not_the_one_on_record_is_not_served() {
+    let site = Site::new(1 << 20).await;
+    let mut other = order(&site.store);
+    // As if image and manifest had been exchanged on the host: what is on record is another.
+    other.location.root[0] ^= 1;
+    let refused = site.gateway.put_up(AdmissionId::random(), &other).await.unwrap_err();
+    assert!(format!("{refused:?}").contains("on record is"), "{refused:?}");
+    assert!(site.gateway.status().await.exports.is_empty());
+    site.gateway.stop().await;
+}
+
+#[tokio::test]
 async fn revocation_stops_a_live_writer() {
     let site = Site::new(4 << 20).await;
     let (admission, order) = site.export().await;

@@ -6,6 +6,7 @@
 use crate::ffi::{Errno, ImageHandle, c};
 use crate::name::{ImageObjectId, Namespace, PoolName, SnapshotName};
 use crate::{ImageLink, RbdError};
+use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::ops::{ControlFlow, Range};
 
@@ -20,7 +21,8 @@ pub struct Image {
 }
 
 /// The image that a clone was made from, as its maker knows it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct ParentImage {
     /// Its pool.
     pub pool: PoolName,

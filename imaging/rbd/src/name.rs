@@ -3,6 +3,7 @@
 //! A key's capabilities name objects by the *beginning* of their names. An image is found by the object `rbd_id.<name>`,
 //! so a key for an image `node1` would open `node10` too. [`ImageName`] therefore has one length, always.
 
+use serde::{Deserialize, Serialize};
 use std::fmt;
 use zeroize::Zeroizing;
 
@@ -31,7 +32,8 @@ const PLAIN_RULE: &str = "1 to 64 letters, digits, `-`, `_` and `.`, of which th
 macro_rules! plain_name {
     ($(#[$about:meta])* $name:ident, $what:literal) => {
         $(#[$about])*
-        #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+        #[serde(try_from = "String", into = "String")]
         pub struct $name(String);
 
         impl $name {
@@ -50,6 +52,20 @@ macro_rules! plain_name {
             #[must_use]
             pub fn as_str(&self) -> &str {
                 &self.0
+            }
+        }
+
+        impl TryFrom<String> for $name {
+            type Error = MalformedName;
+
+            fn try_from(text: String) -> Result<Self, MalformedName> {
+                Self::new(&text)
+            }
+        }
+
+        impl From<$name> for String {
+            fn from(name: $name) -> Self {
+                name.0
             }
         }
 
@@ -106,7 +122,8 @@ impl ImageKind {
 
 /// An image's name within its namespace: one letter for its kind and 32 hexadecimal digits, so that no name is the
 /// beginning of another.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub struct ImageName {
     kind: ImageKind,
     number: u128,
@@ -146,6 +163,24 @@ impl ImageName {
     }
 }
 
+impl TryFrom<String> for ImageName {
+    type Error = MalformedName;
+
+    fn try_from(text: String) -> Result<Self, MalformedName> {
+        Self::parse(&text).ok_or(MalformedName {
+            what: "image name",
+            text,
+            rule: "`g` or `d` and 32 hexadecimal digits",
+        })
+    }
+}
+
+impl From<ImageName> for String {
+    fn from(name: ImageName) -> Self {
+        name.to_string()
+    }
+}
+
 impl fmt::Display for ImageName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}{:032x}", self.kind.letter(), self.number)
@@ -153,7 +188,8 @@ impl fmt::Display for ImageName {
 }
 
 /// The id that librbd gave an image: part of the names of its objects.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub struct ImageObjectId(String);
 
 impl ImageObjectId {
@@ -176,14 +212,29 @@ impl ImageObjectId {
     }
 }
 
+impl TryFrom<String> for ImageObjectId {
+    type Error = MalformedName;
+
+    fn try_from(text: String) -> Result<Self, MalformedName> {
+        Self::new(&text)
+    }
+}
+
+impl From<ImageObjectId> for String {
+    fn from(id: ImageObjectId) -> Self {
+        id.0
+    }
+}
+
 impl fmt::Display for ImageObjectId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
     }
 }
 
-/// A cephx key in base64. Redacted when shown, wiped when dropped.
-#[derive(Clone, PartialEq, Eq)]
+/// A cephx key in base64. Redacted when shown, wiped when dropped; an order that carries it, carries it openly.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "Zeroizing<String>", into = "Zeroizing<String>")]
 pub struct CephKey(Zeroizing<String>);
 
 impl CephKey {
@@ -204,6 +255,20 @@ impl CephKey {
     #[must_use]
     pub fn expose(&self) -> &str {
         &self.0
+    }
+}
+
+impl TryFrom<Zeroizing<String>> for CephKey {
+    type Error = MalformedName;
+
+    fn try_from(text: Zeroizing<String>) -> Result<Self, MalformedName> {
+        Self::new(&text)
+    }
+}
+
+impl From<CephKey> for Zeroizing<String> {
+    fn from(key: CephKey) -> Self {
+        key.0
     }
 }
 

@@ -126,6 +126,7 @@ fn store_failed(error: &StoreError) -> ApiError {
         StoreError::Qcow2 { .. } | StoreError::Malformed { .. } => {
             ApiError::bad_request("image-malformed", chain(error))
         }
+        StoreError::NoCeph { .. } => ApiError::unavailable("store", error),
         StoreError::InUse { .. } => ApiError::conflict("in-use", error),
         StoreError::Io { .. } => ApiError::unavailable("store", chain(error)),
         StoreError::Panicked { .. } | StoreError::Cancelled => ApiError::internal("working in the image store", error),
@@ -169,6 +170,7 @@ fn export_failed(error: &ExportError) -> ApiError {
         ExportError::Gateway { .. } => ApiError::unavailable("gateway", chain(error)),
         ExportError::Db(cause) => db_failed(cause),
         ExportError::Store(cause) => store_failed(cause),
+        ExportError::OtherGolden { .. } => ApiError::internal("checking the golden image below a disk", error),
         ExportError::Secret(_) => ApiError::internal("restoring an export", error),
     }
 }

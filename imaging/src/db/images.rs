@@ -125,6 +125,13 @@ impl Db {
         row.map_err(query("reading an image"))?.as_ref().map(image_of).transpose()
     }
 
+    /// The root of a golden image's hash tree, if there is such an image.
+    pub(crate) async fn golden_root(&self, key: ImageKey) -> Result<Option<String>, DbError> {
+        let row = sqlx::query("SELECT root FROM images WHERE key = $1").bind(key.to_string());
+        let row = row.fetch_optional(&self.pool).await.map_err(query("reading an image's root"))?;
+        row.map_or(Ok(None), |row| row.try_get("root").map_err(query("reading a column")))
+    }
+
     pub(crate) async fn remove_image(&self, key: ImageKey) -> Result<(), DbError> {
         sqlx::query("DELETE FROM images WHERE key = $1")
             .bind(key.to_string())

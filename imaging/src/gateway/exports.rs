@@ -4,8 +4,8 @@
 use super::order::{ExportOrder, ExportStatus, GatewayStatus, Reservation};
 use super::process::{Launcher, StartError};
 use super::supervised::{Recipe, Supervised, WorkerError};
-use crate::store::StoreError;
 use crate::store::overlay::DiskFiles;
+use crate::store::{StoreError, Upper};
 use crate::worker::disk::DiskOrder;
 use crate::worker::message::{Limits, WorkerOrder};
 use assay_service::clock::Clock;
@@ -14,7 +14,8 @@ use assay_wire::net::{Iqn, MacAddr};
 use futures_util::future::join_all;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::path::PathBuf;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use tokio::sync::watch;
@@ -286,7 +287,7 @@ impl Exports {
         let (order, portal, limits, clock) = (order.clone(), self.portal, self.limits, Arc::clone(&self.clock));
         let store = self.store.clone();
         Box::new(move || {
-            let (disk_order, files) = DiskOrder::of(DiskFiles::open(&store, order.disk)?);
+            let (disk_order, files) = open(&store, &order)?;
             let mut naa = [0; 8];
             naa.copy_from_slice(&order.disk.as_bytes()[8..]);
             let order = WorkerOrder {
@@ -311,6 +312,18 @@ impl Exports {
 
     fn standing(&self) -> MutexGuard<'_, BTreeMap<AdmissionId, Standing>> {
         lock(&self.standing)
+    }
+}
+
+/// Opens what an order says.
+fn open(store: &Path, order: &ExportOrder) -> Result<(DiskOrder, Vec<OwnedFd>), StoreError> {
+    match &order.location.upper {
+        Upper::Files => {
+            let files = DiskFiles::open(store, order.disk)?;
+            files.check_root(&order.location.root)?;
+            Ok(DiskOrder::of(files))
+        }
+        Upper::Rbd(_) => Err(StoreError::NoCeph { disk: order.disk }),
     }
 }
 

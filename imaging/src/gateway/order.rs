@@ -7,6 +7,7 @@
 //! POST   /v1/renewals              {admission: expires_at_ms, …} -> 204    never sooner than before; what is not served is not put up
 //! ```
 
+use crate::store::DiskLocation;
 use crate::worker::message::Confinement;
 use assay_wire::id::{AdmissionId, DiskId};
 use assay_wire::imaging::Latency;
@@ -28,8 +29,10 @@ pub struct ExportOrder {
     pub chap_name: String,
     /// CHAP secret.
     pub chap_secret: String,
-    /// The clone, below the store that the gateway is configured with: no path crosses this socket.
+    /// The clone.
     pub disk: DiskId,
+    /// Where it is, below the store that the gateway is configured with: no path crosses this socket.
+    pub location: DiskLocation,
     /// The node's address: connections from there go to this export's process, and no others do.
     pub address: Ipv4Addr,
     /// Sessions at once, all of the one initiator: more than one is for multipath.

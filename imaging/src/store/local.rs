@@ -12,7 +12,9 @@ use super::manifest::{self, Chain, DiskManifest, ImageContent, ImageManifest, La
 use super::overlay::{
     DiskFiles, HostBoot, IMAGE_MANIFEST, Lower, Overlay, TopFiles, disk_manifest, image_folder, layer_folder,
 };
-use super::{BlockDevice, Content, Dependent, DiskLocation, ImageStore, Progress, StoreError, StoredImage, StoredKind};
+use super::{
+    BlockDevice, Content, Dependent, DiskLocation, ImageStore, Progress, StoreError, StoredImage, StoredKind, Upper,
+};
 use super::{file::sync_folder, import};
 use assay_wire::id::{AdmissionId, DiskId, ImageKey, ProjectId};
 use std::collections::BTreeSet;
@@ -404,7 +406,7 @@ impl ImageStore for LocalStore {
     fn location(&self, disk: DiskId, _admission: AdmissionId) -> Result<DiskLocation, StoreError> {
         let golden = self.disk(disk)?.chain.golden;
         match self.image(golden)?.kind {
-            StoredKind::Golden { root, .. } => Ok(DiskLocation::Local { disk, root }),
+            StoredKind::Golden { root, .. } => Ok(DiskLocation { golden, root, upper: Upper::Files }),
             StoredKind::Snapshot { .. } => {
                 let detail = "is not a golden image's, and disks stand on it".to_owned();
                 Err(StoreError::malformed(&self.image_folder(golden).join(IMAGE_MANIFEST), detail))

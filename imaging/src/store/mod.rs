@@ -12,12 +12,14 @@ pub(crate) mod file;
 pub mod golden;
 pub mod import;
 pub mod local;
+mod location;
 pub mod manifest;
 pub mod merkle;
 pub mod overlay;
 pub mod qcow2;
 
 pub use local::LocalStore;
+pub use location::{DiskLocation, RbdClone, Upper};
 
 use crate::tree::TreeError;
 use assay_wire::id::{AdmissionId, DiskId, ImageKey, ProjectId};
@@ -75,18 +77,6 @@ pub enum StoredKind {
     Snapshot {
         /// That image.
         parent: ImageKey,
-    },
-}
-
-/// What an export order says of where its disk is.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum DiskLocation {
-    /// In the local store that the gateway is configured with.
-    Local {
-        /// The disk.
-        disk: DiskId,
-        /// Root of the hash tree of the golden image below it.
-        root: Hash,
     },
 }
 
@@ -262,6 +252,12 @@ pub enum StoreError {
     /// No such disk.
     #[error("the store has no disk {disk}")]
     NoDisk {
+        /// Which.
+        disk: DiskId,
+    },
+    /// A gateway was told of a disk on Ceph, and is not set up for those.
+    #[error("disk {disk} is on Ceph, which this gateway is not configured for")]
+    NoCeph {
         /// Which.
         disk: DiskId,
     },

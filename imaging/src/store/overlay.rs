@@ -24,6 +24,7 @@ use super::device::{BlockDevice, DeviceError, check_range};
 use super::file::{punch_hole, read_if_cached, reserve, sync_folder};
 use super::golden::{GoldenFiles, GoldenImage};
 use super::manifest::{self, Chain, DiskManifest, ImageContent, ImageManifest, LayerId};
+use super::merkle::Hash;
 use assay_wire::id::DiskId;
 use bytes::Bytes;
 use std::fs::{File, OpenOptions, TryLockError};
@@ -151,6 +152,20 @@ impl DiskFiles {
                 return Ok(Self { golden, layers, top });
             }
         }
+    }
+
+    /// Whether they stand on the golden image that is on record: a manifest that was exchanged together with its image
+    /// says another root.
+    ///
+    /// # Errors
+    /// They do not.
+    pub fn check_root(&self, recorded: &Hash) -> Result<(), StoreError> {
+        let GoldenFiles { name, root, .. } = &self.golden;
+        if root == recorded {
+            return Ok(());
+        }
+        let detail = format!("has a hash tree with root {}, on record is {}", hex::encode(root), hex::encode(recorded));
+        Err(StoreError::malformed(name, detail))
     }
 }
 

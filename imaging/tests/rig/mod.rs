@@ -136,6 +136,7 @@ pub(crate) fn order(store: &LocalStore) -> ExportOrder {
         chap_name: "n1".into(),
         chap_secret: "abcdefgh-_123456".into(),
         disk,
+        location: store.location(disk, AdmissionId::random()).unwrap(),
         address: some_address(),
         sessions: 1,
         reservation: None,
