@@ -4,6 +4,10 @@
 //! images/<key>/image.json    what it is: see [`super::manifest`]
 //! images/<key>/disk.raw      the disk, zero blocks as holes
 //! images/<key>/tree.sha256   the hash tree: see [`super::merkle`]
+//!
+//! golden/<key>/disk.raw, golden/<key>/tree.sha256
+//!                            the same two, where the image itself is elsewhere: materialised on this host. No file here
+//!                            says what it is; whoever opens it has its size and root from the records
 //! ```
 //!
 //! A block is checked against the tree's root the first time it is read after opening: a rotten or tampered host disk
@@ -15,6 +19,7 @@ use super::StoreError;
 use super::device::{BlockDevice, DeviceError, check_range};
 use super::file::read_if_cached;
 use super::merkle::{self, BLOCK_BYTES, Hash, Shape};
+use assay_wire::id::ImageKey;
 use std::fs::File;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
@@ -28,9 +33,9 @@ pub(super) const TREE: &str = "tree.sha256";
 pub struct GoldenFiles {
     /// What messages call it: its folder.
     pub name: PathBuf,
-    /// Size of the disk in octets, as its manifest says.
+    /// Size of the disk in octets, as its manifest or the records say.
     pub byte_len: u64,
-    /// The root of its hash tree, as its manifest says.
+    /// The root of its hash tree, likewise.
     pub root: Hash,
     /// [`DISK`], open to be read.
     pub disk: File,
@@ -39,7 +44,16 @@ pub struct GoldenFiles {
 }
 
 impl GoldenFiles {
-    /// Opens the files of the image in `folder`, whose manifest says `byte_len` and `root`.
+    /// Opens a golden image that was materialised below the folder `store` of this host. `byte_len` and `root` are the
+    /// caller's, from the records: what is there is believed block by block, against that root.
+    ///
+    /// # Errors
+    /// It was not materialised, or the files cannot be opened.
+    pub fn open_cached(store: &Path, golden: ImageKey, byte_len: u64, root: Hash) -> Result<Self, StoreError> {
+        Self::open(&cached_folder(store, golden), byte_len, root)
+    }
+
+    /// Opens the files of the image in `folder`, of which `byte_len` and `root` are on record.
     pub(super) fn open(folder: &Path, byte_len: u64, root: Hash) -> Result<Self, StoreError> {
         let open = |name| {
             let path = folder.join(name);
@@ -135,6 +149,11 @@ impl BlockDevice for GoldenImage {
     fn flush(&self) -> Result<(), DeviceError> {
         Ok(())
     }
+}
+
+/// The folder of a golden image that was materialised below `store`.
+pub(super) fn cached_folder(store: &Path, golden: ImageKey) -> PathBuf {
+    store.join("golden").join(golden.to_string())
 }
 
 fn block_of(offset: u64) -> usize {
