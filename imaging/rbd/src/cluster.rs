@@ -89,7 +89,8 @@ impl Cluster {
         secret.zeroize();
         kept.into_bytes_with_nul().zeroize();
         set.map_err(RbdError::ceph("setting the key of", user))?;
-        handle.connect().map_err(RbdError::ceph("connecting to the Ceph cluster as", user.entity()))?;
+        let whom = || format!("{} as {}", addresses.join(","), user.entity());
+        handle.connect().map_err(|errno| RbdError::ceph("connecting to the Ceph monitors", whom())(errno))?;
         Ok(Self { handle: Arc::new(handle), user: user.clone() })
     }
 

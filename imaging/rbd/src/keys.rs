@@ -154,10 +154,12 @@ pub fn revoke(cluster: &Cluster, user: &CephUser, pool: &Pool, image: ImageName)
     unknown.map_or_else(|| Ok(stopped.into_iter().collect()), Err)
 }
 
+/// But not ourselves, who may be looking at the image just now.
 fn stop(cluster: &Cluster, clients: Vec<String>, stopped: &mut BTreeSet<String>) -> Result<(), RbdError> {
+    let own = cluster.address()?;
     clients
         .into_iter()
-        .filter(|client| stopped.insert(client.clone()))
+        .filter(|client| *client != own && stopped.insert(client.clone()))
         .try_for_each(|client| blocklist(cluster, &client))
 }
 
