@@ -49,7 +49,14 @@ impl<G: GoldenFile> CloneDisk<G> {
     /// # Errors
     /// It is a clone of another image, or of another size than the file; or Ceph refuses.
     pub fn open(pool: &Pool, name: ImageName, layers: &[ParentImage], golden: G) -> Result<Self, RbdError> {
-        let image = pool.open_image(name)?;
+        Self::over(pool, pool.open_image(name)?, layers, golden)
+    }
+
+    /// The same of a clone in `pool` that is open already, also at a snapshot: which is not written to then.
+    ///
+    /// # Errors
+    /// As [`CloneDisk::open`].
+    pub fn over(pool: &Pool, image: Image, layers: &[ParentImage], golden: G) -> Result<Self, RbdError> {
         let own = OwnObjects::new(image.byte_len(), image.object_bytes());
         if image.parent()?.is_none() {
             // It was flattened: all of it is its own, and what it has not is zero.

@@ -1,5 +1,6 @@
 //! Why Ceph did not do it: what was being done, to which object, and the error number.
 
+use crate::ImageLink;
 use crate::ffi::Errno;
 use std::io;
 
@@ -55,12 +56,12 @@ pub enum RbdError {
         detail: String,
     },
     /// An image with clones is not removed.
-    #[error("{object} has clones: {}", children.join(", "))]
+    #[error("{object} has clones: {}", children.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "))]
     HasChildren {
         /// The image.
         object: String,
-        /// `namespace/image` of each clone.
-        children: Vec<String>,
+        /// Its clones, and theirs.
+        children: Vec<ImageLink>,
     },
     /// Somebody has it open.
     #[error("{object} is open at {}", clients.join(", "))]

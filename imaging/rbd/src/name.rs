@@ -107,6 +107,8 @@ impl CephUser {
 pub enum ImageKind {
     /// A golden image: complete once it has its snapshot, and never written then.
     Golden,
+    /// A copy of a golden image that is to take its place: of the same number.
+    Replacement,
     /// A node's disk: a clone.
     Disk,
 }
@@ -115,6 +117,7 @@ impl ImageKind {
     fn letter(self) -> char {
         match self {
             Self::Golden => 'g',
+            Self::Replacement => 'r',
             Self::Disk => 'd',
         }
     }
@@ -150,7 +153,8 @@ impl ImageName {
     /// Reads a name as Ceph lists it. `None` for an image that is not ours.
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
-        let kind = [ImageKind::Golden, ImageKind::Disk].into_iter().find(|kind| text.starts_with(kind.letter()))?;
+        let kinds = [ImageKind::Golden, ImageKind::Replacement, ImageKind::Disk];
+        let kind = kinds.into_iter().find(|kind| text.starts_with(kind.letter()))?;
         let number = u128::from_str_radix(text.get(1..)?, 16).ok()?;
         let name = Self { kind, number };
         (name.to_string() == text).then_some(name)
@@ -161,6 +165,12 @@ impl ImageName {
     pub fn kind(self) -> ImageKind {
         self.kind
     }
+
+    /// Its number.
+    #[must_use]
+    pub fn number(self) -> u128 {
+        self.number
+    }
 }
 
 impl TryFrom<String> for ImageName {
@@ -170,7 +180,7 @@ impl TryFrom<String> for ImageName {
         Self::parse(&text).ok_or(MalformedName {
             what: "image name",
             text,
-            rule: "`g` or `d` and 32 hexadecimal digits",
+            rule: "`g`, `r` or `d` and 32 hexadecimal digits",
         })
     }
 }
@@ -306,11 +316,13 @@ mod tests {
 
     proptest! {
         #[test]
-        fn image_names_have_one_length_and_read_back(golden: bool, number: u128, text in ".{0,40}") {
-            let kind = if golden { ImageKind::Golden } else { ImageKind::Disk };
-            for name in [ImageName::numbered(kind, number), ImageName::derived(kind, &text)] {
-                prop_assert_eq!(name.to_string().len(), ImageName::LENGTH);
-                prop_assert_eq!(ImageName::parse(&name.to_string()), Some(name));
+        fn image_names_have_one_length_and_read_back(number: u128, text in ".{0,40}") {
+            for kind in [ImageKind::Golden, ImageKind::Replacement, ImageKind::Disk] {
+                for name in [ImageName::numbered(kind, number), ImageName::derived(kind, &text)] {
+                    prop_assert_eq!(name.to_string().len(), ImageName::LENGTH);
+                    prop_assert_eq!(ImageName::parse(&name.to_string()), Some(name));
+                }
+                prop_assert_eq!(ImageName::numbered(kind, number).number(), number);
             }
             prop_assert_eq!(ImageName::parse(&text), None);
         }

@@ -9,12 +9,19 @@
 //! takes constant time: the disk's image *becomes* the snapshot, and the disk a clone of it. So an image that was a disk is
 //! never written again, and whoever may read it for its clone's sake reads no running disk.
 //!
-//! The holder of a disk's key can write to the disk's header, so what a header says of a disk's parent is believed only
-//! where the parent's own header, which no key may write, has the disk among its clones.
+//! What a disk is a clone of is `lineage`'s to say, who has keys to it `access`'s.
 
-use crate::keys::{self, GoldenScope, Release, Scope};
-use crate::name::{ImageKind, ImageName, ImageObjectId, Namespace, PoolName, SnapshotName};
-use crate::{Cluster, DEFAULT_OBJECT_ORDER, Image, ParentImage, Pool, RbdError};
+mod access;
+mod lineage;
+mod notes;
+
+pub use access::Access;
+pub use lineage::Below;
+
+use crate::keys::{self, Release};
+use crate::name::{ImageKind, ImageName, Namespace, PoolName, SnapshotName};
+use crate::{Cluster, DEFAULT_OBJECT_ORDER, Image, Pool, RbdError};
+use lineage::{Ancestors, MOST_LAYERS, Taking, check_size, made_from};
 use std::collections::HashMap;
 use std::io;
 use std::ops::ControlFlow;
@@ -24,16 +31,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError, RwLock};
 const BASE: &str = "golden";
 /// Metadata of a disk: its own name. (librbd copies a parent's metadata to its clones.)
 const MADE: &str = "assay.made";
-/// Metadata of a disk that is becoming an image: the image's name.
-const BECOMES: &str = "assay.becomes";
-/// Metadata of an image that was a disk: the disk's name, until that is there again.
-const WAS: &str = "assay.was";
-/// Metadata of a copy of an image, which is to take its place: the image's name.
-const INSTEAD: &str = "assay.instead";
-/// The object, in each namespace, that says which disks are being replaced by a clone of which image: a line each.
-const RESTORING: &str = "assay.restoring";
-/// Images between a disk and its golden image: each makes a read of what is not there dearer.
-const MOST_LAYERS: usize = 8;
+/// Metadata of an image: [`Source::description`].
+const DESCRIPTION: &str = "assay.description";
 /// The object, in the pool's default namespace, that says which client has the store.
 const OWNER: &str = "assay.owner";
 /// Octets read and written at a time by an import: an object.
@@ -53,7 +52,10 @@ pub trait Source {
     fn read(&mut self, offset: u64, buffer: &mut [u8]) -> io::Result<()>;
 
     /// What to write down about the image, once all of it was read: its digest and the like.
-    fn facts(&mut self) -> Vec<(String, String)>;
+    ///
+    /// # Errors
+    /// It cannot be said.
+    fn description(&mut self) -> io::Result<Option<String>>;
 }
 
 /// An image in the store.
@@ -65,10 +67,25 @@ pub struct StoredImage {
     pub namespace: Namespace,
     /// Size of the disk.
     pub byte_len: u64,
-    /// Octets of its own objects, of which the last of a run may be partly empty.
-    pub own_bytes: u64,
-    /// The image that the disk was made from that it is a snapshot of.
-    pub parent: Option<ImageName>,
+    /// How it came to be.
+    pub kind: StoredKind,
+}
+
+/// How an image came to be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum StoredKind {
+    /// By an import: all of it is its own.
+    Golden {
+        /// What its source said of it.
+        description: Option<String>,
+    },
+    /// As what a disk held.
+    Snapshot {
+        /// The image that the disk was made from.
+        parent: ImageName,
+        /// Octets of its own objects, of which the last of a run may be partly empty.
+        own_bytes: u64,
+    },
 }
 
 /// The images and disks of a pool. One process has it at a time.
@@ -112,14 +129,22 @@ impl RbdStore {
         Ok(store)
     }
 
-    /// Every image that is there whole.
+    /// Every image that is there whole. One that cannot be read is left out.
     ///
     /// # Errors
-    /// Ceph refuses.
+    /// Ceph does not answer.
     pub fn images(&self) -> Result<Vec<StoredImage>, RbdError> {
         let names: Vec<ImageName> = self.places().keys().copied().filter(|n| n.kind() == ImageKind::Golden).collect();
-        let found = names.into_iter().map(|name| self.image(name));
-        found.filter(|image| !matches!(image, Err(error) if error.is_not_found())).collect()
+        let mut images = Vec::new();
+        for name in names {
+            match self.image(name) {
+                Ok(image) => images.push(image),
+                Err(error) if error.is_no_answer() => return Err(error),
+                Err(error) if error.is_not_found() => {}
+                Err(error) => tracing::warn!(event = "image.skipped", image = %name, error = ?error, "cannot be read"),
+            }
+        }
+        Ok(images)
     }
 
     /// One of them.
@@ -129,10 +154,17 @@ impl RbdStore {
     pub fn image(&self, image: ImageName) -> Result<StoredImage, RbdError> {
         let pool = self.place(image)?;
         let open = self.open_image(image)?;
-        let parent = self.parent_of(&open)?.map(|parent| parent.name);
-        let own_bytes = open.own_extents()?.iter().map(|extent| extent.end - extent.start).sum();
-        let namespace = namespace_of(&pool)?;
-        Ok(StoredImage { name: image, namespace, byte_len: open.byte_len(), own_bytes, parent })
+        let kind = match made_from(open.id()?, Ancestors::of(self, &open)?)? {
+            None => StoredKind::Golden { description: open.metadata(DESCRIPTION)? },
+            Some(parent) => {
+                let own_bytes = match Taking::of(&open)? {
+                    Some(Taking::Done { own_bytes, .. }) => own_bytes,
+                    Some(Taking::UnderWay { .. }) | None => own_bytes(&open)?,
+                };
+                StoredKind::Snapshot { parent, own_bytes }
+            }
+        };
+        Ok(StoredImage { name: image, namespace: namespace_of(&pool)?, byte_len: open.byte_len(), kind })
     }
 
     /// Makes an image. One that is there whole already is answered as it is.
@@ -174,18 +206,11 @@ impl RbdStore {
         pool.open_read_only(image, Some(&self.base(image)?))
     }
 
-    /// A fact that was written down about an image by [`Source::facts`].
+    /// Removes an image. One that is not there is no error. The disk that it is a snapshot of may read it still: then it waits
+    /// in the trash. Its space comes back with [`RbdStore::sweep`].
     ///
     /// # Errors
-    /// It is not there, or Ceph refuses.
-    pub fn fact(&self, image: ImageName, key: &str) -> Result<Option<String>, RbdError> {
-        self.open_image(image)?.metadata(key)
-    }
-
-    /// Removes an image. One that is not there is no error. Its space comes back with [`RbdStore::sweep`].
-    ///
-    /// # Errors
-    /// It has clones, which are named; or Ceph refuses.
+    /// Others read it, and are named; or Ceph refuses.
     pub fn remove_image(&self, image: ImageName) -> Result<(), RbdError> {
         let Ok(pool) = self.place(image) else { return Ok(()) };
         let _nobody_clones = self.clones.write().unwrap_or_else(PoisonError::into_inner);
@@ -193,9 +218,9 @@ impl RbdStore {
             Err(error) if error.is_not_found() => return Ok(()),
             open => open?,
         };
-        let alive = self.clones_of(&open)?;
-        if !alive.is_empty() {
-            return Err(RbdError::HasChildren { object: open.path().to_owned(), children: alive });
+        let children = self.readers(&open)?;
+        if !children.is_empty() {
+            return Err(RbdError::HasChildren { object: open.path().to_owned(), children });
         }
         // From here on it is no image any more.
         open.remove_snapshot(&fixed(BASE)?)?;
@@ -205,42 +230,54 @@ impl RbdStore {
         Ok(())
     }
 
-    /// Makes an image of what a disk holds now, in constant time. An image that is there whole already is answered as it is.
-    /// The disk's keys must have been revoked: what was its header becomes the image's.
+    /// Makes an image of what a disk holds now, in constant time but for counting the disk's objects. An image that is there
+    /// whole already is answered as it is.
     ///
     /// # Errors
-    /// The disk is in use, stands on too many layers, or has a parent that is not its own; or Ceph refuses.
+    /// The disk is open or has keys, which would open the image from then on; it stands on too many layers, or has a parent
+    /// that is not its own; or Ceph refuses.
     pub fn snapshot(&self, disk: ImageName, image: ImageName) -> Result<StoredImage, RbdError> {
         match self.image(image) {
             Err(error) if error.is_not_found() => {}
             found => {
                 let pool = self.place(image)?;
-                if pool.open_read_only(image, None)?.metadata(WAS)? == Some(disk.to_string()) {
-                    self.complete_snapshot(&pool, image, disk)?;
+                if let Some(Taking::UnderWay { disk: was, .. }) = Taking::of(&pool.open_read_only(image, None)?)?
+                    && was == disk
+                {
+                    self.complete_snapshot(&pool, image, disk, None)?;
                 }
                 return found;
             }
         }
         let pool = self.idle(disk)?;
+        self.without_keys(&pool, disk)?;
         let open = pool.open_image(disk)?;
-        let layers = self.layers(&open)?.len();
-        if layers >= MOST_LAYERS {
-            return Err(RbdError::ChainTooLong { object: pool.path(disk), layers });
+        let (namespace, byte_len) = (namespace_of(&pool)?, open.byte_len());
+        let ancestors = Ancestors::of(self, &open)?.collect::<Result<Vec<_>, _>>()?;
+        if ancestors.len() >= MOST_LAYERS {
+            return Err(RbdError::ChainTooLong { object: pool.path(disk), layers: ancestors.len() });
         }
-        open.set_metadata(WAS, &disk.to_string())?;
-        open.set_metadata(BECOMES, &image.to_string())?;
-        // The disk's header was its node's to write; the image's is believed.
-        open.set_metadata(INSTEAD, "")?;
-        if !open.snapshots()?.is_empty() {
-            // An earlier attempt left it: it is of another time.
-            open.remove_snapshot(&fixed(BASE)?)?;
-        }
-        open.create_snapshot(&fixed(BASE)?)?;
+        check_size(&open, ancestors.last().map(|parent| &**parent))?;
+        let Some(parent) = made_from(open.id()?, ancestors.into_iter().map(Ok))? else {
+            let detail = "is a disk, and a clone of nothing".to_owned();
+            return Err(RbdError::Malformed { object: pool.path(disk), detail });
+        };
+        let own_bytes = std::thread::scope(|scope| {
+            // Beside the rest: it takes a question for each object.
+            let counted = scope.spawn(|| own_bytes(&pool.open_read_only(disk, None)?));
+            Taking::UnderWay { disk, image }.write(&open)?;
+            if !open.snapshots()?.is_empty() {
+                // An earlier attempt left it: it is of another time.
+                open.remove_snapshot(&fixed(BASE)?)?;
+            }
+            open.create_snapshot(&fixed(BASE)?)?;
+            counted.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        })?;
         drop(open);
         pool.rename_image(disk, image)?;
         self.places().insert(image, pool.clone());
-        self.complete_snapshot(&pool, image, disk)?;
-        self.image(image)
+        self.complete_snapshot(&pool, image, disk, Some(own_bytes))?;
+        Ok(StoredImage { name: image, namespace, byte_len, kind: StoredKind::Snapshot { parent, own_bytes } })
     }
 
     /// Makes a snapshot an image by itself, with what `content` (its content, as [`Content`] gives it) holds and says of it.
@@ -258,26 +295,25 @@ impl RbdStore {
         progress: &mut dyn FnMut(u64, u64) -> ControlFlow<()>,
     ) -> Result<StoredImage, RbdError> {
         let stored = self.image(image)?;
-        if stored.parent.is_none() {
+        if matches!(stored.kind, StoredKind::Golden { .. }) {
             return Ok(stored);
         }
         let pool = self.place(image)?;
-        let instead = ImageName::derived(ImageKind::Golden, &format!("instead of {image}"));
-        self.import(instead, &stored.namespace, content, progress)?;
-        pool.open_image(instead)?.set_metadata(INSTEAD, &image.to_string())?;
+        let copy = ImageName::numbered(ImageKind::Replacement, image.number());
+        self.import(copy, &stored.namespace, content, progress)?;
         let _nobody_clones = self.clones.write().unwrap_or_else(PoisonError::into_inner);
         pool.trash_image(image)?;
-        self.take_place(&pool, instead, image)?;
+        self.take_place(&pool, copy, image)?;
         self.image(image)
     }
 
     /// The last step of [`RbdStore::flatten`].
-    fn take_place(&self, pool: &Pool, instead: ImageName, image: ImageName) -> Result<(), RbdError> {
+    fn take_place(&self, pool: &Pool, copy: ImageName, image: ImageName) -> Result<(), RbdError> {
         pool.forget_name(image)?;
-        pool.rename_image(instead, image)?;
-        self.places().remove(&instead);
+        pool.rename_image(copy, image)?;
+        self.places().remove(&copy);
         self.places().insert(image, pool.clone());
-        pool.open_image(image)?.set_metadata(INSTEAD, "")
+        Ok(())
     }
 
     /// Makes a disk as a clone of an image, in constant time. A disk that is there whole already stays as it is.
@@ -289,26 +325,36 @@ impl RbdStore {
         self.clone_once(&pool, disk, image)
     }
 
-    /// Makes a disk hold what an image holds, in constant time, and forgets what its node wrote. Its keys are worthless
-    /// then: it is another object of Ceph's.
+    /// Makes a disk hold what an image holds, in constant time, and forgets what its node wrote.
     ///
     /// # Errors
-    /// Disk or image are not there, the disk is in use, or Ceph refuses.
+    /// Disk or image are not there, the disk is open or has keys, or Ceph refuses.
     pub fn restore(&self, disk: ImageName, image: ImageName) -> Result<(), RbdError> {
         let pool = self.idle(disk)?;
-        self.image(image)?;
+        self.without_keys(&pool, disk)?;
+        self.open_image(image)?;
         self.note_restore(&pool, disk, Some(image))?;
         pool.trash_image(disk)?;
         self.clone_once(&pool, disk, image)?;
         self.note_restore(&pool, disk, None)
     }
 
-    /// Removes a disk. One that is not there is no error. Its space comes back with [`RbdStore::sweep`].
+    /// Removes a disk, and whatever keys it has. One that is not there is no error. Its space comes back with
+    /// [`RbdStore::sweep`].
     ///
     /// # Errors
-    /// It is in use, or Ceph refuses.
+    /// It is open, or Ceph refuses.
     pub fn remove_disk(&self, disk: ImageName) -> Result<(), RbdError> {
         let Ok(pool) = self.place(disk) else { return Ok(()) };
+        match self.idle(disk) {
+            Err(error @ RbdError::InUse { .. }) => return Err(error),
+            Err(error) if error.is_no_answer() => return Err(error),
+            // Its node may have spoilt its header: that keeps nobody from removing it.
+            Ok(_) | Err(_) => {}
+        }
+        for user in self.users(&pool, disk)? {
+            self.revoke(disk, &user)?;
+        }
         // Or a restore that died is taken for what was asked last.
         self.note_restore(&pool, disk, None)?;
         pool.trash_image(disk)?;
@@ -316,24 +362,35 @@ impl RbdStore {
         Ok(())
     }
 
+    /// Opens a disk to be read and written here, and nowhere else.
+    ///
+    /// # Errors
+    /// It is not there, open, or has keys; or Ceph refuses.
+    pub fn open_disk(&self, disk: ImageName) -> Result<Image, RbdError> {
+        let pool = self.idle(disk)?;
+        self.without_keys(&pool, disk)?;
+        let open = pool.open_image(disk)?;
+        let clients = open.watchers()?;
+        if clients.len() > 1 {
+            return Err(RbdError::InUse { object: pool.path(disk), clients });
+        }
+        Ok(open)
+    }
+
     /// Octets of a disk's own objects.
     ///
     /// # Errors
     /// It is not there, or Ceph refuses.
     pub fn disk_bytes(&self, disk: ImageName) -> Result<u64, RbdError> {
-        let open = self.place(disk)?.open_read_only(disk, None)?;
-        Ok(open.own_extents()?.iter().map(|extent| extent.end - extent.start).sum())
+        own_bytes(&self.place(disk)?.open_read_only(disk, None)?)
     }
 
-    /// What a disk's export needs: the scope of its key.
+    /// Size of a disk or an image.
     ///
     /// # Errors
-    /// It is not there, its header names a parent that is not its own, or Ceph refuses.
-    pub fn scope(&self, disk: ImageName) -> Result<Scope, RbdError> {
-        let pool = self.place(disk)?;
-        let open = pool.open_read_only(disk, None)?;
-        let golden = self.layers(&open)?;
-        Ok(Scope { pool: self.pool.clone(), namespace: namespace_of(&pool)?, image: disk, id: open.id()?, golden })
+    /// It is not there, or Ceph refuses.
+    pub fn byte_len(&self, name: ImageName) -> Result<u64, RbdError> {
+        Ok(self.place(name)?.open_read_only(name, None)?.byte_len())
     }
 
     /// Where an image or a disk is.
@@ -351,19 +408,21 @@ impl RbdStore {
     /// # Errors
     /// Ceph refuses.
     pub fn sweep(&self) -> Result<usize, RbdError> {
-        let mut swept = 0;
+        self.removed()?.purge()
+    }
+
+    /// What was removed until now, for its space to be given back.
+    ///
+    /// # Errors
+    /// Ceph refuses.
+    pub fn removed(&self) -> Result<Removed, RbdError> {
+        let mut removed = Vec::new();
         for namespace in self.cluster.pool(&self.pool)?.namespaces()? {
             let pool = self.cluster.namespace(&self.pool, &namespace)?;
-            for (id, name) in pool.trash()?.into_iter().filter(|(_, name)| ImageName::parse(name).is_some()) {
-                match pool.remove_from_trash(&id) {
-                    Ok(()) => swept += 1,
-                    Err(error) => {
-                        tracing::debug!(event = "trash.kept", image = name, error = %error, "waits in the trash");
-                    }
-                }
-            }
+            let ours = pool.trash()?.into_iter().filter(|(_, name)| ImageName::parse(name).is_some());
+            removed.extend(ours.map(|(id, name)| (pool.clone(), id, name)));
         }
-        Ok(swept)
+        Ok(Removed(removed))
     }
 
     /// Completes or undoes what a crash left in a namespace. What cannot be read is left as it is: a node can spoil its own
@@ -378,7 +437,7 @@ impl RbdStore {
                 Ok(()) => {}
             }
         }
-        for (disk, image) in restores(pool)? {
+        for (disk, image) in notes::restores(pool)? {
             if !is_made(pool, disk)? {
                 tracing::info!(event = "disk.restored", disk = %disk, image = %image, "completed what was interrupted");
                 self.clone_once(pool, disk, image)?;
@@ -386,20 +445,6 @@ impl RbdStore {
             self.note_restore(pool, disk, None)?;
         }
         Ok(())
-    }
-
-    /// Writes down that a disk is being restored, or is no more.
-    fn note_restore(&self, pool: &Pool, disk: ImageName, image: Option<ImageName>) -> Result<(), RbdError> {
-        let _one_at_a_time = self.notes.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut noted = restores(pool)?;
-        let before = noted.len();
-        noted.retain(|(other, _)| *other != disk);
-        if image.is_none() && noted.len() == before {
-            return Ok(());
-        }
-        noted.extend(image.map(|image| (disk, image)));
-        let text: String = noted.iter().map(|(disk, image)| format!("{disk} {image}\n")).collect();
-        pool.write_note(RESTORING, &text)
     }
 
     fn recover_one(&self, pool: &Pool, name: ImageName) -> Result<(), RbdError> {
@@ -413,32 +458,38 @@ impl RbdStore {
             open => open?,
         };
         let whole = open.snapshots()?.iter().any(|snapshot| snapshot == BASE);
+        let taking = Taking::of(&open)?;
+        drop(open);
         match name.kind() {
-            ImageKind::Golden if !whole => {
-                drop(open);
+            ImageKind::Golden | ImageKind::Replacement if !whole => {
                 self.fence(pool, name)?;
                 tracing::info!(event = "image.unfinished", image = %name, "removed what an import or a removal left");
                 pool.trash_image(name)?;
                 self.places().remove(&name);
             }
             ImageKind::Golden => {
-                let was = open.metadata(WAS)?.as_deref().and_then(ImageName::parse);
-                if let Some(disk) = was.filter(|disk| disk.kind() == ImageKind::Disk) {
+                if let Some(Taking::UnderWay { disk, image }) = taking
+                    && image == name
+                {
                     self.fence(pool, name)?;
-                    self.complete_snapshot(pool, name, disk)?;
-                }
-                let instead = open.metadata(INSTEAD)?.as_deref().and_then(ImageName::parse);
-                if let Some(image) = instead.filter(|image| *image != name) {
-                    drop(open);
-                    self.recover_flattening(pool, name, image)?;
+                    self.complete_snapshot(pool, name, disk, None)?;
                 }
             }
+            ImageKind::Replacement => {
+                self.fence(pool, name)?;
+                let image = ImageName::numbered(ImageKind::Golden, name.number());
+                if !pool.has_image(image)? {
+                    return self.take_place(pool, name, image);
+                }
+                // Flattened again, it is copied again.
+                self.remove_image(name)?;
+            }
             ImageKind::Disk if whole => {
-                let becomes = open.metadata(BECOMES)?.as_deref().and_then(ImageName::parse);
-                drop(open);
                 self.fence(pool, name)?;
                 // Never the name of an image that is there, whatever the disk says.
-                if let Some(image) = becomes.filter(|image| self.place(*image).is_err()) {
+                if let Some(Taking::UnderWay { image, .. }) = taking
+                    && self.place(image).is_err()
+                {
                     pool.forget_name(image)?;
                 }
                 pool.open_image(name)?.remove_snapshot(&fixed(BASE)?)?;
@@ -448,19 +499,19 @@ impl RbdStore {
         Ok(())
     }
 
-    fn recover_flattening(&self, pool: &Pool, instead: ImageName, image: ImageName) -> Result<(), RbdError> {
-        self.fence(pool, instead)?;
-        if !pool.has_image(image)? {
-            return self.take_place(pool, instead, image);
-        }
-        // Flattened again, it is copied again.
-        self.remove_image(instead)
-    }
-
     /// The second half of a snapshot: the disk becomes a clone of what it was.
-    fn complete_snapshot(&self, pool: &Pool, image: ImageName, disk: ImageName) -> Result<(), RbdError> {
+    fn complete_snapshot(
+        &self,
+        pool: &Pool,
+        image: ImageName,
+        disk: ImageName,
+        counted: Option<u64>,
+    ) -> Result<(), RbdError> {
         self.clone_once(pool, disk, image)?;
-        pool.open_image(image)?.set_metadata(WAS, "")
+        let open = pool.open_image(image)?;
+        let own_bytes = counted.map_or_else(|| own_bytes(&open), Ok)?;
+        let clone = pool.open_read_only(disk, None)?.id()?;
+        Taking::Done { clone, own_bytes }.write(&open)
     }
 
     /// Makes a disk, unless it is there whole.
@@ -506,64 +557,11 @@ impl RbdStore {
         fixed(BASE)
     }
 
-    /// What reads an image, by way of what is in the trash too: `namespace/name` of each.
-    fn clones_of(&self, image: &Image) -> Result<Vec<String>, RbdError> {
-        let mut alive = Vec::new();
-        for child in image.children()? {
-            if !child.in_trash {
-                alive.push(format!("{}/{}", child.namespace, child.name));
-            } else if let (Ok(namespace), Ok(id)) = (Namespace::new(&child.namespace), ImageObjectId::new(&child.id)) {
-                let pool = self.cluster.namespace(&self.pool, &namespace)?;
-                alive.extend(self.clones_of(&pool.open_by_id(&id, None)?)?);
-            }
-        }
-        Ok(alive)
-    }
-
     /// A disk's place, if nobody has the disk open.
     fn idle(&self, disk: ImageName) -> Result<Pool, RbdError> {
         let pool = self.place(disk)?;
         let clients = pool.open_read_only(disk, None)?.watchers()?;
         if clients.is_empty() { Ok(pool) } else { Err(RbdError::InUse { object: pool.path(disk), clients }) }
-    }
-
-    /// The parent that an image's header names and whose own header has it among its clones.
-    fn parent_of(&self, image: &Image) -> Result<Option<Parent>, RbdError> {
-        let Some((parent, snapshot)) = image.parent()? else { return Ok(None) };
-        let wrong = || RbdError::WrongParent {
-            object: image.path().to_owned(),
-            found: parent.to_string(),
-            expected: "an image that has it among its clones".to_owned(),
-        };
-        let (Ok(namespace), Ok(id)) = (Namespace::new(&parent.namespace), ImageObjectId::new(&parent.id)) else {
-            return Err(wrong());
-        };
-        if parent.pool != self.pool.as_str() {
-            return Err(wrong());
-        }
-        let name = ImageName::parse(&parent.name).ok_or_else(wrong)?;
-        let pool = self.cluster.namespace(&self.pool, &namespace)?;
-        let own = image.id()?;
-        let mut children = pool.open_by_id(&id, None)?.children()?.into_iter();
-        if !children.any(|child| child.id == own.as_str()) {
-            return Err(wrong());
-        }
-        Ok(Some(Parent { pool, name, id, snapshot }))
-    }
-
-    /// All that an image reads what it has not from, next first, the golden image last.
-    fn layers(&self, image: &Image) -> Result<Vec<GoldenScope>, RbdError> {
-        let mut layers = Vec::new();
-        let mut next = self.parent_of(image)?;
-        while let Some(Parent { pool, id, snapshot, .. }) = next {
-            layers.push(GoldenScope { namespace: namespace_of(&pool)?, id: id.clone() });
-            if layers.len() > MOST_LAYERS {
-                return Err(RbdError::ChainTooLong { object: image.path().to_owned(), layers: layers.len() });
-            }
-            // The snapshot's parent: the image itself may have been flattened since.
-            next = self.parent_of(&pool.open_by_id(&id, Some(snapshot))?)?;
-        }
-        Ok(layers)
     }
 
     fn make_place(&self, namespace: &Namespace) -> Result<Pool, RbdError> {
@@ -573,6 +571,30 @@ impl RbdStore {
 
     fn places(&self) -> MutexGuard<'_, HashMap<ImageName, Pool>> {
         self.places.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What was removed up to some moment: pool, id and name of each.
+#[derive(Debug)]
+pub struct Removed(Vec<(Pool, String, String)>);
+
+impl Removed {
+    /// Gives back its space, and answers of how many images. What has clones still waits for them.
+    ///
+    /// # Errors
+    /// Ceph does not answer.
+    pub fn purge(self) -> Result<usize, RbdError> {
+        let mut purged = 0;
+        for (pool, id, name) in self.0 {
+            match pool.remove_from_trash(&id) {
+                Ok(()) => purged += 1,
+                Err(error) if error.is_no_answer() => return Err(error),
+                Err(error) => {
+                    tracing::debug!(event = "trash.kept", image = name, error = %error, "waits in the trash");
+                }
+            }
+        }
+        Ok(purged)
     }
 }
 
@@ -589,34 +611,13 @@ impl Source for Content {
         self.0.read_at(offset, buffer).map_err(io::Error::other)
     }
 
-    fn facts(&mut self) -> Vec<(String, String)> {
-        Vec::new()
+    fn description(&mut self) -> io::Result<Option<String>> {
+        Ok(None)
     }
 }
 
-/// The image that another one is a clone of.
-struct Parent {
-    pool: Pool,
-    name: ImageName,
-    id: ImageObjectId,
-    snapshot: u64,
-}
-
-impl Scope {
-    /// What is below the disk, as [`crate::CloneDisk::open`] takes it.
-    #[must_use]
-    pub fn layers(&self) -> Vec<ParentImage> {
-        let layer = |GoldenScope { namespace, id }| ParentImage { pool: self.pool.clone(), namespace, id };
-        self.golden.iter().cloned().map(layer).collect()
-    }
-}
-
-/// Disks that are being restored, and to which images.
-fn restores(pool: &Pool) -> Result<Vec<(ImageName, ImageName)>, RbdError> {
-    let text = pool.read_note(RESTORING)?.unwrap_or_default();
-    let line =
-        |line: &str| line.split_once(' ').and_then(|(disk, image)| ImageName::parse(disk).zip(ImageName::parse(image)));
-    Ok(text.lines().filter_map(line).collect())
+fn own_bytes(image: &Image) -> Result<u64, RbdError> {
+    Ok(image.own_extents()?.iter().map(|extent| extent.end - extent.start).sum())
 }
 
 /// Whether a disk is there, whole.
@@ -657,8 +658,9 @@ fn copy(
         }
         offset += length as u64;
     }
-    for (key, value) in source.facts() {
-        image.set_metadata(&key, &value)?;
+    let failed = |source| RbdError::File { doing: "describing", object: image.path().to_owned(), source };
+    if let Some(description) = source.description().map_err(failed)? {
+        image.set_metadata(DESCRIPTION, &description)?;
     }
     image.flush()?;
     if progress(all, all).is_break() {

@@ -3,7 +3,7 @@
 use crate::site::{MIB, Tools};
 use assay_rbd::keys;
 use assay_rbd::name::{CephUser, ImageKind, ImageName, Namespace, PoolName};
-use assay_rbd::store::{Content, RbdStore, Source, StoredImage};
+use assay_rbd::store::{Content, RbdStore, Source, StoredImage, StoredKind};
 use assay_rbd::testing::Ceph;
 use assay_rbd::{CloneDisk, GoldenFile, RbdError};
 use std::io;
@@ -34,8 +34,8 @@ impl Source for InMemory {
         Ok(())
     }
 
-    fn facts(&mut self) -> Vec<(String, String)> {
-        vec![("assay.name".to_owned(), "debian-12".to_owned())]
+    fn description(&mut self) -> io::Result<Option<String>> {
+        Ok(Some("debian-12".to_owned()))
     }
 }
 
@@ -141,9 +141,11 @@ fn octets(read: impl Fn(u64, &mut [u8])) -> [u8; 4] {
 fn an_import_is_sparse_whole_and_made_once() {
     let rig = Rig::new();
     let image = rig.store.image(rig.golden()).unwrap();
-    assert_eq!((image.byte_len, image.own_bytes, image.parent), (BYTES, 12 * MIB, None));
+    assert_eq!(
+        (image.byte_len, &image.kind),
+        (BYTES, &StoredKind::Golden { description: Some("debian-12".to_owned()) })
+    );
     assert_eq!(image.namespace, rig.provider);
-    assert_eq!(rig.store.fact(rig.golden(), "assay.name").unwrap().as_deref(), Some("debian-12"));
     let mut read = vec![0; BYTES as usize];
     rig.store.open_image(rig.golden()).unwrap().read_at(0, &mut read).unwrap();
     assert!(read == content(10));
@@ -165,7 +167,8 @@ fn an_image_with_clones_stays_and_they_are_named() {
     let first = rig.disk(1);
     let refused = rig.store.remove_image(rig.golden()).unwrap_err();
     let RbdError::HasChildren { children, .. } = &refused else { panic!("{refused}") };
-    assert_eq!(*children, [format!("{}/{first}", rig.project)]);
+    let named: Vec<_> = children.iter().map(|child| (child.namespace.as_str(), child.name.clone())).collect();
+    assert_eq!(named, [(rig.project.as_str(), first.to_string())]);
     rig.store.remove_disk(first).unwrap();
     rig.store.remove_disk(first).unwrap();
     rig.store.remove_image(rig.golden()).unwrap();
@@ -192,7 +195,8 @@ fn a_snapshot_keeps_what_a_disk_held_and_can_be_restored_to_and_flattened() {
     let begun = Instant::now();
     let taken = rig.store.snapshot(first, image).unwrap();
     println!("a snapshot took {:?}", begun.elapsed());
-    assert_eq!((taken.parent, taken.own_bytes), (Some(rig.golden()), 8 * MIB));
+    assert_eq!(taken.kind, StoredKind::Snapshot { parent: rig.golden(), own_bytes: 8 * MIB });
+    assert_eq!(rig.store.image(image).unwrap(), taken);
     assert_eq!(rig.store.snapshot(first, image).unwrap(), taken, "asked again");
     assert_eq!(rig.read(first), [77, 11, 12, 78]);
     assert_eq!(rig.store.disk_bytes(first).unwrap(), 0);
@@ -206,13 +210,13 @@ fn a_snapshot_keeps_what_a_disk_held_and_can_be_restored_to_and_flattened() {
     let second = disk(rig.base + 2);
     rig.store.create_disk(second, &rig.project, image).unwrap();
     let flat = flatten(&rig.store, image).unwrap();
-    assert_eq!(flat.parent, None);
+    assert_eq!(flat.kind, StoredKind::Golden { description: None });
     assert_eq!(flatten(&rig.store, image).unwrap(), flat, "asked again");
     assert_eq!(rig.read(second), [77, 11, 12, 78]);
     let third = disk(rig.base + 3);
     rig.store.create_disk(third, &rig.project, image).unwrap();
-    assert_eq!(rig.store.scope(third).unwrap().golden.len(), 1);
-    assert_eq!(rig.store.scope(second).unwrap().golden.len(), 2);
+    assert_eq!(rig.store.access(third).unwrap().scope.golden.len(), 1);
+    assert_eq!(rig.store.access(second).unwrap().scope.golden.len(), 2);
     rig.reopen();
     assert_eq!((rig.read(second), rig.read(third)), ([77, 11, 12, 78], [77, 11, 12, 78]));
     assert_eq!(rig.store.image(image).unwrap(), flat);
@@ -231,7 +235,7 @@ fn an_export_reads_every_layer_below_its_disk_and_nothing_else() {
         rig.write(name, layer * 4 * MIB + 100, 50 + layer as u8);
         rig.store.snapshot(name, golden(rig.base + 10 + u128::from(layer))).unwrap();
     }
-    let scope = rig.store.scope(name).unwrap();
+    let scope = rig.store.access(name).unwrap().scope;
     assert_eq!(scope.golden.len(), 4);
     let user = CephUser::new(&format!("layers-{}", rig.project)).unwrap();
     let key = keys::issue(&rig.ceph.admin(), &user, &scope).unwrap();
@@ -244,6 +248,64 @@ fn an_export_reads_every_layer_below_its_disk_and_nothing_else() {
     assert_eq!(octets(|at, buffer| open.read_at(at, buffer).unwrap()), [50, 51, 52, 9]);
     let layer = golden(rig.base + 10);
     assert!(pool.open_image(layer).unwrap_err().is_denied());
+}
+
+#[test]
+fn a_disk_that_somebody_has_a_key_for_is_not_changed_under_them() {
+    let rig = Rig::new();
+    let name = rig.disk(1);
+    let user = CephUser::new(&format!("keyed-{}", rig.project)).unwrap();
+    let (key, access) = rig.store.issue(name, &user).unwrap();
+    assert_eq!((access.golden, access.byte_len), (rig.golden(), BYTES));
+    assert_eq!(rig.store.issue(name, &user).unwrap(), (key.clone(), access), "asked again");
+    let image = golden(rig.base + 5);
+    for refused in [rig.store.snapshot(name, image).map(drop), rig.store.restore(name, rig.golden())] {
+        let Err(RbdError::InUse { clients, .. }) = &refused else { panic!("{refused:?}") };
+        assert_eq!(*clients, [format!("whoever has the key of {}", user.entity())]);
+    }
+    rig.store.revoke(name, &user).unwrap();
+    rig.store.revoke(name, &user).unwrap();
+    rig.store.snapshot(name, image).unwrap();
+    let (again, _) = rig.store.issue(name, &user).unwrap();
+    assert_ne!(again, key);
+    // With the disk goes the key.
+    rig.store.remove_disk(name).unwrap();
+    let refused = assay_rbd::Cluster::connect(&rig.ceph.connection(user.clone(), again)).unwrap_err();
+    assert!(refused.is_denied(), "{refused:?}");
+    rig.store.revoke(name, &user).unwrap();
+}
+
+#[test]
+fn a_snapshot_goes_while_the_disk_that_it_is_of_goes_on() {
+    let mut rig = Rig::new();
+    let (name, first, second) = (rig.disk(1), golden(rig.base + 5), golden(rig.base + 6));
+    rig.write(name, 100, 77);
+    rig.store.snapshot(name, first).unwrap();
+    rig.write(name, 4 * MIB + 100, 78);
+    let taken = rig.store.snapshot(name, second).unwrap();
+    assert_eq!(taken.kind, StoredKind::Snapshot { parent: rig.golden(), own_bytes: 4 * MIB }, "not of the first");
+    rig.store.remove_image(first).unwrap();
+    assert!(rig.store.image(first).unwrap_err().is_not_found());
+    assert_eq!(rig.store.image(second).unwrap(), taken);
+    let clone = disk(rig.base + 2);
+    rig.store.create_disk(clone, &rig.project, second).unwrap();
+    let refused = rig.store.remove_image(second).unwrap_err();
+    let RbdError::HasChildren { children, .. } = &refused else { panic!("{refused}") };
+    assert_eq!(children.iter().map(|child| child.name.clone()).collect::<Vec<_>>(), [clone.to_string()]);
+    rig.store.restore(clone, rig.golden()).unwrap();
+    rig.store.remove_image(second).unwrap();
+    rig.store.sweep().unwrap();
+    rig.reopen();
+    assert_eq!(rig.read(name), [77, 78, 12, 0]);
+    rig.write(name, 100, 79);
+    rig.store.snapshot(name, golden(rig.base + 7)).unwrap();
+    assert_eq!(rig.store.access(name).unwrap().scope.golden.len(), 4);
+    rig.store.remove_disk(name).unwrap();
+    rig.store.remove_image(golden(rig.base + 7)).unwrap();
+    rig.store.remove_disk(clone).unwrap();
+    while rig.store.sweep().unwrap() > 0 {}
+    let left = rig.ceph.admin().namespace(&rig.pool, &rig.project).unwrap();
+    assert_eq!(left.trash().unwrap(), [], "nothing keeps them then");
 }
 
 #[test]
@@ -271,7 +333,7 @@ fn a_disk_that_claims_a_parent_which_does_not_know_it_gets_no_key_and_no_snapsho
     rig.store.create_disk(victim, &rig.project, secret).unwrap();
     let admin = rig.ceph.admin_connection();
     let tools = Tools::new(&rig.ceph, &admin.user, &admin.key);
-    let header = |name| format!("rbd_header.{}", rig.store.scope(name).unwrap().id);
+    let header = |name| format!("rbd_header.{}", rig.store.access(name).unwrap().scope.id);
     let (from, to) = (header(victim), header(thief));
     tools.rados(rig.pool.as_str(), rig.project.as_str(), &["getomapval", &from, "parent", "parent"]).unwrap();
     tools
@@ -279,9 +341,9 @@ fn a_disk_that_claims_a_parent_which_does_not_know_it_gets_no_key_and_no_snapsho
         .unwrap();
     let wrong =
         |answer: Result<(), RbdError>| assert!(matches!(answer, Err(RbdError::WrongParent { .. })), "{answer:?}");
-    wrong(rig.store.scope(thief).map(drop));
+    wrong(rig.store.access(thief).map(drop));
     wrong(rig.store.snapshot(thief, golden(rig.base + 7)).map(drop));
-    rig.store.scope(victim).unwrap();
+    rig.store.access(victim).unwrap();
 }
 
 /// What the crash test's child does until it is killed: everything that takes more than one step. Not a test by itself.
@@ -414,11 +476,11 @@ fn a_disk_with_a_spoilt_header_keeps_no_store_from_opening() {
     let (spoilt, other) = (rig.disk(1), rig.disk(2));
     let admin = rig.ceph.admin_connection();
     let tools = Tools::new(&rig.ceph, &admin.user, &admin.key);
-    let header = format!("rbd_header.{}", rig.store.scope(spoilt).unwrap().id);
+    let header = format!("rbd_header.{}", rig.store.access(spoilt).unwrap().scope.id);
     tools.rados(rig.pool.as_str(), rig.project.as_str(), &["setomapval", &header, "features", "spoilt"]).unwrap();
     rig.reopen();
     assert_eq!(rig.read(other), [10, 11, 12, 0]);
-    assert!(rig.store.scope(spoilt).is_err());
+    assert!(rig.store.access(spoilt).is_err());
 }
 
 #[test]
@@ -459,7 +521,7 @@ fn clones_a_second() {
     let begun = Instant::now();
     rig.store.snapshot(name, golden(rig.base + 50)).unwrap();
     println!("a snapshot: {:?}", begun.elapsed());
-    let scope = rig.store.scope(name).unwrap();
+    let scope = rig.store.access(name).unwrap().scope;
     let begun = Instant::now();
     let open = CloneDisk::open(&rig.store.place(name).unwrap(), name, &scope.layers(), File(content(10))).unwrap();
     println!("a disk of {:?} objects opened: {:?}", open.own_objects(), begun.elapsed());
