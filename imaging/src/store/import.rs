@@ -4,6 +4,7 @@
 //! Memory is bounded by one chunk, whatever the file says. The source is opened beneath one of the configured folders by
 //! the kernel (`openat2` with `RESOLVE_BENEATH`), so neither `..` nor a symbolic link leads out.
 
+use super::device::BlockDevice;
 use super::golden::{DISK, TREE};
 use super::merkle::{self, BLOCK_BYTES, BLOCK_LEN, Builder, Hash};
 use super::qcow2::{self, HEADER_BYTES, MAX_VIRTUAL_BYTES};
@@ -19,6 +20,7 @@ use std::io;
 use std::ops::ControlFlow;
 use std::os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// Octets read, hashed and written at a time; whole blocks.
 const CHUNK_BYTES: u64 = 16 * BLOCK_BYTES;
@@ -175,38 +177,28 @@ pub(super) fn copy(folder: &Path, content: &dyn Content, progress: Progress<'_>)
     let checkpoint = folder.join(CHECKPOINT);
     let resumed_at = identity.as_deref().and_then(|identity| resume(&checkpoint, identity)).unwrap_or(0);
     let mut copy = Copy::open(folder, content, resumed_at)?;
-    let result = loop {
-        if copy.offset >= copy.total {
-            break copy.finish(progress);
-        }
+    while copy.files.offset < copy.total {
         let durable = copy.durable;
-        if let Err(error) = copy.chunk(content, progress) {
-            break Err(error);
+        let copied = copy.chunk(content, progress);
+        match (&copied, &identity) {
+            (Ok(()), Some(identity)) if copy.files.offset >= durable + CHECKPOINT_BYTES => {
+                copy.checkpoint(&checkpoint, identity)?;
+            }
+            // What cannot be recorded is done again; the first error is the one that counts.
+            (Err(_), Some(identity)) if copy.files.offset > durable => drop(copy.checkpoint(&checkpoint, identity)),
+            _ => {}
         }
-        if let Some(identity) = &identity
-            && copy.offset >= durable + CHECKPOINT_BYTES
-        {
-            copy.checkpoint(&checkpoint, identity)?;
-        }
-    };
-    match (&result, &identity) {
-        (Ok(_), _) => remove(&checkpoint)?,
-        // What cannot be recorded is done again; the first error is the one that counts.
-        (Err(_), Some(identity)) if copy.offset > copy.durable => drop(copy.checkpoint(&checkpoint, identity)),
-        (Err(_), _) => {}
+        copied?;
     }
-    result
+    let copied = copy.finish(progress)?;
+    remove(&checkpoint)?;
+    Ok(copied)
 }
 
 /// A copy under way.
 struct Copy {
-    path: PathBuf,
-    disk: File,
-    tree: Option<Builder>,
-    hash: Context,
+    files: NewGolden,
     buffer: Vec<u8>,
-    data_bytes: u64,
-    offset: u64,
     /// Up to here the disk has its content already.
     durable: u64,
     total: u64,
@@ -214,8 +206,62 @@ struct Copy {
 
 impl Copy {
     fn open(folder: &Path, content: &dyn Content, durable: u64) -> Result<Self, StoreError> {
+        let total = content.virtual_bytes();
+        let files = NewGolden::open(folder, total, durable == 0)?;
+        let buffer = vec![0; usize::try_from(CHUNK_BYTES.min(total)).unwrap_or(usize::MAX)];
+        Ok(Self { files, buffer, durable: durable.min(total), total })
+    }
+
+    fn chunk(&mut self, content: &dyn Content, progress: Progress<'_>) -> Result<(), StoreError> {
+        let offset = self.files.offset;
+        if progress(offset, self.total).is_break() {
+            return Err(StoreError::Cancelled);
+        }
+        let copied = offset < self.durable;
+        let end = if copied { self.durable } else { self.total };
+        let length = usize::try_from(end - offset).unwrap_or(usize::MAX).min(self.buffer.len());
+        let chunk = &mut self.buffer[..length];
+        if copied {
+            self.files.read_back(chunk)?;
+        } else {
+            content.read(offset, chunk)?;
+        }
+        self.files.push(chunk, copied)
+    }
+
+    fn checkpoint(&mut self, path: &Path, identity: &str) -> Result<(), StoreError> {
+        let failed = |source| StoreError::io("recording how far an import has come in", path, source);
+        self.files.disk.sync_data().map_err(failed)?;
+        let staged = path.with_extension("new");
+        std::fs::write(&staged, format!("{}\n{identity}", self.files.offset)).map_err(failed)?;
+        std::fs::rename(&staged, path).map_err(failed)?;
+        self.durable = self.files.offset;
+        Ok(())
+    }
+
+    fn finish(self, progress: Progress<'_>) -> Result<Copied, StoreError> {
+        let copied = self.files.finish()?;
+        // The last word is `done` or `failed`; whoever broke off now would get an image that they think they have not.
+        let _ = progress(self.total, self.total);
+        Ok(copied)
+    }
+}
+
+/// A golden image's files, being written from the first block to the last.
+pub(super) struct NewGolden {
+    path: PathBuf,
+    disk: File,
+    tree: Builder,
+    hash: Context,
+    data_bytes: u64,
+    offset: u64,
+}
+
+impl NewGolden {
+    /// Begins them in `folder`, for a disk of `byte_len` octets: `anew`, or over what an earlier attempt wrote.
+    pub(super) fn open(folder: &Path, byte_len: u64, anew: bool) -> Result<Self, StoreError> {
         let (path, tree_path) = (folder.join(DISK), folder.join(TREE));
-        if durable == 0 {
+        if anew {
             // Anything there would show where the content has a hole.
             remove(&path)?;
         }
@@ -225,72 +271,40 @@ impl Copy {
             opened.map_err(|source| StoreError::io("making", path, source))
         };
         let (disk, tree) = (open(&path, false)?, open(&tree_path, true)?);
-        let total = content.virtual_bytes();
-        disk.set_len(total).map_err(|source| StoreError::io("sizing", &path, source))?;
-        Ok(Self {
-            path,
-            disk,
-            tree: Some(Builder::new(tree, total)),
-            hash: Context::new(&SHA256),
-            buffer: vec![0; usize::try_from(CHUNK_BYTES.min(total)).unwrap_or(usize::MAX)],
-            data_bytes: 0,
-            offset: 0,
-            durable: durable.min(total),
-            total,
-        })
+        disk.set_len(byte_len).map_err(|source| StoreError::io("sizing", &path, source))?;
+        let (tree, hash) = (Builder::new(tree, byte_len), Context::new(&SHA256));
+        Ok(Self { path, disk, tree, hash, data_bytes: 0, offset: 0 })
     }
 
-    fn chunk(&mut self, content: &dyn Content, progress: Progress<'_>) -> Result<(), StoreError> {
-        if progress(self.offset, self.total).is_break() {
-            return Err(StoreError::Cancelled);
-        }
+    /// Reads what comes next, as an earlier attempt wrote it.
+    fn read_back(&self, chunk: &mut [u8]) -> Result<(), StoreError> {
+        let failed = |source| StoreError::io("reading", &self.path, source);
+        self.disk.read_exact_at(chunk, self.offset).map_err(failed)
+    }
+
+    /// Adds what comes next: whole blocks, but for the last. What is `there` already is not written again.
+    pub(super) fn push(&mut self, chunk: &[u8], there: bool) -> Result<(), StoreError> {
         let failed = |source| StoreError::io("writing", &self.path, source);
-        let copied = self.offset < self.durable;
-        let end = if copied { self.durable } else { self.total };
-        let length = usize::try_from(end - self.offset).unwrap_or(usize::MAX).min(self.buffer.len());
-        let chunk = &mut self.buffer[..length];
-        if copied {
-            self.disk.read_exact_at(chunk, self.offset).map_err(failed)?;
-        } else {
-            content.read(self.offset, chunk)?;
-        }
         self.hash.update(chunk);
-        let mut at = self.offset;
         for block in chunk.chunks(BLOCK_LEN) {
-            if let Some(tree) = &mut self.tree {
-                tree.push(&merkle::leaf(block)).map_err(failed)?;
-            }
+            self.tree.push(&merkle::leaf(block)).map_err(failed)?;
             if !merkle::is_zero(block) {
-                if !copied {
-                    self.disk.write_all_at(block, at).map_err(failed)?;
+                if !there {
+                    self.disk.write_all_at(block, self.offset).map_err(failed)?;
                 }
                 self.data_bytes += block.len() as u64;
             }
-            at += block.len() as u64;
+            self.offset += block.len() as u64;
         }
-        self.offset = at;
         Ok(())
     }
 
-    fn checkpoint(&mut self, path: &Path, identity: &str) -> Result<(), StoreError> {
-        let failed = |source| StoreError::io("recording how far an import has come in", path, source);
-        self.disk.sync_data().map_err(failed)?;
-        let staged = path.with_extension("new");
-        std::fs::write(&staged, format!("{}\n{identity}", self.offset)).map_err(failed)?;
-        std::fs::rename(&staged, path).map_err(failed)?;
-        self.durable = self.offset;
-        Ok(())
-    }
-
-    fn finish(&mut self, progress: Progress<'_>) -> Result<Copied, StoreError> {
+    /// Makes them durable.
+    pub(super) fn finish(self) -> Result<Copied, StoreError> {
         let failed = |source| StoreError::io("writing", &self.path, source);
         self.disk.sync_all().map_err(failed)?;
-        let Some(tree) = self.tree.take() else { return Err(StoreError::Cancelled) };
-        let root = tree.finish().map_err(failed)?;
-        let hash = std::mem::replace(&mut self.hash, Context::new(&SHA256));
-        // The last word is `done` or `failed`; whoever broke off now would get an image that they think they have not.
-        let _ = progress(self.total, self.total);
-        Ok(Copied { data_bytes: self.data_bytes, sha256: hex::encode(hash.finish()), root })
+        let root = self.tree.finish().map_err(failed)?;
+        Ok(Copied { data_bytes: self.data_bytes, sha256: hex::encode(self.hash.finish()), root })
     }
 }
 
@@ -300,6 +314,24 @@ fn resume(checkpoint: &Path, identity: &str) -> Option<u64> {
     let (offset, of) = text.split_once('\n')?;
     let offset: u64 = offset.parse().ok()?;
     (of == identity && offset.is_multiple_of(BLOCK_BYTES)).then_some(offset)
+}
+
+/// A chain as the content of a golden image.
+pub(super) struct Merged(pub(super) Arc<dyn BlockDevice>);
+
+impl Content for Merged {
+    fn virtual_bytes(&self) -> u64 {
+        self.0.byte_len()
+    }
+
+    fn read(&self, offset: u64, buffer: &mut [u8]) -> Result<(), StoreError> {
+        Ok(self.0.read_at(offset, buffer)?)
+    }
+
+    /// A chain never changes, and what was copied of it is in its image's own folder.
+    fn identity(&self) -> Option<String> {
+        Some("merged".to_owned())
+    }
 }
 
 /// Removes a file, if it is there.

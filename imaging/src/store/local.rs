@@ -8,6 +8,8 @@
 //! <store>/disks/<disk>.json         disks: see [`super::manifest`]
 //! ```
 
+use super::folder::{list, lock, names, remove_folder, sync};
+use super::import::{self, Merged};
 use super::manifest::{self, Chain, DiskManifest, ImageContent, ImageManifest, LayerId, MAX_LAYERS};
 use super::overlay::{
     DiskFiles, HostBoot, IMAGE_MANIFEST, Lower, Overlay, TopFiles, disk_manifest, image_folder, layer_folder,
@@ -15,13 +17,11 @@ use super::overlay::{
 use super::{
     BlockDevice, Content, Dependent, DiskLocation, ImageStore, Progress, StoreError, StoredImage, StoredKind, Upper,
 };
-use super::{file::sync_folder, import};
 use assay_wire::id::{AdmissionId, DiskId, ImageKey, ProjectId};
 use std::collections::BTreeSet;
-use std::fs::{File, OpenOptions, TryLockError};
+use std::fs::File;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
-use std::str::FromStr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Folders of imports begin with this, which no key does.
@@ -46,19 +46,8 @@ impl LocalStore {
         for folder in ["images", "layers", "disks"].map(|name| root.join(name)) {
             std::fs::create_dir_all(&folder).map_err(|source| StoreError::io("making", &folder, source))?;
         }
-        let path = root.join("lock");
-        let lock = OpenOptions::new()
-            .create(true)
-            .write(true)
-            .truncate(false)
-            .open(&path)
-            .map_err(|source| StoreError::io("opening", &path, source))?;
-        match lock.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => return Err(StoreError::InUse { path: root.to_owned() }),
-            Err(TryLockError::Error(source)) => return Err(StoreError::io("locking", &path, source)),
-        }
-        let store = Self { root: root.to_owned(), boot: HostBoot::current()?, changing: Mutex::default(), _lock: lock };
+        let _lock = lock(root)?;
+        let store = Self { root: root.to_owned(), boot: HostBoot::current()?, changing: Mutex::default(), _lock };
         store.sweep()?;
         Ok(store)
     }
@@ -436,51 +425,10 @@ impl LocalStore {
     }
 }
 
-/// A chain as the content of a golden image.
-struct Merged(Arc<dyn BlockDevice>);
-
-impl Content for Merged {
-    fn virtual_bytes(&self) -> u64 {
-        self.0.byte_len()
-    }
-
-    fn read(&self, offset: u64, buffer: &mut [u8]) -> Result<(), StoreError> {
-        Ok(self.0.read_at(offset, buffer)?)
-    }
-
-    /// A chain never changes, and what was copied of it is in its image's own folder.
-    fn identity(&self) -> Option<String> {
-        Some("merged".to_owned())
-    }
-}
-
 fn stored(manifest: ImageManifest) -> StoredImage {
     let kind = match manifest.content {
         ImageContent::Golden { sha256, root } => StoredKind::Golden { sha256, root },
         ImageContent::Snapshot { parent, .. } => StoredKind::Snapshot { parent },
     };
     StoredImage { key: manifest.key, virtual_bytes: manifest.virtual_bytes, data_bytes: manifest.data_bytes, kind }
-}
-
-fn names(folder: &Path) -> Result<Vec<String>, StoreError> {
-    let failed = |source| StoreError::io("listing", folder, source);
-    let entries = std::fs::read_dir(folder).map_err(failed)?;
-    let names = entries.map(|entry| entry.map(|entry| entry.file_name().to_string_lossy().into_owned()));
-    names.collect::<Result<_, _>>().map_err(failed)
-}
-
-/// What a folder has whose names are ids and `ending`.
-fn list<T: FromStr>(folder: &Path, ending: &str) -> Result<Vec<T>, StoreError> {
-    Ok(names(folder)?.iter().filter_map(|name| name.strip_suffix(ending)?.parse().ok()).collect())
-}
-
-fn sync(folder: &Path) -> Result<(), StoreError> {
-    sync_folder(folder).map_err(|source| StoreError::io("syncing", folder, source))
-}
-
-fn remove_folder(path: &Path) -> Result<(), StoreError> {
-    match std::fs::remove_dir_all(path) {
-        Err(source) if source.kind() != ErrorKind::NotFound => Err(StoreError::io("removing", path, source)),
-        Ok(()) | Err(_) => Ok(()),
-    }
 }

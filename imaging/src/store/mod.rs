@@ -9,6 +9,7 @@ mod allocation;
 pub mod device;
 pub mod export;
 pub(crate) mod file;
+mod folder;
 pub mod golden;
 pub mod import;
 pub mod local;
