@@ -134,9 +134,8 @@ impl RbdStore {
     /// # Errors
     /// Ceph does not answer.
     pub fn images(&self) -> Result<Vec<StoredImage>, RbdError> {
-        let names: Vec<ImageName> = self.places().keys().copied().filter(|n| n.kind() == ImageKind::Golden).collect();
         let mut images = Vec::new();
-        for name in names {
+        for name in self.names().into_iter().filter(|name| name.kind() == ImageKind::Golden) {
             match self.image(name) {
                 Ok(image) => images.push(image),
                 Err(error) if error.is_no_answer() => return Err(error),
@@ -147,7 +146,13 @@ impl RbdStore {
         Ok(images)
     }
 
-    /// One of them.
+    /// The names of all images and disks that are there.
+    #[must_use]
+    pub fn names(&self) -> Vec<ImageName> {
+        self.places().keys().copied().collect()
+    }
+
+    /// One of the images.
     ///
     /// # Errors
     /// It is not there, or Ceph refuses.

@@ -304,6 +304,8 @@ mon data = {d}/mon
 mon data avail crit = 0
 mon data avail warn = 0
 auth allow insecure global id reclaim = false
+# Tests make many small pools.
+mon max pg per osd = 4096
 # Decides at once; by default a monitor gathers changes for a second.
 paxos propose interval = 0.05
 paxos min wait = 0.01
