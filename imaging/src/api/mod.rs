@@ -126,6 +126,8 @@ fn store_failed(error: &StoreError) -> ApiError {
         StoreError::Qcow2 { .. } | StoreError::Malformed { .. } => {
             ApiError::bad_request("image-malformed", chain(error))
         }
+        StoreError::OtherContent { .. } => ApiError::conflict("image-corrupt", error),
+        StoreError::Rbd(_) => ApiError::unavailable("store", chain(error)),
         StoreError::NoCeph { .. } => ApiError::unavailable("store", error),
         StoreError::InUse { .. } => ApiError::conflict("in-use", error),
         StoreError::Io { .. } => ApiError::unavailable("store", chain(error)),

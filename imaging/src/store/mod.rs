@@ -1,11 +1,12 @@
 //! Stores of images and disks. What one must do is [`ImageStore`]; [`local::LocalStore`] does it with files beneath one
-//! folder. `tests/store_contract` has the rules, and runs them on every store.
+//! folder, [`RbdImageStore`] in a pool of a Ceph cluster. `tests/store_contract` has the rules, and runs them on every store.
 //!
 //! A store knows images by [`ImageKey`] and disks by [`DiskId`], each of one length and never used twice. What they are
 //! called, whose they are and who may see them is on record in imaging's database. Everything here blocks; callers in
 //! async code use `spawn_blocking`.
 
 mod allocation;
+mod cache;
 pub mod device;
 pub mod export;
 pub(crate) mod file;
@@ -18,11 +19,14 @@ pub mod manifest;
 pub mod merkle;
 pub mod overlay;
 pub mod qcow2;
+mod rbd;
 
 pub use local::LocalStore;
 pub use location::{DiskLocation, RbdClone, Upper};
+pub use rbd::RbdImageStore;
 
 use crate::tree::TreeError;
+use assay_rbd::RbdError;
 use assay_wire::id::{AdmissionId, DiskId, ImageKey, ProjectId};
 use device::{BlockDevice, DeviceError};
 use merkle::Hash;
@@ -241,7 +245,7 @@ pub enum StoreError {
     /// Another process has it open.
     #[error("{} is in use by another process", path.display())]
     InUse {
-        /// A clone or the store.
+        /// A clone or the store: its folder, or pool, namespace and name on Ceph.
         path: PathBuf,
     },
     /// No such image.
@@ -262,6 +266,19 @@ pub enum StoreError {
         /// Which.
         disk: DiskId,
     },
+    /// An image's content is not the one on record.
+    #[error("the content of image {image} has a hash tree with root {found}, on record is {recorded}")]
+    OtherContent {
+        /// Which.
+        image: ImageKey,
+        /// The root of what it holds.
+        found: String,
+        /// What was recorded.
+        recorded: String,
+    },
+    /// Ceph.
+    #[error("using Ceph RBD")]
+    Rbd(#[from] RbdError),
     /// It is still read.
     #[error("image {image} is still read by {}", list(dependents))]
     HasDependents {
