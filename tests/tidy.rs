@@ -83,6 +83,7 @@ fn time_and_processes_are_used_at_the_edges_only() {
                 "ramdisk-agent/src/",
                 "/gateway/process.rs",
                 "/worker/attack.rs",
+                "imaging/src/rbd_disks.rs",
                 "/testing",
                 "/fixtures.rs",
                 "tests/",

@@ -10,6 +10,8 @@
 //! uploads   files on their way to become images
 //! api       HTTP, for operators, projects and the verifier
 //! gateway   a process of its own: iSCSI portal, relay to the verifier, orders from imaging
+//! worker    a process for each export: parses what its node sends
+//! rbd_disk  a process beside each worker whose disk is on Ceph; rbd_disks starts them
 //! ```
 //!
 //! Imaging never asks who a node is, only whether an attestation result that it verified itself says so.
@@ -22,6 +24,8 @@ mod db;
 mod export;
 pub mod gateway;
 mod gateways;
+pub mod rbd_disk;
+pub mod rbd_disks;
 mod renewal;
 mod secret;
 mod service;

@@ -35,6 +35,9 @@ struct GatewayFile {
     control_socket: PathBuf,
     /// Imaging's store, as this process sees it.
     store: PathBuf,
+    /// Unix socket of imaging's (`[ceph] rbd_disks_socket` there) or of systemd's (`ListenSequentialPacket`, `Accept=yes`), which
+    /// starts `assay-rbd-disk` for each connection. It is needed where disks are on Ceph; this process itself reaches no Ceph.
+    rbd_disks_socket: Option<PathBuf>,
     /// Address and port of the iSCSI portal.
     portal: SocketAddr,
     /// Address and port of the relay to the verifier.
@@ -87,6 +90,7 @@ pub(crate) async fn run_gateway(arguments: GatewayArguments) -> Result<(), BoxEr
     let config = GatewayConfig {
         control_socket: file.control_socket,
         store: file.store,
+        rbd_disks_socket: file.rbd_disks_socket,
         portal: file.portal,
         relay: Some(RelayConfig { listen: file.relay, verifier_socket: file.verifier_socket }),
         worker: file.worker,

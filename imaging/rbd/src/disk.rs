@@ -30,12 +30,101 @@ pub trait GoldenFile: fmt::Debug + Send + Sync {
     fn try_read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<bool>;
 }
 
+/// What a clone wrote: librbd has it, or a process that has librbd. Calls block; any number of threads may make them at once.
+pub trait CloneObjects: fmt::Debug + Send + Sync {
+    /// `pool/namespace/name`, for messages.
+    fn path(&self) -> &str;
+
+    /// Size in octets.
+    fn byte_len(&self) -> u64;
+
+    /// Fills `buffer` from `offset`.
+    ///
+    /// # Errors
+    /// The range is outside the disk, or Ceph refuses.
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<(), RbdError>;
+
+    /// Writes pieces from `offset` on, one behind the other. When this returns they are on the OSDs' disks.
+    ///
+    /// # Errors
+    /// As [`CloneObjects::read_at`].
+    fn write_pieces_at(&self, offset: u64, pieces: &[&[u8]]) -> Result<(), RbdError>;
+
+    /// Makes a range read as zeros, and gives back the space of what objects it covers wholly.
+    ///
+    /// # Errors
+    /// As [`CloneObjects::read_at`].
+    fn write_zeroes(&self, offset: u64, length: u64) -> Result<(), RbdError>;
+
+    /// Waits until all completed writes are durable.
+    ///
+    /// # Errors
+    /// Ceph refuses.
+    fn flush(&self) -> Result<(), RbdError>;
+}
+
+impl CloneObjects for Image {
+    fn path(&self) -> &str {
+        self.path()
+    }
+
+    fn byte_len(&self) -> u64 {
+        self.byte_len()
+    }
+
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<(), RbdError> {
+        self.read_at(offset, buffer)
+    }
+
+    fn write_pieces_at(&self, offset: u64, pieces: &[&[u8]]) -> Result<(), RbdError> {
+        let mut at = offset;
+        for piece in pieces {
+            self.write_at(at, piece)?;
+            at += piece.len() as u64;
+        }
+        Ok(())
+    }
+
+    fn write_zeroes(&self, offset: u64, length: u64) -> Result<(), RbdError> {
+        self.write_zeroes(offset, length)
+    }
+
+    fn flush(&self) -> Result<(), RbdError> {
+        self.flush()
+    }
+}
+
+/// Finds which objects of a clone in `pool` are not its golden image's any more: its own, and those of images in between.
+/// What it has not is read from `layers`, its parent first; the last of them is the golden image.
+///
+/// # Errors
+/// It is a clone of another image; or Ceph refuses.
+pub fn find_own_objects(pool: &Pool, image: &Image, layers: &[ParentImage]) -> Result<OwnObjects, RbdError> {
+    let own = OwnObjects::new(image.byte_len(), image.object_bytes());
+    if image.parent()?.is_none() {
+        // It was flattened: all of it is its own, and what it has not is zero.
+        own.take(&(0..image.byte_len()));
+        return Ok(own);
+    }
+    let [between @ .., lowest] = layers else {
+        let detail = "is a clone, of nothing that is known".to_owned();
+        return Err(RbdError::Malformed { object: image.path().to_owned(), detail });
+    };
+    image.check_parent(between.first().unwrap_or(lowest))?;
+    find_own(pool, &image.data_prefix()?, &own)?;
+    // What an image in between has is on Ceph too.
+    for layer in between {
+        find_own(&pool.in_namespace(&layer.namespace)?, &format!("rbd_data.{}", layer.id), &own)?;
+    }
+    Ok(own)
+}
+
 /// A clone over its golden file. Calls block; any number of threads may make them at once. Only one process at a time may
 /// have a clone open so: what another one takes over would not be seen.
 #[derive(Debug)]
-pub struct CloneDisk<G> {
-    image: Image,
-    golden: Option<G>,
+pub struct CloneDisk<G, C = Image> {
+    clone: C,
+    golden: G,
     own: OwnObjects,
 }
 
@@ -57,39 +146,36 @@ impl<G: GoldenFile> CloneDisk<G> {
     /// # Errors
     /// As [`CloneDisk::open`].
     pub fn over(pool: &Pool, image: Image, layers: &[ParentImage], golden: G) -> Result<Self, RbdError> {
-        let own = OwnObjects::new(image.byte_len(), image.object_bytes());
-        if image.parent()?.is_none() {
-            // It was flattened: all of it is its own, and what it has not is zero.
-            return Ok(Self { image, golden: None, own });
+        let own = find_own_objects(pool, &image, layers)?;
+        Self::new(image, golden, own)
+    }
+}
+
+impl<G: GoldenFile, C: CloneObjects> CloneDisk<G, C> {
+    /// A clone whose `own` objects are as [`find_own_objects`] found them.
+    ///
+    /// # Errors
+    /// The three are not of one size.
+    pub fn new(clone: C, golden: G, own: OwnObjects) -> Result<Self, RbdError> {
+        for (what, byte_len) in [("its golden file", golden.byte_len()), ("the map of its objects", own.byte_len())] {
+            if byte_len != clone.byte_len() {
+                let detail = format!("has {} octets, {what} {byte_len}", clone.byte_len());
+                return Err(RbdError::Malformed { object: clone.path().to_owned(), detail });
+            }
         }
-        let [between @ .., lowest] = layers else {
-            let detail = "is a clone, of nothing that is known".to_owned();
-            return Err(RbdError::Malformed { object: image.path().to_owned(), detail });
-        };
-        image.check_parent(between.first().unwrap_or(lowest))?;
-        if golden.byte_len() != image.byte_len() {
-            let detail = format!("has {} octets, its golden file {}", image.byte_len(), golden.byte_len());
-            return Err(RbdError::Malformed { object: image.path().to_owned(), detail });
-        }
-        find_own(pool, &image.data_prefix()?, &own)?;
-        // What an image in between has is on Ceph too.
-        for layer in between {
-            find_own(&pool.in_namespace(&layer.namespace)?, &format!("rbd_data.{}", layer.id), &own)?;
-        }
-        Ok(Self { image, golden: Some(golden), own })
+        Ok(Self { clone, golden, own })
     }
 
     /// Size in octets.
     #[must_use]
     pub fn byte_len(&self) -> u64 {
-        self.image.byte_len()
+        self.clone.byte_len()
     }
 
     /// How many of the disk's objects are its own, and how many it has in all.
     #[must_use]
     pub fn own_objects(&self) -> (u64, u64) {
-        let all = self.own.count();
-        (if self.golden.is_some() { self.own.own_count() } else { all }, all)
+        (self.own.own_count(), self.own.count())
     }
 
     /// Fills `buffer` from `offset`.
@@ -97,16 +183,15 @@ impl<G: GoldenFile> CloneDisk<G> {
     /// # Errors
     /// The range is outside the disk, the golden file cannot be read, or Ceph refuses.
     pub fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<(), RbdError> {
-        let Some(golden) = &self.golden else { return self.image.read_at(offset, buffer) };
-        self.image.check_range(offset, buffer.len() as u64)?;
+        self.check_range(offset, buffer.len() as u64)?;
         let mut rest = buffer;
         for run in self.own.runs(offset..offset + rest.len() as u64) {
             let (part, behind) = rest.split_at_mut(length(&run.range));
             rest = behind;
             if run.own {
-                self.image.read_at(run.range.start, part)?;
+                self.clone.read_at(run.range.start, part)?;
             } else {
-                golden.read_at(run.range.start, part).map_err(self.golden_failed())?;
+                self.golden.read_at(run.range.start, part).map_err(self.golden_failed())?;
             }
         }
         Ok(())
@@ -118,12 +203,11 @@ impl<G: GoldenFile> CloneDisk<G> {
     /// # Errors
     /// As [`CloneDisk::read_at`].
     pub fn try_read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<bool, RbdError> {
-        self.image.check_range(offset, buffer.len() as u64)?;
-        let Some(golden) = &self.golden else { return Ok(buffer.is_empty()) };
+        self.check_range(offset, buffer.len() as u64)?;
         if self.own.runs(offset..offset + buffer.len() as u64).any(|run| run.own) {
             return Ok(false);
         }
-        golden.try_read_at(offset, buffer).map_err(self.golden_failed())
+        self.golden.try_read_at(offset, buffer).map_err(self.golden_failed())
     }
 
     /// Writes `data` at `offset`. When this returns it is on the OSDs' disks.
@@ -131,8 +215,16 @@ impl<G: GoldenFile> CloneDisk<G> {
     /// # Errors
     /// The range is outside the disk, or Ceph refuses.
     pub fn write_at(&self, offset: u64, data: &[u8]) -> Result<(), RbdError> {
-        self.take(offset, data.len() as u64)?;
-        self.image.write_at(offset, data)
+        self.write_pieces_at(offset, &[data])
+    }
+
+    /// [`CloneDisk::write_at`] of several pieces, one behind the other.
+    ///
+    /// # Errors
+    /// As [`CloneDisk::write_at`].
+    pub fn write_pieces_at(&self, offset: u64, pieces: &[&[u8]]) -> Result<(), RbdError> {
+        self.take(offset, pieces.iter().map(|piece| piece.len() as u64).sum())?;
+        self.clone.write_pieces_at(offset, pieces)
     }
 
     /// Makes a range read as zeros, and gives back the space of what objects it covers wholly.
@@ -142,7 +234,7 @@ impl<G: GoldenFile> CloneDisk<G> {
     pub fn unmap(&self, offset: u64, length: u64) -> Result<(), RbdError> {
         self.take(offset, length)?;
         // Not `discard`: that leaves parts of objects as they were.
-        self.image.write_zeroes(offset, length)
+        self.clone.write_zeroes(offset, length)
     }
 
     /// Waits until all completed writes are durable.
@@ -150,18 +242,30 @@ impl<G: GoldenFile> CloneDisk<G> {
     /// # Errors
     /// Ceph refuses.
     pub fn flush(&self) -> Result<(), RbdError> {
-        self.image.flush()
+        self.clone.flush()
     }
 
     fn take(&self, offset: u64, length: u64) -> Result<(), RbdError> {
-        self.image.check_range(offset, length)?;
+        self.check_range(offset, length)?;
         self.own.take(&(offset..offset + length));
         Ok(())
     }
 
+    fn check_range(&self, offset: u64, length: u64) -> Result<(), RbdError> {
+        check_range(self.clone.path(), offset, length, self.clone.byte_len())
+    }
+
     fn golden_failed(&self) -> impl FnOnce(io::Error) -> RbdError {
-        let object = self.image.path().to_owned();
+        let object = self.clone.path().to_owned();
         move |source| RbdError::File { doing: "reading the golden file of", object, source }
+    }
+}
+
+/// Refuses what is not within a disk.
+pub(crate) fn check_range(object: &str, offset: u64, length: u64, byte_len: u64) -> Result<(), RbdError> {
+    match offset.checked_add(length) {
+        Some(end) if end <= byte_len => Ok(()),
+        _ => Err(RbdError::OutOfRange { object: object.to_owned(), offset, length, byte_len }),
     }
 }
 

@@ -50,6 +50,11 @@ unsafe fn text(pointer: *const c_char) -> String {
     unsafe { CStr::from_ptr(pointer) }.to_string_lossy().into_owned()
 }
 
+/// Loads both libraries.
+pub(crate) fn load() -> Result<(), RbdError> {
+    api().map(drop)
+}
+
 /// A connection to a cluster, or the preparation of one.
 pub(crate) struct ClusterHandle {
     api: &'static Api,

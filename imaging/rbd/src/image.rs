@@ -269,14 +269,8 @@ impl Image {
         Ok(())
     }
 
-    pub(crate) fn check_range(&self, offset: u64, length: u64) -> Result<(), RbdError> {
-        match offset.checked_add(length) {
-            Some(end) if end <= self.byte_len => Ok(()),
-            _ => {
-                let (object, byte_len) = (self.object.clone(), self.byte_len);
-                Err(RbdError::OutOfRange { object, offset, length, byte_len })
-            }
-        }
+    fn check_range(&self, offset: u64, length: u64) -> Result<(), RbdError> {
+        crate::disk::check_range(&self.object, offset, length, self.byte_len)
     }
 
     fn check_writable(&self) -> Result<(), RbdError> {

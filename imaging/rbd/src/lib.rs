@@ -16,6 +16,15 @@ pub mod store;
 pub mod testing;
 
 pub use cluster::{Cluster, Connection, DEFAULT_OBJECT_ORDER, ImageLink, Patience, Pool};
-pub use disk::{CloneDisk, GoldenFile};
+pub use disk::{CloneDisk, CloneObjects, GoldenFile, find_own_objects};
 pub use error::RbdError;
 pub use image::{Image, ParentImage};
+pub use ownership::OwnObjects;
+
+/// Loads Ceph's libraries now, rather than when they are first needed: for whoever will not be allowed to then.
+///
+/// # Errors
+/// They are not installed, or too old.
+pub fn load() -> Result<(), RbdError> {
+    ffi::load()
+}

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 /// A bit for each object.
 #[derive(Debug)]
-pub(crate) struct OwnObjects {
+pub struct OwnObjects {
     words: Vec<AtomicU64>,
     object_bytes: u64,
     byte_len: u64,
@@ -26,19 +26,28 @@ pub(crate) struct Run {
 }
 
 impl OwnObjects {
-    /// A disk of `byte_len` octets in objects of `object_bytes`, none of which is its own.
-    pub(crate) fn new(byte_len: u64, object_bytes: u64) -> Self {
+    /// A disk of `byte_len` octets in objects of `object_bytes` (not 0), none of which is its own.
+    #[must_use]
+    pub fn new(byte_len: u64, object_bytes: u64) -> Self {
         let objects = byte_len.div_ceil(object_bytes);
         Self { words: (0..objects.div_ceil(64)).map(|_| AtomicU64::new(0)).collect(), object_bytes, byte_len }
     }
 
+    /// How many octets the disk has.
+    #[must_use]
+    pub fn byte_len(&self) -> u64 {
+        self.byte_len
+    }
+
     /// How many objects there are.
-    pub(crate) fn count(&self) -> u64 {
+    #[must_use]
+    pub fn count(&self) -> u64 {
         self.byte_len.div_ceil(self.object_bytes)
     }
 
     /// How many are the clone's own.
-    pub(crate) fn own_count(&self) -> u64 {
+    #[must_use]
+    pub fn own_count(&self) -> u64 {
         self.words.iter().map(|word| u64::from(word.load(Ordering::Acquire).count_ones())).sum()
     }
 
@@ -57,6 +66,32 @@ impl OwnObjects {
         // Most writes are to what is the clone's already: no need to fight over the line then.
         if self.words[word].load(Ordering::Acquire) & bit == 0 {
             self.words[word].fetch_or(bit, Ordering::AcqRel);
+        }
+    }
+
+    /// Octets of the map as it goes from one process to another: a bit for each object, the lowest first.
+    #[must_use]
+    pub fn map_len(&self) -> u64 {
+        self.count().div_ceil(8)
+    }
+
+    /// Part of that map, from its octet `at`: what is behind its end is zero.
+    #[must_use]
+    pub fn map(&self, at: u64, length: usize) -> Vec<u8> {
+        let octet = |at: u64| {
+            let word = usize::try_from(at / 8).ok().and_then(|word| self.words.get(word));
+            word.map_or(0, |word| word.load(Ordering::Acquire).to_le_bytes()[usize::try_from(at % 8).unwrap_or(0)])
+        };
+        (0..length).map(|index| octet(at.saturating_add(index as u64))).collect()
+    }
+
+    /// Takes over the objects that such a part says. What it says of objects that are not there is nothing.
+    pub fn take_map(&self, at: u64, map: &[u8]) {
+        let octets = map.iter().enumerate().filter(|(_, octet)| **octet != 0);
+        for (index, octet) in octets {
+            let first = at.saturating_add(index as u64).saturating_mul(8);
+            let said = (0..8).filter(|bit| octet & (1 << bit) != 0).map(|bit| first.saturating_add(bit));
+            said.filter(|object| *object < self.count()).for_each(|object| self.take_object(object));
         }
     }
 
@@ -105,6 +140,14 @@ mod tests {
 
     proptest! {
         #[test]
+        fn no_map_says_more_than_there_is(byte_len in 0_u64..5000, at: u64, map in prop::collection::vec(any::<u8>(), 0..99)) {
+            let objects = OwnObjects::new(byte_len, 10);
+            objects.take_map(at % 100, &map);
+            objects.take_map(at, &map);
+            prop_assert!(objects.own_count() <= objects.count());
+        }
+
+        #[test]
         fn taken_objects_and_no_others_are_own(
             byte_len in 1_u64..5000,
             object_bytes in 1_u64..200,
@@ -121,6 +164,13 @@ mod tests {
                 }
             }
             prop_assert_eq!(map.own_count(), model.iter().filter(|own| **own).count() as u64);
+            let arrived = OwnObjects::new(byte_len, object_bytes);
+            let whole = usize::try_from(map.map_len()).unwrap();
+            for at in (0..whole).step_by(3) {
+                arrived.take_map(at as u64, &map.map(at as u64, 3));
+            }
+            prop_assert_eq!(arrived.map(0, whole + 1), map.map(0, whole + 1));
+            prop_assert_eq!(arrived.own_count(), map.own_count());
             let read = read.0.min(byte_len)..read.1.min(byte_len);
             let mut at = read.start;
             for run in map.runs(read.clone()) {

@@ -59,7 +59,7 @@ async fn put_up(
         OrderError::Differs { .. } | OrderError::Taken { .. } => ApiError::conflict("order-conflicts", error),
         OrderError::Expired { .. } => ApiError::conflict("expired", error),
         OrderError::Worker { .. } => ApiError::unavailable("worker", assay_service::error::chain(&error)),
-        OrderError::Store { .. } => ApiError::unavailable("disk", assay_service::error::chain(&error)),
+        OrderError::Open { .. } => ApiError::unavailable("disk", assay_service::error::chain(&error)),
     })?;
     Ok(StatusCode::NO_CONTENT)
 }

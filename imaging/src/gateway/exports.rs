@@ -1,11 +1,13 @@
 //! The gateway's exports: each an order, and the worker that serves it. Served until ordered down, or expired by the
 //! gateway's own clock, whether or not imaging still runs.
 
+use super::companion::{self, OpenError, Opened};
 use super::order::{ExportOrder, ExportStatus, GatewayStatus, Reservation};
 use super::process::{Launcher, StartError};
-use super::supervised::{Recipe, Supervised, WorkerError};
+use super::supervised::{Launch, Recipe, Supervised, WorkerError};
+use crate::store::golden::GoldenFiles;
 use crate::store::overlay::DiskFiles;
-use crate::store::{StoreError, Upper};
+use crate::store::{DiskLocation, StoreError, Upper};
 use crate::worker::disk::DiskOrder;
 use crate::worker::message::{Limits, WorkerOrder};
 use assay_service::clock::Clock;
@@ -29,6 +31,7 @@ const LOCKS: usize = 64;
 /// Exports by admission.
 pub(super) struct Exports {
     store: PathBuf,
+    rbd_disks_socket: Option<PathBuf>,
     portal: SocketAddr,
     launcher: Arc<Launcher>,
     /// The first user that a worker may become.
@@ -102,11 +105,11 @@ pub(super) enum OrderError {
     },
     /// The clone cannot be opened.
     #[error("opening disk {disk}")]
-    Store {
+    Open {
         /// Which.
         disk: DiskId,
         /// Why.
-        source: StoreError,
+        source: OpenError,
     },
 }
 
@@ -114,6 +117,7 @@ impl Exports {
     pub(super) fn new(config: &super::GatewayConfig, portal: SocketAddr, launcher: Launcher) -> Self {
         Self {
             store: config.store.clone(),
+            rbd_disks_socket: config.rbd_disks_socket.clone(),
             portal,
             launcher: Arc::new(launcher),
             worker_users: config.worker_users,
@@ -145,7 +149,7 @@ impl Exports {
         let (worker, task) = Supervised::start(admission.to_string(), Arc::clone(&self.launcher), recipe)
             .await
             .map_err(|error| match error {
-                WorkerError::Store(source) => OrderError::Store { disk: order.disk, source },
+                WorkerError::Open(source) => OrderError::Open { disk: order.disk, source },
                 WorkerError::Start(source) => OrderError::Worker { disk: order.disk, source },
             })?;
         if user.is_some() && worker.confinement().is_some_and(|confinement| !confinement.own_user) {
@@ -285,9 +289,9 @@ impl Exports {
     /// How each of an export's workers gets its order and files.
     fn recipe(&self, order: &ExportOrder, user: Option<u32>, expires_at_ms: Arc<AtomicI64>) -> Box<Recipe> {
         let (order, portal, limits, clock) = (order.clone(), self.portal, self.limits, Arc::clone(&self.clock));
-        let store = self.store.clone();
+        let (store, rbd_disks) = (self.store.clone(), self.rbd_disks_socket.clone());
         Box::new(move || {
-            let (disk_order, files) = open(&store, &order)?;
+            let Disk { order: disk_order, files, companion } = open(&store, rbd_disks.as_deref(), &order)?;
             let mut naa = [0; 8];
             naa.copy_from_slice(&order.disk.as_bytes()[8..]);
             let order = WorkerOrder {
@@ -306,7 +310,7 @@ impl Exports {
                 #[cfg(feature = "failpoints")]
                 without_seccomp: false,
             };
-            Ok((order, files))
+            Ok(Launch { order, files, companion })
         })
     }
 
@@ -315,15 +319,37 @@ impl Exports {
     }
 }
 
+/// An open disk: what is said of it, its files, and the connection to who has the rest of it.
+struct Disk {
+    order: DiskOrder,
+    files: Vec<OwnedFd>,
+    companion: Option<OwnedFd>,
+}
+
 /// Opens what an order says.
-fn open(store: &Path, order: &ExportOrder) -> Result<(DiskOrder, Vec<OwnedFd>), StoreError> {
-    match &order.location.upper {
+fn open(store: &Path, rbd_disks: Option<&Path>, order: &ExportOrder) -> Result<Disk, OpenError> {
+    let ExportOrder { disk, location: DiskLocation { golden, root, upper }, .. } = order;
+    match upper {
         Upper::Files => {
-            let files = DiskFiles::open(store, order.disk)?;
-            files.check_root(&order.location.root)?;
-            Ok(DiskOrder::of(files))
+            let files = DiskFiles::open(store, *disk)?;
+            files.check_root(root)?;
+            let (order, files) = DiskOrder::of(files);
+            Ok(Disk { order, files, companion: None })
         }
-        Upper::Rbd(_) => Err(StoreError::NoCeph { disk: order.disk }),
+        Upper::Rbd(clone) => {
+            let socket = rbd_disks.ok_or(StoreError::NoCeph { disk: *disk })?;
+            let golden = GoldenFiles::open_cached(store, *golden, clone.byte_len, *root)?;
+            let Opened { control, object_bytes, channels } = companion::open(socket, clone)?;
+            let order = DiskOrder::Rbd {
+                golden: golden.name,
+                byte_len: golden.byte_len,
+                root: golden.root,
+                clone: companion::path(clone),
+                object_bytes,
+            };
+            let files = [golden.disk, golden.tree].into_iter().map(OwnedFd::from).chain(channels).collect();
+            Ok(Disk { order, files, companion: Some(control) })
+        }
     }
 }
 

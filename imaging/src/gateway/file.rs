@@ -1,7 +1,7 @@
 //! A raw file as a target, without imaging: for one-off use and for trying the target out.
 
 use super::process::Launcher;
-use super::supervised::Supervised;
+use super::supervised::{Launch, Supervised};
 use super::{GatewayError, Limits, listen, portal, refused};
 use crate::store::StoreError;
 use crate::worker::BLOCK_BYTES;
@@ -102,7 +102,8 @@ impl ExportedFile {
         let recipe = Box::new(move || {
             let failed = |source| StoreError::io("opening", &export.path, source);
             let (file, byte_len) = open(&export).map_err(|error| failed(std::io::Error::other(error)))?;
-            Ok((order(&export, address, byte_len), vec![OwnedFd::from(file)]))
+            let (order, files) = (order(&export, address, byte_len), vec![OwnedFd::from(file)]);
+            Ok(Launch { order, files, companion: None })
         });
         let (worker, task) = Supervised::start(label, launcher, recipe)
             .await

@@ -5,6 +5,7 @@
 //! ([`Gateway::reservations`], for a DHCP server), and takes orders from imaging on a Unix socket ([`order`]). It knows
 //! no project, no lease and no result: an order says everything, and expires.
 
+mod companion;
 mod control;
 mod exports;
 pub mod file;
@@ -39,6 +40,9 @@ pub struct GatewayConfig {
     pub control_socket: PathBuf,
     /// The image store's folder, as this process sees it.
     pub store: PathBuf,
+    /// Where processes are started that have a clone on Ceph open: the socket of [`crate::rbd_disks`]. Without one, no disk
+    /// that is on Ceph is served.
+    pub rbd_disks_socket: Option<PathBuf>,
     /// Where initiators connect. With port 0, see [`Gateway::portal`].
     pub portal: SocketAddr,
     /// The relay to the verifier, if there is one.

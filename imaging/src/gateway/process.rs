@@ -1,9 +1,10 @@
 //! One worker process: how it is started, what is said to it, and how it is ended.
 
 use super::GatewayError;
-use crate::worker::message::{
-    Confinement, FromWorker, MESSAGE_BYTES, ToWorker, WorkerOrder, WorkerStatus, receive, send,
-};
+use super::companion::Companion;
+use super::supervised::Launch;
+use crate::rbd_disk::message::FromRbdDisk;
+use crate::worker::message::{Confinement, FromWorker, MESSAGE_BYTES, ToWorker, WorkerStatus, receive, send};
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, socketpair};
 use std::io;
 use std::net::SocketAddr;
@@ -88,7 +89,8 @@ impl Launcher {
     }
 
     /// Starts a worker, and waits until it is ready: confined, with its disk open.
-    pub(super) async fn launch(&self, order: WorkerOrder, files: Vec<OwnedFd>) -> Result<Running, StartError> {
+    pub(super) async fn launch(&self, launch: Launch) -> Result<Running, StartError> {
+        let Launch { order, files, companion } = launch;
         let failed = |source| StartError::Start { program: self.program.clone(), source };
         let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
             .map_err(|errno| failed(errno.into()))?;
@@ -102,6 +104,7 @@ impl Launcher {
         // Packets, as datagrams are; but in order, and with an end.
         let socket = UnixDatagram::from_std(ours.into()).map_err(failed)?;
         let link = Link { socket, asked: Mutex::default() };
+        let companion = companion.map(Companion::new).transpose().map_err(failed)?;
         let ready = async {
             let fds: Vec<BorrowedFd<'_>> = files.iter().map(OwnedFd::as_fd).collect();
             link.tell(&ToWorker::Serve(Box::new(order)), &fds).await.map_err(|_| StartError::Ended)?;
@@ -115,7 +118,7 @@ impl Launcher {
             }
         };
         let ready = timeout(START_TIMEOUT, ready).await.unwrap_or(Err(StartError::TimedOut));
-        let mut running = Running { child, link: Arc::new(link), confinement: Confinement::default() };
+        let mut running = Running { child, link: Arc::new(link), companion, confinement: Confinement::default() };
         match ready {
             Ok(confinement) => {
                 running.confinement = confinement;
@@ -133,13 +136,20 @@ impl Launcher {
 pub(super) struct Running {
     child: Child,
     pub(super) link: Arc<Link>,
+    /// Who has its clone, if that is on Ceph.
+    companion: Option<Companion>,
     pub(super) confinement: Confinement,
 }
 
 impl Running {
     /// Listens to it until it ends by itself. What is for the log goes to `log`.
     pub(super) async fn run(&mut self, mut log: impl FnMut(&FromWorker)) -> io::Result<ExitStatus> {
-        while let Ok(Some(message)) = self.link.hear().await {
+        loop {
+            let heard = tokio::select! {
+                heard = self.link.hear() => heard.ok().flatten(),
+                said = companion_says(self.companion.as_ref()) => said,
+            };
+            let Some(message) = heard else { break };
             match message {
                 FromWorker::Log { .. } | FromWorker::LoggedIn { .. } => log(&message),
                 FromWorker::Status(status) => self.link.answer(status),
@@ -155,13 +165,24 @@ impl Running {
     }
 
     /// Ends it: when this returns, nothing of it is left, nor of its connections.
-    pub(super) async fn end(&mut self) {
+    pub(super) async fn end(&mut self, export: &str) {
         let asked = async {
             self.link.tell(&ToWorker::End, &[]).await?;
             self.child.wait().await
         };
         if !matches!(timeout(END_TIMEOUT, asked).await, Ok(Ok(_))) {
             self.kill().await;
+        }
+        // After it: a worker whose companion is gone could only say that its disk has failed.
+        if let Some(companion) = &self.companion {
+            companion.end(export).await;
+        }
+    }
+
+    /// Waits until its companion is done with what it had asked for. It has ended by itself.
+    pub(super) async fn settle(&self, export: &str) {
+        if let Some(companion) = &self.companion {
+            companion.settle(export).await;
         }
     }
 
@@ -170,6 +191,17 @@ impl Running {
         if let Err(error) = self.child.wait().await {
             tracing::error!(event = "worker.not_reaped", %error, "waiting for an export worker's end");
         }
+    }
+}
+
+/// What a companion says, as if its worker did; nothing once it is gone, and with it the worker.
+async fn companion_says(companion: Option<&Companion>) -> Option<FromWorker> {
+    let Some(companion) = companion else { return std::future::pending().await };
+    match companion.hear().await? {
+        FromRbdDisk::Log { level, event, text } => Some(FromWorker::Log { level, event, text }),
+        FromRbdDisk::Ready(_) | FromRbdDisk::Refused { .. } => None,
+        #[cfg(feature = "failpoints")]
+        FromRbdDisk::Attacked(_) => None,
     }
 }
 

@@ -1,5 +1,6 @@
 //! An export's worker, kept running: one that ends by itself is started anew, the clone as it was left.
 
+use super::companion::OpenError;
 use super::process::{Launcher, Link, Running, StartError};
 use crate::store::StoreError;
 use crate::worker::message::{Confinement, FromWorker, ToWorker, WorkerOrder, WorkerStatus};
@@ -23,7 +24,14 @@ const LOG_BURST: u32 = 100;
 const LOG_A_SECOND: u32 = 10;
 
 /// Opens an export's files and says what is to be done with them: each time anew. Blocks.
-pub(super) type Recipe = dyn Fn() -> Result<(WorkerOrder, Vec<OwnedFd>), StoreError> + Send + Sync;
+pub(super) type Recipe = dyn Fn() -> Result<Launch, OpenError> + Send + Sync;
+
+/// What a worker gets, and the connection that keeps its companion, if it has one.
+pub(super) struct Launch {
+    pub(super) order: WorkerOrder,
+    pub(super) files: Vec<OwnedFd>,
+    pub(super) companion: Option<OwnedFd>,
+}
 
 /// A worker, its successors, and the way to them.
 pub(super) struct Supervised {
@@ -42,7 +50,7 @@ pub(super) struct Supervised {
 pub(super) enum WorkerError {
     /// The disk cannot be opened.
     #[error(transparent)]
-    Store(StoreError),
+    Open(OpenError),
     /// The process.
     #[error(transparent)]
     Start(StartError),
@@ -119,9 +127,18 @@ impl Supervised {
                 ended = running.run(log) => Some(ended),
             };
             *self.now() = None;
-            let Some(ended) = ended else { return running.end().await };
+            let Some(ended) = ended else { return running.end(&self.label).await };
             let how = ended.map_or_else(|error| error.to_string(), |status| status.to_string());
             tracing::warn!(event = "worker.ended", export = self.label, how, "an export's worker ended by itself");
+            // Only one process at a time may have a clone.
+            let settled = tokio::select! {
+                biased;
+                () = self.sever.cancelled() => false,
+                () = running.settle(&self.label) => true,
+            };
+            if !settled {
+                return running.end(&self.label).await;
+            }
             if begun.elapsed() >= STEADY {
                 backoff = FIRST_BACKOFF;
             }
@@ -152,8 +169,10 @@ impl Supervised {
 
     async fn launch(self: &Arc<Self>) -> Result<Running, WorkerError> {
         let opening = Arc::clone(self);
-        let (order, files) = crate::export::blocking(move || (opening.recipe)()).await.map_err(WorkerError::Store)?;
-        let running = self.launcher.launch(order, files).await.map_err(WorkerError::Start)?;
+        let opened = tokio::task::spawn_blocking(move || (opening.recipe)()).await;
+        let opened = opened.unwrap_or_else(|source| Err(StoreError::Panicked { source }.into()));
+        let launch = opened.map_err(WorkerError::Open)?;
+        let running = self.launcher.launch(launch).await.map_err(WorkerError::Start)?;
         *self.now() = Some((Arc::clone(&running.link), running.confinement));
         Ok(running)
     }

@@ -35,6 +35,11 @@ pub trait BlockDevice: fmt::Debug + Send + Sync + 'static {
         Err(DeviceError::ReadOnly)
     }
 
+    /// Whether writes wait for more than the page cache.
+    fn writes_wait(&self) -> bool {
+        false
+    }
+
     /// [`BlockDevice::write_at`] of several pieces, one behind the other.
     ///
     /// # Errors

@@ -31,7 +31,7 @@ use assay_rbd::name::{CephUser, ImageKind, ImageName, Namespace, PoolName};
 use assay_rbd::store::{self as ceph, Below, RbdStore, Source};
 use assay_rbd::{CloneDisk, Cluster, Connection, Image, RbdError};
 use assay_wire::id::{AdmissionId, DiskId, ImageKey, ProjectId};
-use device::{Checked, CloneDevice};
+use device::CloneDevice;
 use serde::{Deserialize, Serialize};
 use std::collections::HashSet;
 use std::fs::File;
@@ -122,7 +122,7 @@ impl RbdImageStore {
             return Err(malformed(&name, "stands on no golden image".to_owned()));
         };
         let (_, golden) = self.golden(golden)?;
-        let disk = CloneDisk::over(&self.store.place(name)?, open, &layers, Checked(golden))?;
+        let disk = CloneDisk::over(&self.store.place(name)?, open, &layers, golden)?;
         Ok(Arc::new(CloneDevice::new(disk, reader)))
     }
 

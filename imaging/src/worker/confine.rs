@@ -1,12 +1,16 @@
 //! Confinement: what a worker gives up before it reads a node's first byte. Whoever takes it over has one export's open
-//! files, its connections, and a socket to the gateway that is believed in nothing else; and no way to more.
+//! files, its connections, and a socket to the gateway that is believed in nothing else; and no way to more. The steps are
+//! its companion's, too ([`crate::rbd_disk`]).
 //!
 //! Only called while the process has one thread: users, capabilities, Landlock and seccomp are a thread's own, and
 //! threads inherit them.
 
 use super::message::{Confinement, WorkerOrder};
 use super::system_calls;
-use landlock::{ABI, Access as _, AccessFs, AccessNet, Ruleset, RulesetAttr as _, RulesetError, RulesetStatus, Scope};
+use landlock::{
+    ABI, Access as _, AccessFs, AccessNet, NetPort, Ruleset, RulesetAttr as _, RulesetCreatedAttr as _, RulesetError,
+    RulesetStatus, Scope,
+};
 use rustix::fs::{Gid, Uid};
 use rustix::io::Errno;
 use rustix::process::{DumpableBehavior, Pid, Resource, Rlimit, Signal};
@@ -25,7 +29,7 @@ const TASKS: u64 = 1024;
 
 /// Why a worker does not run.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum ConfineError {
+pub(crate) enum ConfineError {
     /// A system call that always works on a kernel that will do.
     #[error("{doing}")]
     Call {
@@ -57,16 +61,7 @@ pub(super) enum ConfineError {
 /// Gives everything up that `order` does not need. `files`: descriptors that came with it.
 pub(super) fn confine(order: &WorkerOrder, files: usize, gateway: Option<Pid>) -> Result<Confinement, ConfineError> {
     check_descriptors(files)?;
-    drop_bounding_set();
-    let own_user = order.uid.is_some_and(|uid| become_user(uid).is_ok());
-    let none = CapabilitySets {
-        effective: CapabilitySet::empty(),
-        permitted: CapabilitySet::empty(),
-        inheritable: CapabilitySet::empty(),
-    };
-    rustix::thread::set_capabilities(None, none).map_err(failed("dropping all capabilities"))?;
-    rustix::thread::set_no_new_privs(true).map_err(failed("giving up new privileges"))?;
-    rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable).map_err(failed("forbidding core dumps"))?;
+    let own_user = give_up_privileges(order.uid)?;
     // After the change of user, which would take it back.
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL))
         .map_err(failed("tying itself to the gateway"))?;
@@ -74,7 +69,7 @@ pub(super) fn confine(order: &WorkerOrder, files: usize, gateway: Option<Pid>) -
         return Err(ConfineError::Orphan);
     }
     limit_resources(order, own_user)?;
-    let landlock_whole = restrict_files_and_network()?;
+    let landlock_whole = restrict_files_and_network([])?;
     #[cfg(feature = "failpoints")]
     if order.without_seccomp {
         return Ok(Confinement { own_user, landlock_whole });
@@ -83,12 +78,28 @@ pub(super) fn confine(order: &WorkerOrder, files: usize, gateway: Option<Pid>) -
     Ok(Confinement { own_user, landlock_whole })
 }
 
+/// Becomes another user, if one is given and that is allowed, which is answered; gives up all capabilities, and the way to
+/// any others.
+pub(crate) fn give_up_privileges(uid: Option<u32>) -> Result<bool, ConfineError> {
+    drop_bounding_set();
+    let own_user = uid.is_some_and(|uid| become_user(uid).is_ok());
+    let none = CapabilitySets {
+        effective: CapabilitySet::empty(),
+        permitted: CapabilitySet::empty(),
+        inheritable: CapabilitySet::empty(),
+    };
+    rustix::thread::set_capabilities(None, none).map_err(failed("dropping all capabilities"))?;
+    rustix::thread::set_no_new_privs(true).map_err(failed("giving up new privileges"))?;
+    rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable).map_err(failed("forbidding core dumps"))?;
+    Ok(own_user)
+}
+
 fn failed(doing: &'static str) -> impl FnOnce(Errno) -> ConfineError {
     move |source| ConfineError::Call { doing, source }
 }
 
 /// Closes what whoever started the gateway left open to all its descendants. Before this process has opened anything.
-pub(super) fn close_inherited() {
+pub(crate) fn close_inherited() {
     let Ok(listed) = std::fs::read_dir("/proc/self/fd") else { return };
     let open: Vec<i32> = listed.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect();
     for descriptor in open.into_iter().filter(|descriptor| *descriptor > 2) {
@@ -98,7 +109,7 @@ pub(super) fn close_inherited() {
 }
 
 /// A descriptor that was left open would be a way out.
-fn check_descriptors(files: usize) -> Result<(), ConfineError> {
+pub(crate) fn check_descriptors(files: usize) -> Result<(), ConfineError> {
     let listed = std::fs::read_dir("/proc/self/fd").map_err(ConfineError::Descriptors)?;
     // Among them the one that lists them.
     let open = listed.count();
@@ -126,31 +137,37 @@ fn limit_resources(order: &WorkerOrder, own_user: bool) -> Result<(), ConfineErr
     let sessions = u64::from(order.limits.sessions);
     let memory = BASE_MEMORY_BYTES + sessions * SESSION_MEMORY_BYTES + order.disk.byte_len() / DISK_BYTES_A_MEMORY_BYTE;
     let descriptors = BASE_DESCRIPTORS + 4 * sessions + 2 * u64::from(order.limits.half_open);
+    // The gateway's own user has other processes, whose number is not this one's to judge.
+    let tasks = own_user.then_some(TASKS);
+    limit(memory, descriptors, tasks)
+}
+
+/// Limits octets allocated, descriptors, and the user's threads and processes. Cannot be taken back.
+pub(crate) fn limit(memory: u64, descriptors: u64, tasks: Option<u64>) -> Result<(), ConfineError> {
     let limits = [
         (Resource::Core, 0, "forbidding core files"),
         (Resource::Data, memory, "limiting its memory"),
         (Resource::Nofile, descriptors, "limiting its descriptors"),
     ];
-    for (resource, limit, doing) in limits {
+    let tasks = tasks.map(|tasks| (Resource::Nproc, tasks, "limiting its threads"));
+    for (resource, limit, doing) in limits.into_iter().chain(tasks) {
         rustix::process::setrlimit(resource, Rlimit { current: Some(limit), maximum: Some(limit) })
             .map_err(failed(doing))?;
-    }
-    // The gateway's own user has other processes, whose number is not this one's to judge.
-    if own_user {
-        let tasks = Rlimit { current: Some(TASKS), maximum: Some(TASKS) };
-        rustix::process::setrlimit(Resource::Nproc, tasks).map_err(failed("limiting its threads"))?;
     }
     Ok(())
 }
 
-/// No file may be opened, no TCP port used, no process outside signalled. Says whether the kernel knows all of that.
-fn restrict_files_and_network() -> Result<bool, ConfineError> {
+/// No file may be opened, no TCP port used but to connect to these, no process outside signalled. Says whether the kernel
+/// knows all of that.
+pub(crate) fn restrict_files_and_network(ports: impl IntoIterator<Item = u16>) -> Result<bool, ConfineError> {
     let abi = ABI::V6;
     let ruleset = Ruleset::default()
         .handle_access(AccessFs::from_all(abi))?
         .handle_access(AccessNet::from_all(abi))?
         .scope(Scope::from_all(abi))?;
-    match ruleset.create()?.restrict_self()?.ruleset {
+    let rules = ports.into_iter().map(|port| NetPort::new(port, AccessNet::ConnectTcp));
+    let ruleset = ruleset.create()?.add_rules(rules.map(Ok::<_, RulesetError>))?;
+    match ruleset.restrict_self()?.ruleset {
         RulesetStatus::FullyEnforced => Ok(true),
         RulesetStatus::PartiallyEnforced => Ok(false),
         RulesetStatus::NotEnforced => Err(ConfineError::NoLandlock),

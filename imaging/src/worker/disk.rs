@@ -1,11 +1,13 @@
 //! A disk on its way from the process that may open files to the one that may not: what is said of it, and its files.
 
+use super::rbd;
 use crate::store::StoreError;
 use crate::store::device::{BlockDevice, DeviceError, check_range};
 use crate::store::file::{punch_hole, read_if_cached};
 use crate::store::golden::GoldenFiles;
 use crate::store::merkle::Hash;
 use crate::store::overlay::{DiskFiles, HostBoot, LayerFiles, Overlay, TopFiles};
+use assay_rbd::RbdError;
 use serde::{Deserialize, Serialize};
 use std::fs::File;
 use std::os::fd::OwnedFd;
@@ -31,6 +33,19 @@ pub enum DiskOrder {
         /// What messages call the clone.
         top: PathBuf,
     },
+    /// A clone on Ceph; files: the golden image's disk and hash tree, and channels to the process that has the clone.
+    Rbd {
+        /// What messages call the golden image.
+        golden: PathBuf,
+        /// Size of both in octets.
+        byte_len: u64,
+        /// The root of the golden image's hash tree.
+        root: Hash,
+        /// What messages call the clone.
+        clone: String,
+        /// Octets of each of its objects but the last.
+        object_bytes: u64,
+    },
     /// A raw file; that is the one file.
     Raw {
         /// Octets of it that are seen: whole blocks.
@@ -47,6 +62,9 @@ pub(super) enum DiskError {
     /// They are not what they should be.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// Whoever has the clone refuses.
+    #[error(transparent)]
+    Rbd(#[from] RbdError),
 }
 
 impl DiskOrder {
@@ -75,7 +93,7 @@ impl DiskOrder {
     pub(super) fn byte_len(&self) -> u64 {
         match self {
             Self::Clone { golden_bytes, .. } => *golden_bytes,
-            Self::Raw { byte_len } => *byte_len,
+            Self::Rbd { byte_len, .. } | Self::Raw { byte_len } => *byte_len,
         }
     }
 
@@ -92,6 +110,11 @@ impl DiskOrder {
                 let top = TopFiles { name: top, data: next()?, map: next()?, live: next()? };
                 none_left(files, count)?;
                 Ok(Arc::new(Overlay::open(DiskFiles { golden, layers, top }, HostBoot::current()?)?))
+            }
+            Self::Rbd { golden: name, byte_len, root, clone, object_bytes } => {
+                let golden = GoldenFiles { name, byte_len, root, disk: next()?, tree: next()? };
+                let channels = [next()?].into_iter().chain(files).map(OwnedFd::from).collect();
+                Ok(Arc::new(rbd::open(clone, object_bytes, channels, golden)?))
             }
             Self::Raw { byte_len } => {
                 let file = next()?;

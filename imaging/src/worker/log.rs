@@ -1,4 +1,4 @@
-//! A worker's log: events go to the gateway, which has a log. One that does not keep up loses some.
+//! A worker's log, and its companion's: events go to the gateway, which has a log. One that does not keep up loses some.
 
 use super::message::{FromWorker, send};
 use assay_iscsi::SessionRequest;
@@ -13,7 +13,7 @@ use tracing::{Event, Level, Metadata, Subscriber};
 const TEXT_BYTES: usize = 1024;
 
 /// Sends events to the gateway.
-pub(super) struct ToGateway;
+pub(crate) struct ToGateway;
 
 /// The one event that others than readers of logs look for.
 pub(super) fn logged_in(peer: SocketAddr, request: &SessionRequest) {

@@ -180,13 +180,20 @@ pub struct WorkerStatus {
 /// # Errors
 /// The peer is gone, or with [`SendFlags::DONTWAIT`] it does not keep up (`WouldBlock`).
 pub fn send<M: Serialize>(socket: impl AsFd, message: &M, fds: &[BorrowedFd<'_>], flags: SendFlags) -> io::Result<()> {
-    let bytes = serde_json::to_vec(message)?;
+    send_packet(socket, &serde_json::to_vec(message)?, fds, flags)
+}
+
+/// Sends a message that is written already.
+///
+/// # Errors
+/// As [`send`].
+pub fn send_packet(socket: impl AsFd, packet: &[u8], fds: &[BorrowedFd<'_>], flags: SendFlags) -> io::Result<()> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MESSAGE_FDS))];
     let mut control = SendAncillaryBuffer::new(&mut space);
     if !fds.is_empty() && !control.push(SendAncillaryMessage::ScmRights(fds)) {
         return Err(io::Error::other("too many descriptors for one message"));
     }
-    rustix::net::sendmsg(socket, &[IoSlice::new(&bytes)], &mut control, flags | SendFlags::NOSIGNAL)?;
+    rustix::net::sendmsg(socket, &[IoSlice::new(packet)], &mut control, flags | SendFlags::NOSIGNAL)?;
     Ok(())
 }
 

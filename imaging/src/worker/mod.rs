@@ -7,16 +7,17 @@
 
 #[cfg(feature = "failpoints")]
 pub mod attack;
-mod confine;
+pub(crate) mod confine;
 mod connection;
 pub mod disk;
 mod helpers;
 mod hub;
 mod latency;
-mod log;
+pub(crate) mod log;
 pub mod message;
 mod outbox;
-mod system_calls;
+mod rbd;
+pub(crate) mod system_calls;
 mod unit;
 
 use assay_iscsi::{Authentication, ChapAlgorithms, ChapCredentials, LogicalUnitConfig, Target, TargetConfig};

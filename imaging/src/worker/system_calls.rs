@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 
 /// Why there is no filter.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum FilterError {
+pub(crate) enum FilterError {
     /// It cannot be made for this machine.
     #[error("compiling the filter")]
     Compile(#[from] BackendError),
@@ -95,9 +95,18 @@ const EXECUTABLE: u64 = libc::PROT_EXEC as u64;
 
 /// Filters the system calls of this thread and of all that it starts. Cannot be taken back.
 pub(super) fn filter() -> Result<(), FilterError> {
+    install(rules()?, &FAILING)
+}
+
+/// Kills the process for all but what `rules` allow, and what is only to fail.
+pub(crate) fn install(
+    mut rules: BTreeMap<i64, Vec<SeccompRule>>,
+    failing: &[(libc::c_long, libc::c_int)],
+) -> Result<(), FilterError> {
     let architecture = TargetArch::try_from(std::env::consts::ARCH)?;
+    rules.extend(failing.iter().map(|(call, _)| (*call, vec![])));
     // A filter has one answer to all that it lists; of several filters' answers, the strictest counts.
-    for (call, errno) in FAILING {
+    for &(call, errno) in failing {
         let errno = SeccompAction::Errno(u32::try_from(errno).unwrap_or_default());
         let calls = BTreeMap::from([(call, vec![])]);
         let fails: BpfProgram = SeccompFilter::new(calls, SeccompAction::Allow, errno, architecture)?.try_into()?;
@@ -105,27 +114,33 @@ pub(super) fn filter() -> Result<(), FilterError> {
     }
     // What installs a filter is not on its list, so this one comes last.
     let rest: BpfProgram =
-        SeccompFilter::new(rules()?, SeccompAction::KillProcess, SeccompAction::Allow, architecture)?.try_into()?;
+        SeccompFilter::new(rules, SeccompAction::KillProcess, SeccompAction::Allow, architecture)?.try_into()?;
     seccompiler::apply_filter(&rest)?;
     Ok(())
 }
 
 fn rules() -> Result<BTreeMap<i64, Vec<SeccompRule>>, BackendError> {
-    let mut rules: BTreeMap<i64, Vec<SeccompRule>> =
-        ALLOWED.iter().chain(ALLOWED_HERE).map(|call| (*call, vec![])).collect();
-    rules.extend(FAILING.map(|(call, _)| (call, vec![])));
-    let argument = |index, operator, value| {
-        SeccompRule::new(vec![SeccompCondition::new(index, SeccompCmpArgLen::Qword, operator, value)?])
-    };
+    let mut rules = threads_and_memory()?;
+    rules.extend(ALLOWED.iter().chain(ALLOWED_HERE).map(|call| (*call, vec![])));
+    // Whether a descriptor is open: asked by debug builds before they close one.
+    rules.insert(libc::SYS_fcntl, vec![argument(1, SeccompCmpOp::Eq, libc::F_GETFD as u64)?]);
+    Ok(rules)
+}
+
+/// Threads but no processes, memory but no code, and an end of one's own.
+pub(crate) fn threads_and_memory() -> Result<BTreeMap<i64, Vec<SeccompRule>>, BackendError> {
     let threads = [argument(0, SeccompCmpOp::Eq, THREAD)?, argument(0, SeccompCmpOp::Eq, THREAD | DETACHED)?];
-    rules.insert(libc::SYS_clone, threads.into());
+    let mut rules = BTreeMap::from([(libc::SYS_clone, threads.into())]);
     for call in [libc::SYS_mmap, libc::SYS_mprotect] {
         rules.insert(call, vec![argument(2, SeccompCmpOp::MaskedEq(EXECUTABLE), 0)?]);
     }
-    // Whether a descriptor is open: asked by debug builds before they close one.
-    rules.insert(libc::SYS_fcntl, vec![argument(1, SeccompCmpOp::Eq, libc::F_GETFD as u64)?]);
     // To end itself by a signal of its own: `abort`.
     let own = u64::from(std::process::id());
     rules.insert(libc::SYS_tgkill, vec![argument(0, SeccompCmpOp::Eq, own)?]);
     Ok(rules)
+}
+
+/// Allows a call if one of its arguments is so.
+pub(crate) fn argument(index: u8, operator: SeccompCmpOp, value: u64) -> Result<SeccompRule, BackendError> {
+    SeccompRule::new(vec![SeccompCondition::new(index, SeccompCmpArgLen::Qword, operator, value)?])
 }

@@ -76,6 +76,11 @@ impl Unit {
         self.device.byte_len() / self.block_bytes
     }
 
+    /// Whether a write is for a thread that may wait.
+    pub(super) fn writes_wait(&self) -> bool {
+        self.device.writes_wait()
+    }
+
     /// Octets and operations so far; who is logged in is not the unit's to say.
     pub(super) fn status(&self) -> WorkerStatus {
         WorkerStatus {

@@ -2,6 +2,7 @@
 
 #![allow(dead_code, unused_imports, reason = "each test file uses its part")]
 
+pub(crate) mod rbd;
 pub(crate) mod site;
 
 use assay_imaging::gateway::Limits;
@@ -77,6 +78,7 @@ impl RunningGateway {
         let config = GatewayConfig {
             control_socket: socket.clone(),
             store: folder.join("store"),
+            rbd_disks_socket: Some(folder.join("rbd-disks.sock")),
             portal,
             relay: None,
             worker: Some(WORKER.into()),

@@ -2,85 +2,119 @@
 //! host, each block checked.
 
 use super::sweeper::Reader;
-use crate::store::device::{BlockDevice, DeviceError, check_range};
+use crate::store::device::{BlockDevice, DeviceError};
 use crate::store::golden::GoldenImage;
-use assay_rbd::{CloneDisk, GoldenFile, RbdError};
+use assay_rbd::{CloneDisk, CloneObjects, GoldenFile, RbdError};
+use bytes::Bytes;
 use std::io;
 
-/// A golden image as a clone reads it.
-#[derive(Debug)]
-pub(super) struct Checked(pub(super) GoldenImage);
-
-impl GoldenFile for Checked {
+impl GoldenFile for GoldenImage {
     fn byte_len(&self) -> u64 {
-        self.0.byte_len()
+        BlockDevice::byte_len(self)
     }
 
     fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
-        self.0.read_at(offset, buffer).map_err(io::Error::other)
+        BlockDevice::read_at(self, offset, buffer).map_err(io::Error::other)
     }
 
     fn try_read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<bool> {
-        self.0.try_read_at(offset, buffer).map_err(io::Error::other)
+        BlockDevice::try_read_at(self, offset, buffer).map_err(io::Error::other)
+    }
+}
+
+/// Wherever the clone's own objects are: behind librbd here, or behind a companion's channels. Writes wait for the network.
+impl<C: CloneObjects + 'static> BlockDevice for CloneDisk<GoldenImage, C> {
+    fn byte_len(&self) -> u64 {
+        self.byte_len()
+    }
+
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<(), DeviceError> {
+        self.read_at(offset, buffer).map_err(at(offset))
+    }
+
+    fn try_read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<bool, DeviceError> {
+        self.try_read_at(offset, buffer).map_err(at(offset))
+    }
+
+    fn writes_wait(&self) -> bool {
+        true
+    }
+
+    fn write_at(&self, offset: u64, data: &[u8]) -> Result<(), DeviceError> {
+        self.write_at(offset, data).map_err(at(offset))
+    }
+
+    fn write_pieces_at(&self, offset: u64, pieces: &[Bytes]) -> Result<(), DeviceError> {
+        let pieces: Vec<&[u8]> = pieces.iter().map(AsRef::as_ref).collect();
+        self.write_pieces_at(offset, &pieces).map_err(at(offset))
+    }
+
+    fn unmap(&self, offset: u64, length: u64) -> Result<(), DeviceError> {
+        self.unmap(offset, length).map_err(at(offset))
+    }
+
+    fn flush(&self) -> Result<(), DeviceError> {
+        self.flush().map_err(at(0))
+    }
+}
+
+/// What failed at `offset`, as any device says it.
+fn at(offset: u64) -> impl FnOnce(RbdError) -> DeviceError {
+    move |error| match error {
+        RbdError::OutOfRange { offset, length, byte_len, .. } => DeviceError::OutOfRange { offset, length, byte_len },
+        RbdError::ReadOnly { .. } => DeviceError::ReadOnly,
+        RbdError::Ceph { doing, source, .. } => DeviceError::from_io(doing, offset, source),
+        // The golden file's own error.
+        RbdError::File { doing, source, .. } => {
+            source.downcast::<DeviceError>().unwrap_or_else(|source| DeviceError::Io { doing, offset, source })
+        }
+        other => DeviceError::Io { doing: "using a clone", offset, source: io::Error::other(other) },
     }
 }
 
 /// A clone, open here. One that is open at a snapshot is not written to.
 #[derive(Debug)]
 pub(super) struct CloneDevice {
-    disk: CloneDisk<Checked>,
+    disk: CloneDisk<GoldenImage>,
     _reader: Reader,
 }
 
 impl CloneDevice {
-    pub(super) fn new(disk: CloneDisk<Checked>, reader: Reader) -> Self {
+    pub(super) fn new(disk: CloneDisk<GoldenImage>, reader: Reader) -> Self {
         Self { disk, _reader: reader }
-    }
-
-    fn check(&self, offset: u64, length: u64) -> Result<(), DeviceError> {
-        check_range(offset, length, self.disk.byte_len())
     }
 }
 
 impl BlockDevice for CloneDevice {
     fn byte_len(&self) -> u64 {
-        self.disk.byte_len()
+        BlockDevice::byte_len(&self.disk)
     }
 
     fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<(), DeviceError> {
-        self.check(offset, buffer.len() as u64)?;
-        self.disk.read_at(offset, buffer).map_err(|error| failed("reading a disk on Ceph", offset, error))
+        BlockDevice::read_at(&self.disk, offset, buffer)
     }
 
     fn try_read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<bool, DeviceError> {
-        self.check(offset, buffer.len() as u64)?;
-        self.disk.try_read_at(offset, buffer).map_err(|error| failed("reading a disk on Ceph", offset, error))
+        BlockDevice::try_read_at(&self.disk, offset, buffer)
+    }
+
+    fn writes_wait(&self) -> bool {
+        self.disk.writes_wait()
     }
 
     fn write_at(&self, offset: u64, data: &[u8]) -> Result<(), DeviceError> {
-        self.check(offset, data.len() as u64)?;
-        self.disk.write_at(offset, data).map_err(|error| failed("writing to a disk on Ceph", offset, error))
+        BlockDevice::write_at(&self.disk, offset, data)
+    }
+
+    fn write_pieces_at(&self, offset: u64, pieces: &[Bytes]) -> Result<(), DeviceError> {
+        BlockDevice::write_pieces_at(&self.disk, offset, pieces)
     }
 
     fn unmap(&self, offset: u64, length: u64) -> Result<(), DeviceError> {
-        self.check(offset, length)?;
-        self.disk.unmap(offset, length).map_err(|error| failed("unmapping part of a disk on Ceph", offset, error))
+        BlockDevice::unmap(&self.disk, offset, length)
     }
 
     fn flush(&self) -> Result<(), DeviceError> {
-        self.disk.flush().map_err(|error| failed("flushing a disk on Ceph", 0, error))
-    }
-}
-
-/// What Ceph says, sorted as the rest of imaging tells it apart.
-fn failed(doing: &'static str, offset: u64, error: RbdError) -> DeviceError {
-    match error {
-        RbdError::ReadOnly { .. } => DeviceError::ReadOnly,
-        RbdError::Ceph { source, .. } => DeviceError::from_io(doing, offset, source),
-        RbdError::File { source, .. } => match source.downcast::<DeviceError>() {
-            Ok(error) => error,
-            Err(source) => DeviceError::Io { doing, offset, source },
-        },
-        other => DeviceError::Io { doing, offset, source: io::Error::other(other) },
+        BlockDevice::flush(&self.disk)
     }
 }
