@@ -3,8 +3,9 @@
 #![allow(dead_code, reason = "each target uses its part")]
 
 use assay_iscsi::{
-    Authentication, CHALLENGE_OCTETS, ChallengeEntropy, Connection, ConnectionId, Event, Io, IoFault, IoResult,
-    LogicalUnitConfig, LoginStatus, Portal, SessionDecision, SessionLimit, Sessions, Target, TargetConfig, Tsih,
+    Authentication, CHALLENGE_OCTETS, ChallengeEntropy, Connection, ConnectionId, Event, Io, IoFault, IoRequest,
+    IoResult, LogicalUnitConfig, LoginStatus, Portal, SessionDecision, SessionLimit, Sessions, Target, TargetConfig,
+    Tsih,
 };
 use bytes::Bytes;
 use std::sync::Arc;
@@ -85,7 +86,7 @@ impl Driver {
     fn act(&mut self, event: Event) {
         match event {
             Event::Io(request) => {
-                let result = answer(&request.io);
+                let result = answer(&request);
                 self.connection.complete(request.tag, result);
             }
             Event::SessionWanted(request) if request.target.is_none() => self.connection.admit(Tsih::MIN),
@@ -114,7 +115,7 @@ pub(crate) fn pdu(opcode: u8, flags: u8, fields: &[(usize, &[u8])], data: &[u8])
 }
 
 /// Every operation that is asked for lies within the unit and is not empty.
-fn answer(io: &Io) -> IoResult {
+fn answer(request: &IoRequest) -> IoResult {
     let within = |lba: u64, blocks: u64| {
         assert!(blocks > 0 && lba.checked_add(blocks).is_some_and(|end| end <= BLOCKS), "{lba} {blocks}");
     };
@@ -122,9 +123,13 @@ fn answer(io: &Io) -> IoResult {
         assert!(octets.is_multiple_of(BLOCK_BYTES as usize));
         octets as u64 / u64::from(BLOCK_BYTES)
     };
-    match io {
+    match &request.io {
         Io::Read { lba, blocks } => {
             within(*lba, u64::from(*blocks));
+            if request.in_place {
+                let block_bytes = u64::from(BLOCK_BYTES);
+                return IoResult::InPlace(lba * block_bytes..(lba + u64::from(*blocks)) * block_bytes);
+            }
             IoResult::Data(Bytes::from(vec![0; (*blocks * BLOCK_BYTES) as usize]))
         }
         Io::Write { lba, data, .. } => {

@@ -4,6 +4,7 @@
 //! backend needs no range checks of its own to be safe.
 
 use bytes::Bytes;
+use std::ops::Range;
 
 /// Something that the driver must do or may want to know.
 #[derive(Debug)]
@@ -43,6 +44,8 @@ pub struct IoRequest {
     pub tag: IoTag,
     /// What to do.
     pub io: Io,
+    /// Whether a read may be answered with [`IoResult::InPlace`]: its data go to the initiator as they are.
+    pub in_place: bool,
 }
 
 /// An operation on logical blocks. `lba` counts from 0; lengths are in logical blocks and at least 1.
@@ -107,6 +110,10 @@ pub enum IoResult {
     Done,
     /// Read data: exactly as many octets as asked for.
     Data(Bytes),
+    /// The data of a read are these octets of the unit, exactly as many as asked for, and the driver sends them itself
+    /// where [`crate::Piece::InPlace`] says so: from the page cache to the socket, say. Writes that the initiator has
+    /// under way meanwhile may be seen in them.
+    InPlace(Range<u64>),
     /// COMPARE AND WRITE found a difference, at this octet counted from the start; nothing was written.
     Miscompare {
         /// Offset of the first octet that differs.

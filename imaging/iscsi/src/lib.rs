@@ -51,7 +51,7 @@ pub use framer::FrameError;
 pub use io::{Event, Io, IoFault, IoRequest, IoResult, IoTag, SessionRequest};
 pub use login::{ChallengeEntropy, LoginStatus};
 pub use negotiation::RECEIVE_SEGMENT_OCTETS;
-pub use pdu::Transmit;
+pub use pdu::{Piece, Transmit};
 pub use sessions::{ConnectionId, SessionDecision, SessionLimit, Sessions, Tsih};
 pub use target::{
     Authentication, ConfigError, Directory, LogicalUnitConfig, PORTAL_GROUP_TAG, Portal, Target, TargetConfig,

@@ -1,8 +1,7 @@
 //! One connection's outgoing side: sequence numbers (RFC 7143 §4.2.2) and the queues that the driver empties.
 
 use crate::io::Event;
-use crate::pdu::{Digests, Header, Transmit};
-use bytes::Bytes;
+use crate::pdu::{Digests, Header, Payload, Transmit};
 use std::collections::VecDeque;
 
 /// Commands that may be outstanding at once: the command window.
@@ -53,7 +52,7 @@ impl Link {
     }
 
     /// Completes `header` with the sequence numbers and queues the PDU. `releases` is handed back when it is taken.
-    pub(crate) fn send(&mut self, header: Header, payload: Bytes, stat_sn: StatSn, releases: usize) {
+    pub(crate) fn send(&mut self, header: Header, payload: impl Into<Payload>, stat_sn: StatSn, releases: usize) {
         let shown = match stat_sn {
             StatSn::Advance | StatSn::Show => self.stat_sn,
             StatSn::None => 0,

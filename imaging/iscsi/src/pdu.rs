@@ -4,6 +4,7 @@
 //! the same offsets that the RFC prints.
 
 use bytes::Bytes;
+use std::ops::Range;
 
 /// Length of the basic header segment, in octets.
 pub(crate) const HEADER_OCTETS: usize = 48;
@@ -146,12 +147,86 @@ pub(crate) struct Pdu {
     pub(crate) data: Bytes,
 }
 
-/// A PDU ready to send: three pieces for one vectored write, the payload shared with whoever read it.
+/// What a data segment to send is made of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Payload {
+    /// In memory, shared with whoever read it.
+    Octets(Bytes),
+    /// These octets of the logical unit, which the driver sends from where they are.
+    InPlace(Range<u64>),
+}
+
+impl Payload {
+    /// Of no octets.
+    pub(crate) const EMPTY: Self = Self::Octets(Bytes::new());
+
+    pub(crate) fn len(&self) -> usize {
+        match self {
+            Self::Octets(octets) => octets.len(),
+            Self::InPlace(range) => usize::try_from(range.end.saturating_sub(range.start)).unwrap_or(usize::MAX),
+        }
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Cuts off the first `octets`, which there are.
+    pub(crate) fn split_to(&mut self, octets: usize) -> Self {
+        match self {
+            Self::Octets(all) => Self::Octets(all.split_to(octets)),
+            Self::InPlace(range) => {
+                let border = range.start + octets as u64;
+                Self::InPlace(std::mem::replace(range, border..range.end).start..border)
+            }
+        }
+    }
+
+    /// Keeps the first `octets` at most.
+    pub(crate) fn truncate(&mut self, octets: usize) {
+        match self {
+            Self::Octets(all) => all.truncate(octets),
+            Self::InPlace(range) => range.end = range.end.min(range.start + octets as u64),
+        }
+    }
+}
+
+impl From<Bytes> for Payload {
+    fn from(octets: Bytes) -> Self {
+        Self::Octets(octets)
+    }
+}
+
+/// Part of a PDU to send.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Piece<'a> {
+    /// These octets.
+    Octets(&'a [u8]),
+    /// These octets of the logical unit.
+    InPlace(Range<u64>),
+}
+
+impl Piece<'_> {
+    /// Its length, in octets.
+    pub fn len(&self) -> usize {
+        match self {
+            Self::Octets(octets) => octets.len(),
+            Self::InPlace(range) => usize::try_from(range.end.saturating_sub(range.start)).unwrap_or(usize::MAX),
+        }
+    }
+
+    /// Whether there is nothing to send of it.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+/// A PDU ready to send: three pieces for one vectored write.
 #[derive(Debug, Clone)]
 pub struct Transmit {
     head: [u8; HEADER_OCTETS + 4],
     head_octets: usize,
-    payload: Bytes,
+    payload: Payload,
     tail: [u8; 8],
     tail_octets: usize,
     /// Read budget that this PDU gives back when the driver takes it.
@@ -159,8 +234,10 @@ pub struct Transmit {
 }
 
 impl Transmit {
-    /// Puts a PDU together: DataSegmentLength, padding and digests are filled in here.
-    pub(crate) fn new(header: Header, payload: Bytes, digests: Digests) -> Self {
+    /// Puts a PDU together: DataSegmentLength, padding and digests are filled in here. There is no data digest of what is
+    /// not in memory: where one is agreed on, nothing is answered so.
+    pub(crate) fn new(header: Header, payload: impl Into<Payload>, digests: Digests) -> Self {
+        let payload = payload.into();
         let header = header.set_data_octets(payload.len());
         let mut head = [0; HEADER_OCTETS + 4];
         head[..HEADER_OCTETS].copy_from_slice(&header.0);
@@ -171,8 +248,11 @@ impl Transmit {
         }
         let mut tail = [0; 8];
         let mut tail_octets = padding(payload.len());
-        if digests.data && !payload.is_empty() {
-            let crc = crc32c::crc32c_append(crc32c::crc32c(&payload), &tail[..tail_octets]);
+        if digests.data
+            && let Payload::Octets(octets) = &payload
+            && !octets.is_empty()
+        {
+            let crc = crc32c::crc32c_append(crc32c::crc32c(octets), &tail[..tail_octets]);
             tail[tail_octets..tail_octets + 4].copy_from_slice(&crc.to_le_bytes());
             tail_octets += 4;
         }
@@ -180,8 +260,20 @@ impl Transmit {
     }
 
     /// The pieces in the order in which they go out; the last two may be empty.
+    pub fn pieces(&self) -> [Piece<'_>; 3] {
+        let payload = match &self.payload {
+            Payload::Octets(octets) => Piece::Octets(octets),
+            Payload::InPlace(range) => Piece::InPlace(range.clone()),
+        };
+        [Piece::Octets(&self.head[..self.head_octets]), payload, Piece::Octets(&self.tail[..self.tail_octets])]
+    }
+
+    /// The same, for a driver that answers no read in place.
     pub fn slices(&self) -> [&[u8]; 3] {
-        [&self.head[..self.head_octets], &self.payload, &self.tail[..self.tail_octets]]
+        self.pieces().map(|piece| match piece {
+            Piece::Octets(octets) => octets,
+            Piece::InPlace(_) => &[],
+        })
     }
 
     /// Total length, in octets.

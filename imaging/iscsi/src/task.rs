@@ -9,9 +9,9 @@
 
 use crate::error::ProtocolError;
 use crate::full_feature::{FullFeature, IMMEDIATE_LIMIT, Kind, Owner, Reject, reject};
-use crate::io::{Event, Io, IoRequest, IoResult, IoTag};
+use crate::io::{Event, Io, IoFault, IoRequest, IoResult, IoTag};
 use crate::link::{Link, StatSn};
-use crate::pdu::{Answer, FINAL, Header, Pdu, RESERVED_TAG};
+use crate::pdu::{Answer, FINAL, Header, Payload, Pdu, RESERVED_TAG};
 use crate::response::{Residual, respond};
 use crate::scsi::{self, Cdb, Completion, Finished, Plan, Purpose, Refusal, Rest, Sense, Status};
 use crate::target::Target;
@@ -192,7 +192,11 @@ impl FullFeature {
     }
 
     /// The backend finished an operation.
-    pub(crate) fn complete(&mut self, link: &mut Link, tag: IoTag, result: IoResult) {
+    pub(crate) fn complete(&mut self, link: &mut Link, tag: IoTag, mut result: IoResult) {
+        if link.digests.data && matches!(result, IoResult::InPlace(_)) {
+            // Not what was asked for: there is no digest of data that are elsewhere.
+            result = IoResult::Failed(IoFault::Unavailable);
+        }
         match self.running.remove(&tag) {
             None => {}
             Some(Owner::Aborted { held_octets, immediate }) => {
@@ -295,15 +299,15 @@ impl FullFeature {
     fn drained(&mut self, link: &mut Link, task_tag: u32) {
         let Some(task) = self.tasks.get_mut(&task_tag) else { return };
         if let State::Draining(outcome) = std::mem::replace(&mut task.state, State::Moving) {
-            self.finish(link, task_tag, outcome.map(|()| Bytes::new()));
+            self.finish(link, task_tag, outcome.map(|()| Payload::EMPTY));
         }
     }
 
     /// Carries out what a task was planned to do next.
     fn follow(&mut self, link: &mut Link, task_tag: u32, plan: Result<Plan, Refusal>) {
         match plan {
-            Ok(Plan::Good) => self.finish(link, task_tag, Ok(Bytes::new())),
-            Ok(Plan::Data(data)) => self.finish(link, task_tag, Ok(data.into())),
+            Ok(Plan::Good) => self.finish(link, task_tag, Ok(Payload::EMPTY)),
+            Ok(Plan::Data(data)) => self.finish(link, task_tag, Ok(Bytes::from(data).into())),
             Err(refusal) => self.finish(link, task_tag, Err(refusal)),
             // A command collects once, before anything else.
             Ok(Plan::Collect(..)) => self.finish(link, task_tag, Err(Sense::HARDWARE.into())),
@@ -326,21 +330,23 @@ impl FullFeature {
     fn run(&mut self, link: &mut Link, task_tag: u32, io: Io, completion: Completion) {
         let tag = self.new_io_tag();
         if let Some(task) = self.tasks.get_mut(&task_tag) {
+            let is_plain_read = matches!(completion, Completion::Read { .. });
             task.state = State::Running(tag, completion);
+            let in_place = !link.digests.data && is_plain_read;
             self.running.insert(tag, Owner::Task(task_tag));
-            link.raise(Event::Io(IoRequest { tag, io }));
+            link.raise(Event::Io(IoRequest { tag, io, in_place }));
         }
     }
 
     /// Ends a task: data-in and status, with residuals.
-    fn finish(&mut self, link: &mut Link, task_tag: u32, outcome: Result<Bytes, Refusal>) {
+    fn finish(&mut self, link: &mut Link, task_tag: u32, outcome: Result<Payload, Refusal>) {
         let Some(mut task) = self.tasks.remove(&task_tag) else { return };
         self.retire(link, task.immediate);
         let (status, payload, mut data) = match outcome {
             Ok(data) => (Status::Good, Bytes::new(), data),
-            Err(Refusal::Reservation) => (Status::ReservationConflict, Bytes::new(), Bytes::new()),
-            Err(Refusal::Busy) => (Status::Busy, Bytes::new(), Bytes::new()),
-            Err(Refusal::Check(sense)) => (Status::CheckCondition, self.encode_sense(sense), Bytes::new()),
+            Err(Refusal::Reservation) => (Status::ReservationConflict, Bytes::new(), Payload::EMPTY),
+            Err(Refusal::Busy) => (Status::Busy, Bytes::new(), Payload::EMPTY),
+            Err(Refusal::Check(sense)) => (Status::CheckCondition, self.encode_sense(sense), Payload::EMPTY),
         };
         let sent = u64::from(task.sent.octets);
         // A write that is refused still says how much it would have taken.
@@ -357,7 +363,7 @@ impl FullFeature {
     }
 
     /// Sends what a part of a READ read, and reads the next.
-    fn send_part(&mut self, link: &mut Link, task_tag: u32, data: Bytes, rest: Rest) {
+    fn send_part(&mut self, link: &mut Link, task_tag: u32, mut data: Payload, rest: Rest) {
         let Some(mut task) = self.tasks.remove(&task_tag) else { return };
         let room = task.expected_octets - task.sent.octets;
         let total = u64::from(task.sent.octets) + data.len() as u64 + rest.octets();
@@ -369,7 +375,8 @@ impl FullFeature {
                 respond(link, task.lun, task_tag, Status::Good, residual, Bytes::new());
                 self.release(link, task.held_octets);
             } else {
-                self.send_data_in(link, &mut task, task_tag, Some(residual), data.slice(..room as usize));
+                data.truncate(room as usize);
+                self.send_data_in(link, &mut task, task_tag, Some(residual), data);
             }
             return;
         }
@@ -387,7 +394,7 @@ impl FullFeature {
         task: &mut Task,
         task_tag: u32,
         status: Option<Residual>,
-        mut data: Bytes,
+        mut data: Payload,
     ) {
         let burst = self.parameters.max_burst_octets;
         while !data.is_empty() {

@@ -176,6 +176,32 @@ fn a_read_longer_than_a_transfer_comes_in_parts() {
     assert_eq!(sense(&mut initiator), (2, 5, 0x2400));
 }
 
+/// A driver may send what it read from where it is: on the wire nothing differs.
+#[test]
+fn a_read_in_place_is_answered_as_one_from_memory() {
+    for (digests, may_be) in [("None", true), ("CRC32C", false)] {
+        let answers = |in_place: bool| {
+            let mut initiator = logged_in(&[("HeaderDigest", "CRC32C"), ("DataDigest", digests)]);
+            let header = initiator.command_header(WRITE, 1, 512 * 8, &cdb_10(0x2a, 9000, 8));
+            initiator.send(header, &pattern(512 * 8));
+            assert_eq!(response(&mut initiator).0, 0);
+            initiator.in_place = in_place;
+            // All of it, in parts; more than there is room for, with an odd end; less than there is room for.
+            for (task_tag, blocks, room) in [(2, 20_000, 20_000 * 512), (3, 9004, 9003 * 512 + 5), (4, 3, 8192)] {
+                initiator.command(READ, task_tag, room, &cdb_10(0x28, 0, blocks));
+            }
+            // What is compared is read into memory.
+            initiator.command(0, 5, 0, &cdb_10(0x2f, 0, 8));
+            std::mem::take(&mut initiator.answers).into_iter().map(|answer| (answer.header, answer.data))
+        };
+        assert!(answers(true).eq(answers(false)), "data digest {digests}");
+        let mut initiator = logged_in(&[("DataDigest", digests)]);
+        initiator.hold_io = true;
+        initiator.command(READ, 1, 512, &cdb_10(0x28, 0, 1));
+        assert_eq!(initiator.held[0].in_place, may_be);
+    }
+}
+
 #[test]
 fn the_parts_of_long_reads_wait_for_memory_and_can_be_aborted() {
     let mut initiator = logged_in(&[]);

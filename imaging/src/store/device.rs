@@ -5,7 +5,19 @@
 
 use bytes::Bytes;
 use std::fmt;
+use std::fs::File;
 use std::io;
+
+/// Where part of a device lies in a file, as it is.
+#[derive(Debug, Clone, Copy)]
+pub struct Place<'a> {
+    /// The file.
+    pub file: &'a File,
+    /// Where in it.
+    pub offset: u64,
+    /// How much of it, in octets.
+    pub length: u64,
+}
 
 /// A block device. Offsets and lengths are in octets and need no alignment.
 pub trait BlockDevice: fmt::Debug + Send + Sync + 'static {
@@ -24,6 +36,12 @@ pub trait BlockDevice: fmt::Debug + Send + Sync + 'static {
     /// # Errors
     /// As [`BlockDevice::read_at`].
     fn try_read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<bool, DeviceError>;
+
+    /// Where the octets from `offset` on lie, as far as that is one file and `length` at most, if they may be sent from
+    /// there as they are: nothing about them is left to check. The range lies on the device and is not empty.
+    fn place_at(&self, _offset: u64, _length: u64) -> Option<Place<'_>> {
+        None
+    }
 
     /// Writes `data` at `offset`. It survives the end of this process at once, and a power cut after
     /// [`BlockDevice::flush`].

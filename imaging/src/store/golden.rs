@@ -16,7 +16,7 @@
 //! SHA instructions.
 
 use super::StoreError;
-use super::device::{BlockDevice, DeviceError, check_range};
+use super::device::{BlockDevice, DeviceError, Place, check_range};
 use super::file::read_if_cached;
 use super::merkle::{self, BLOCK_BYTES, Hash, Shape};
 use assay_wire::id::ImageKey;
@@ -144,6 +144,12 @@ impl BlockDevice for GoldenImage {
         }
         let failed = |source| DeviceError::Io { doing: "reading a golden image", offset, source };
         read_if_cached(&self.disk, offset, buffer).map_err(failed)
+    }
+
+    fn place_at(&self, offset: u64, length: u64) -> Option<Place<'_>> {
+        let octets = usize::try_from(length).ok()?;
+        let checked = self.unchecked(offset, octets).next().is_none();
+        checked.then_some(Place { file: &self.disk, offset, length })
     }
 
     fn flush(&self) -> Result<(), DeviceError> {

@@ -20,7 +20,7 @@
 
 use super::StoreError;
 use super::allocation::{AllocationMap, GRANULE_BYTES, GRANULE_LEN, map_bytes, page_offset};
-use super::device::{BlockDevice, DeviceError, check_range};
+use super::device::{BlockDevice, DeviceError, Place, check_range};
 use super::file::{punch_hole, read_if_cached, reserve, sync_folder};
 use super::golden::{GoldenFiles, GoldenImage};
 use super::manifest::{self, Chain, DiskManifest, ImageContent, ImageManifest, LayerId};
@@ -228,6 +228,10 @@ impl BlockDevice for Layer {
         try_read_layered(&self.map, &self.data, &*self.lower, offset, buffer)
     }
 
+    fn place_at(&self, offset: u64, length: u64) -> Option<Place<'_>> {
+        place_layered(&self.map, &self.data, &*self.lower, offset, length)
+    }
+
     fn flush(&self) -> Result<(), DeviceError> {
         Ok(())
     }
@@ -409,6 +413,10 @@ impl BlockDevice for Overlay {
         try_read_layered(&self.map, &self.data, &*self.lower, offset, buffer)
     }
 
+    fn place_at(&self, offset: u64, length: u64) -> Option<Place<'_>> {
+        place_layered(&self.map, &self.data, &*self.lower, offset, length)
+    }
+
     fn write_at(&self, offset: u64, data: &[u8]) -> Result<(), DeviceError> {
         self.write(offset, &[data])
     }
@@ -498,6 +506,19 @@ fn try_read_layered(
         rest = after;
     }
     Ok(true)
+}
+
+/// Where a layer's own granules lie, or what is below them.
+fn place_layered<'a>(
+    map: &AllocationMap,
+    data: &'a File,
+    lower: &'a dyn BlockDevice,
+    offset: u64,
+    length: u64,
+) -> Option<Place<'a>> {
+    let run = map.runs(offset..offset + length).next()?;
+    let length = run.range.end - run.range.start;
+    if run.own { Some(Place { file: data, offset, length }) } else { lower.place_at(offset, length) }
 }
 
 pub(super) const IMAGE_MANIFEST: &str = "image.json";

@@ -1,7 +1,7 @@
 //! One initiator's TCP connection, on a thread of its own: moves octets between the socket, the engine and the unit.
 //!
 //! What needs no waiting is done here and answered in one go: reads from the page cache, writes into it. All else goes
-//! to the [`super::helpers`]. The thread sleeps in `recv`, or in `poll` while something else may happen.
+//! to the [`super::helpers`]. The thread sleeps in `poll`.
 
 use super::helpers::Done;
 use super::hub::Hub;
@@ -15,6 +15,7 @@ use assay_iscsi::{
 use assay_service::secret_file;
 use bytes::{Bytes, BytesMut};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::{OFlags, fcntl_setfl};
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, Shutdown, recv};
 use std::net::SocketAddr;
@@ -44,6 +45,11 @@ enum End {
 
 /// Serves a connection to its end.
 pub(super) fn drive(hub: &Arc<Hub>, id: ConnectionId, socket: &OwnedFd, peer: SocketAddr) {
+    // What is sent from the page cache has no other way of not blocking.
+    if let Err(error) = fcntl_setfl(socket, OFlags::NONBLOCK) {
+        tracing::error!(event = "portal.socket_options", %peer, %error, "keeping a connection from blocking");
+        return;
+    }
     let entropy = ChallengeEntropy(secret_file::random::<{ CHALLENGE_OCTETS + 1 }>());
     let directory = Arc::clone(hub);
     let mut driver = Driver {
@@ -131,7 +137,7 @@ impl Driver<'_> {
     }
 
     fn send(&mut self) -> Result<(), End> {
-        self.outbox.send(self.socket).map_err(|_| End::Broken)
+        self.outbox.send(self.socket, &self.hub.unit).map_err(|_| End::Broken)
     }
 
     fn handle(&mut self, event: Event) {
@@ -159,18 +165,18 @@ impl Driver<'_> {
     }
 
     fn start(&mut self, request: IoRequest) {
-        let IoRequest { tag, io } = request;
+        let IoRequest { tag, io, in_place } = request;
         let begun = Instant::now();
         let result = match io {
             _ if !self.attached => IoResult::Failed(IoFault::Unavailable),
-            Io::Read { lba, blocks } => match self.hub.unit.read_now(lba, blocks, &mut self.buffers) {
+            Io::Read { lba, blocks } => match self.hub.unit.read_now(lba, blocks, in_place, &mut self.buffers) {
                 Some(result) => result,
-                None => return self.hand(IoRequest { tag, io: Io::Read { lba, blocks } }, begun),
+                None => return self.hand(IoRequest { tag, io, in_place }, begun),
             },
             Io::Write { fua: false, .. } if !self.hub.unit.writes_wait() => self.hub.unit.perform(io, begun),
             Io::Status { .. } => self.hub.unit.perform(io, begun),
             Io::Write { .. } | Io::Flush | Io::Unmap { .. } | Io::WriteSame { .. } | Io::CompareAndWrite { .. } => {
-                return self.hand(IoRequest { tag, io }, begun);
+                return self.hand(IoRequest { tag, io, in_place }, begun);
             }
         };
         self.connection.complete(tag, result);
@@ -195,8 +201,9 @@ impl Driver<'_> {
         let logging_in = !self.connection.is_logged_in();
         let receiving = !self.closing && self.connection.receive_buffer().is_some();
         // The common case: nothing else can happen but that the initiator speaks, or that the hub wakes us.
-        if receiving && !logging_in && self.under_way == 0 && self.outbox.is_empty() {
-            return self.receive(RecvFlags::empty());
+        let only_receiving = receiving && !logging_in && self.under_way == 0 && self.outbox.is_empty();
+        if only_receiving && self.receive()? {
+            return Ok(());
         }
         let mut wanted = PollFlags::empty();
         wanted.set(PollFlags::IN, receiving);
@@ -219,7 +226,7 @@ impl Driver<'_> {
                 let socket = fds[0].revents();
                 self.collect();
                 if receiving && socket.intersects(PollFlags::IN | PollFlags::HUP | PollFlags::ERR) {
-                    return self.receive(RecvFlags::DONTWAIT);
+                    return self.receive().map(drop);
                 }
                 // Nothing is read now, and nothing can be written any more.
                 if socket.intersects(PollFlags::HUP | PollFlags::ERR) { Err(End::Broken) } else { Ok(()) }
@@ -238,9 +245,10 @@ impl Driver<'_> {
         }
     }
 
-    fn receive(&mut self, flags: RecvFlags) -> Result<(), End> {
-        let Some(buffer) = self.connection.receive_buffer() else { return Ok(()) };
-        match append(self.socket, buffer, flags) {
+    /// Receives what is there. Whether there was anything.
+    fn receive(&mut self) -> Result<bool, End> {
+        let Some(buffer) = self.connection.receive_buffer() else { return Ok(false) };
+        match append(self.socket, buffer) {
             Ok(0) if self.hub.is_ending() => {
                 self.connection.request_logout(LOGOUT_SECONDS);
                 self.outbox.fill(&mut self.connection);
@@ -248,7 +256,8 @@ impl Driver<'_> {
                 Err(End::Severed)
             }
             Ok(0) => Err(End::Closed),
-            Ok(_) | Err(Errno::INTR | Errno::AGAIN) => Ok(()),
+            Ok(_) => Ok(true),
+            Err(Errno::INTR | Errno::AGAIN) => Ok(false),
             Err(_) => Err(End::Broken),
         }
     }
@@ -266,12 +275,13 @@ impl Driver<'_> {
 
 /// Appends what the socket gives to the engine's buffer, into its room, without writing zeros there first: a `Vec` can
 /// be filled so without `unsafe`, and a buffer becomes one and a `Vec` a buffer without a copy.
-fn append(socket: &OwnedFd, buffer: &mut BytesMut, flags: RecvFlags) -> rustix::io::Result<usize> {
+fn append(socket: &OwnedFd, buffer: &mut BytesMut) -> rustix::io::Result<usize> {
     let room = buffer.capacity() - buffer.len();
     let mut octets = Vec::from(std::mem::take(buffer));
     // No room is lost unless the buffer was shared, so that it had to be copied.
     octets.reserve_exact(room);
-    let received = recv(socket, rustix::buffer::spare_capacity(&mut octets), flags).map(|(received, _)| received);
+    let received =
+        recv(socket, rustix::buffer::spare_capacity(&mut octets), RecvFlags::empty()).map(|(received, _)| received);
     *buffer = BytesMut::from(Bytes::from(octets));
     received
 }

@@ -2,7 +2,7 @@
 
 use super::rbd;
 use crate::store::StoreError;
-use crate::store::device::{BlockDevice, DeviceError, check_range};
+use crate::store::device::{BlockDevice, DeviceError, Place, check_range};
 use crate::store::file::{punch_hole, read_if_cached};
 use crate::store::golden::GoldenFiles;
 use crate::store::merkle::Hash;
@@ -159,6 +159,10 @@ impl BlockDevice for RawFile {
         check_range(offset, buffer.len() as u64, self.byte_len)?;
         let failed = |source| DeviceError::Io { doing: "reading a file", offset, source };
         read_if_cached(&self.file, offset, buffer).map_err(failed)
+    }
+
+    fn place_at(&self, offset: u64, length: u64) -> Option<Place<'_>> {
+        Some(Place { file: &self.file, offset, length })
     }
 
     fn write_at(&self, offset: u64, data: &[u8]) -> Result<(), DeviceError> {

@@ -1,6 +1,7 @@
 //! PDUs on their way out: batched into few system calls, and bounded.
 
-use assay_iscsi::{Connection, Transmit};
+use super::unit::Unit;
+use assay_iscsi::{Connection, Piece, Transmit};
 use rustix::io::Errno;
 use rustix::net::{SendAncillaryBuffer, SendFlags, sendmsg};
 use std::collections::VecDeque;
@@ -55,10 +56,10 @@ impl Outbox {
         any
     }
 
-    /// Sends what the socket takes at once.
-    pub(super) fn send(&mut self, socket: &OwnedFd) -> rustix::io::Result<()> {
+    /// Sends what the socket, which does not block, takes at once; what is in place, from the unit.
+    pub(super) fn send(&mut self, socket: &OwnedFd, unit: &Unit) -> rustix::io::Result<()> {
         while !self.is_empty() {
-            match self.send_once(socket) {
+            match self.send_once(socket, unit) {
                 Ok(sent) => self.count(sent),
                 Err(Errno::AGAIN) => return Ok(()),
                 Err(Errno::INTR) => {}
@@ -68,20 +69,30 @@ impl Outbox {
         Ok(())
     }
 
-    fn send_once(&self, socket: &OwnedFd) -> rustix::io::Result<usize> {
+    fn send_once(&self, socket: &OwnedFd, unit: &Unit) -> rustix::io::Result<usize> {
         let mut skip = self.sent;
+        let mut flags = SendFlags::NOSIGNAL;
         let mut pieces = Vec::with_capacity(PIECES_AT_ONCE.min(3 * self.queue.len()));
-        for piece in self.queue.iter().flat_map(Transmit::slices) {
+        for piece in self.queue.iter().flat_map(Transmit::pieces) {
             let skipped = skip.min(piece.len());
             skip -= skipped;
-            if piece.len() > skipped {
-                pieces.push(IoSlice::new(&piece[skipped..]));
+            match piece {
+                _ if piece.len() == skipped => {}
+                Piece::Octets(octets) => pieces.push(IoSlice::new(&octets[skipped..])),
+                Piece::InPlace(range) if pieces.is_empty() => {
+                    return unit.send(socket, range.start + skipped as u64..range.end);
+                }
+                Piece::InPlace(_) => {
+                    // It follows at once, in the same segments.
+                    flags |= SendFlags::MORE;
+                    break;
+                }
             }
             if pieces.len() == PIECES_AT_ONCE {
                 break;
             }
         }
-        sendmsg(socket, &pieces, &mut SendAncillaryBuffer::default(), SendFlags::DONTWAIT | SendFlags::NOSIGNAL)
+        sendmsg(socket, &pieces, &mut SendAncillaryBuffer::default(), flags)
     }
 
     fn count(&mut self, sent: usize) {

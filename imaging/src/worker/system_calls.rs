@@ -39,6 +39,7 @@ const ALLOWED: &[libc::c_long] = &[
     libc::SYS_recvmsg,
     libc::SYS_sendto,
     libc::SYS_sendmsg,
+    libc::SYS_sendfile,
     libc::SYS_shutdown,
     libc::SYS_ppoll,
     libc::SYS_eventfd2,
@@ -122,8 +123,9 @@ pub(crate) fn install(
 fn rules() -> Result<BTreeMap<i64, Vec<SeccompRule>>, BackendError> {
     let mut rules = threads_and_memory()?;
     rules.extend(ALLOWED.iter().chain(ALLOWED_HERE).map(|call| (*call, vec![])));
-    // Whether a descriptor is open: asked by debug builds before they close one.
-    rules.insert(libc::SYS_fcntl, vec![argument(1, SeccompCmpOp::Eq, libc::F_GETFD as u64)?]);
+    // Whether a descriptor is open: asked by debug builds before they close one. And that a socket shall not block.
+    let commands = [libc::F_GETFD, libc::F_SETFL].map(|command| argument(1, SeccompCmpOp::Eq, command as u64));
+    rules.insert(libc::SYS_fcntl, commands.into_iter().collect::<Result<_, _>>()?);
     Ok(rules)
 }
 

@@ -2,11 +2,17 @@
 
 use super::latency::Histogram;
 use super::message::WorkerStatus;
-use crate::store::device::{BlockDevice, DeviceError};
+use crate::store::device::{BlockDevice, DeviceError, Place};
+use crate::store::file::read_if_cached;
 use assay_iscsi::{Io, IoFault, IoResult};
 use assay_service::error::chain;
 use bytes::{Bytes, BytesMut};
+use rustix::fs::sendfile;
+use rustix::io::Errno;
+use rustix::net::SendFlags;
 use std::collections::VecDeque;
+use std::ops::Range;
+use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Instant;
@@ -55,6 +61,12 @@ impl Buffers {
 
 /// Logical block length of every unit here, in octets.
 pub(crate) const BLOCK_BYTES: u32 = 512;
+/// Reads from this length on are sent from the page cache as they are: below it, copying costs less than a further call.
+const IN_PLACE_OCTETS: usize = 32 * 1024;
+/// As long as the parts that they are sent in must be.
+const PLACE_OCTETS: u64 = 16 * 1024;
+/// How far apart the page cache is asked, in octets.
+const PROBE_STEP: usize = 64 * 1024;
 /// WRITE SAME writes this much at a time.
 const FILL_BYTES: usize = 256 * 1024;
 
@@ -92,11 +104,17 @@ impl Unit {
         }
     }
 
-    /// Answers a read from the page cache, or not at all.
-    pub(super) fn read_now(&self, lba: u64, blocks: u32, buffers: &mut Buffers) -> Option<IoResult> {
+    /// Answers a read from the page cache, or not at all. If `in_place` says so, long ones stay there until they are sent.
+    pub(super) fn read_now(&self, lba: u64, blocks: u32, in_place: bool, buffers: &mut Buffers) -> Option<IoResult> {
         let begun = Instant::now();
-        let mut buffer = buffers.take(self.octets(blocks));
-        match self.device.try_read_at(lba * self.block_bytes, &mut buffer) {
+        let (start, length) = (lba * self.block_bytes, self.octets(blocks));
+        if in_place && length >= IN_PLACE_OCTETS && self.is_at_hand(start, length as u64) {
+            self.reads.record(begun.elapsed());
+            self.read_bytes.fetch_add(length as u64, Ordering::Relaxed);
+            return Some(IoResult::InPlace(start..start + length as u64));
+        }
+        let mut buffer = buffers.take(length);
+        match self.device.try_read_at(start, &mut buffer) {
             Ok(true) => {
                 self.reads.record(begun.elapsed());
                 self.read_bytes.fetch_add(buffer.len() as u64, Ordering::Relaxed);
@@ -105,6 +123,45 @@ impl Unit {
             Ok(false) => None,
             Err(error) => Some(fault("read", &error)),
         }
+    }
+
+    /// Whether a range can be sent from where it is, without waiting and in few pieces. The page cache is asked here and
+    /// there, since files are read ahead in longer stretches: sending waits in the rare case that it has forgotten what
+    /// lies between.
+    fn is_at_hand(&self, start: u64, length: u64) -> bool {
+        let (mut at, end) = (start, start + length);
+        while at < end {
+            let Some(Place { file, offset, length }) = self.device.place_at(at, end - at) else { return false };
+            let cached = |offset| matches!(read_if_cached(file, offset, &mut [0]), Ok(true));
+            let scattered = length < PLACE_OCTETS && length < end - at;
+            if scattered || !(offset..offset + length).step_by(PROBE_STEP).all(cached) || !cached(offset + length - 1) {
+                return false;
+            }
+            at += length;
+        }
+        true
+    }
+
+    /// Sends the first of these octets, which were found at hand, and answers how many. Fails where they cannot be read
+    /// any more: it is too late to say so in the answer.
+    pub(super) fn send(&self, socket: &OwnedFd, range: Range<u64>) -> rustix::io::Result<usize> {
+        let left = range.end - range.start;
+        let sent = match self.device.place_at(range.start, left) {
+            Some(Place { file, mut offset, length }) => {
+                sendfile(socket, file, Some(&mut offset), usize::try_from(length).unwrap_or(usize::MAX))?
+            }
+            // The device was exchanged meanwhile, and what is below must be checked anew.
+            None => {
+                let mut buffer = vec![0; usize::try_from(left).unwrap_or(usize::MAX).min(FILL_BYTES)];
+                if let Err(error) = self.device.read_at(range.start, &mut buffer) {
+                    fault("read", &error);
+                    return Err(Errno::IO);
+                }
+                rustix::net::send(socket, &buffer, SendFlags::NOSIGNAL)?
+            }
+        };
+        // The file has become shorter.
+        if sent == 0 { Err(Errno::IO) } else { Ok(sent) }
     }
 
     /// Carries out `io`, which was asked for at `begun`. Blocks.
@@ -215,4 +272,90 @@ fn fault(doing: &'static str, error: &DeviceError) -> IoResult {
             _,
         ) => IoFault::Unwritable,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::import::Source;
+    use crate::store::overlay::{DiskFiles, HostBoot, Overlay};
+    use crate::store::{ImageStore as _, LocalStore};
+    use assay_wire::id::{DiskId, ImageKey};
+    use assay_wire::imaging::ImageFormat;
+    use std::io::Read as _;
+    use std::ops::ControlFlow;
+    use std::os::unix::net::UnixStream;
+
+    const OCTETS: usize = 1 << 20;
+
+    /// A clone of an image that differs everywhere.
+    fn clone_in(folder: &std::path::Path) -> Unit {
+        let source = folder.join("source.raw");
+        std::fs::write(&source, (0..OCTETS).map(|at| (at / 7 % 251) as u8).collect::<Vec<_>>()).unwrap();
+        let root = folder.join("store");
+        let store = LocalStore::open(&root).unwrap();
+        let source = Source::open(&source, ImageFormat::Raw, &[folder.to_owned()]).unwrap();
+        let (image, disk, project) = (ImageKey::random(), DiskId::random(), "p1".parse().unwrap());
+        store.import(image, &project, &source, &mut |_, _| ControlFlow::Continue(())).unwrap();
+        store.create_disk(disk, &project, image).unwrap();
+        let files = DiskFiles::open(&root, disk).unwrap();
+        Unit::new(Arc::new(Overlay::open(files, HostBoot::current().unwrap()).unwrap()))
+    }
+
+    /// What arrives when a range is sent in place.
+    fn sent(unit: &Unit, range: Range<u64>) -> Vec<u8> {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        let ours = OwnedFd::from(ours);
+        let mut received = vec![0; usize::try_from(range.end - range.start).unwrap()];
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let mut at = range.start;
+                while at < range.end {
+                    at += unit.send(&ours, at..range.end).unwrap() as u64;
+                }
+            });
+            theirs.read_exact(&mut received).unwrap();
+        });
+        received
+    }
+
+    #[test]
+    fn what_was_checked_and_is_cached_is_sent_from_where_it_is() {
+        let folder = tempfile::tempdir().unwrap();
+        let (unit, mut buffers) = (clone_in(folder.path()), Buffers::default());
+        let blocks = u32::try_from(OCTETS).unwrap() / BLOCK_BYTES;
+        assert_eq!(unit.read_now(0, blocks, true, &mut buffers), None, "nothing is checked yet");
+        for (lba, data) in [(128, vec![1; 64 << 10]), (1024, vec![2; 128 << 10])] {
+            let write = Io::Write { lba, data: vec![data.into()], fua: false };
+            assert_eq!(unit.perform(write, Instant::now()), IoResult::Done);
+        }
+        let IoResult::Data(data) = unit.perform(Io::Read { lba: 0, blocks }, Instant::now()) else { panic!() };
+        assert_eq!(unit.read_now(0, blocks, true, &mut buffers), Some(IoResult::InPlace(0..OCTETS as u64)));
+        assert_eq!(sent(&unit, 0..OCTETS as u64), data);
+        assert_eq!(sent(&unit, 70_001..200_000), data[70_001..200_000]);
+        let into_memory = unit.read_now(0, blocks, false, &mut buffers);
+        assert_eq!(into_memory, Some(IoResult::Data(data)), "where it may not be");
+    }
+
+    #[test]
+    fn what_lies_scattered_is_copied() {
+        let folder = tempfile::tempdir().unwrap();
+        let (unit, mut buffers) = (clone_in(folder.path()), Buffers::default());
+        for granule in (0..32).step_by(2) {
+            let write = Io::Write { lba: granule * 8, data: vec![vec![3; 4096].into()], fua: false };
+            assert_eq!(unit.perform(write, Instant::now()), IoResult::Done);
+        }
+        let IoResult::Data(data) = unit.perform(Io::Read { lba: 0, blocks: 256 }, Instant::now()) else { panic!() };
+        assert_eq!(unit.read_now(0, 256, true, &mut buffers), Some(IoResult::Data(data)));
+    }
+
+    #[test]
+    fn what_is_not_checked_any_more_is_checked_before_it_is_sent() {
+        let folder = tempfile::tempdir().unwrap();
+        let unit = clone_in(folder.path());
+        let IoResult::Data(data) = unit.perform(Io::Read { lba: 0, blocks: 256 }, Instant::now()) else { panic!() };
+        // Opened anew, the device knows of no block that was checked.
+        let anew = clone_in(&folder.path().join("store"));
+        assert_eq!(sent(&anew, 512..100_000), data[512..100_000]);
+    }
 }

@@ -4,6 +4,7 @@ use super::sense::Refusal;
 use super::unit::Nexus;
 use super::{Cdb, Completion, Plan, Rest, Sense, copy, cut, mode, opcodes, reservation};
 use crate::io::{Io, IoFault, IoResult};
+use crate::pdu::Payload;
 use crate::target::{LogicalUnitConfig, Target};
 use bytes::{Bytes, BytesMut};
 
@@ -191,12 +192,17 @@ pub(crate) fn completed(completion: Completion, result: IoResult) -> Result<Fini
         }
         IoResult::Failed(fault) => return Err(refusal(fault)),
         IoResult::Miscompare { offset } => return Err(Sense::miscompare(offset).into()),
-        answer @ (IoResult::Done | IoResult::Data(_) | IoResult::Status { .. }) => answer,
+        answer @ (IoResult::Done | IoResult::Data(_) | IoResult::InPlace(_) | IoResult::Status { .. }) => answer,
     };
     match (completion, result) {
         (Completion::Done, IoResult::Done) => Ok(Finished::Good),
         (Completion::Read { octets, rest }, IoResult::Data(data)) if data.len() == octets as usize => {
-            Ok(if rest.blocks == 0 { Finished::Data(data) } else { Finished::Part(data, rest) })
+            Ok(read_so_far(Payload::Octets(data), rest))
+        }
+        (Completion::Read { octets, rest }, IoResult::InPlace(range))
+            if range.end.checked_sub(range.start) == Some(u64::from(octets)) =>
+        {
+            Ok(read_so_far(Payload::InPlace(range), rest))
         }
         (Completion::Verify { data: expected, octets }, IoResult::Data(data)) if data.len() == octets as usize => {
             match first_difference(&expected, &data) {
@@ -231,7 +237,7 @@ pub(crate) fn completed(completion: Completion, result: IoResult) -> Result<Fini
             data.extend_from_slice(&blocks.to_be_bytes());
             data.extend_from_slice(&[u8::from(!mapped), 0, 0, 0]);
             data.truncate(allocation as usize);
-            Ok(Finished::Data(data.into()))
+            Ok(Finished::Data(Bytes::from(data).into()))
         }
         // The backend broke its contract; the initiator learns that something is wrong with the unit.
         (
@@ -251,10 +257,14 @@ pub(crate) fn completed(completion: Completion, result: IoResult) -> Result<Fini
 #[derive(Debug)]
 pub(crate) enum Finished {
     Good,
-    Data(Bytes),
+    Data(Payload),
     /// Data, and more to come: [`part`].
-    Part(Bytes, Rest),
+    Part(Payload, Rest),
     Io(Io, Completion),
+}
+
+fn read_so_far(data: Payload, rest: Rest) -> Finished {
+    if rest.blocks == 0 { Finished::Data(data) } else { Finished::Part(data, rest) }
 }
 
 fn refusal(fault: IoFault) -> Refusal {

@@ -2,6 +2,7 @@
 
 use assay_iscsi::{Io, IoResult};
 use bytes::Bytes;
+use std::ops::Range;
 use std::sync::Mutex;
 
 /// The disk.
@@ -21,6 +22,18 @@ impl RamDisk {
         let (blocks, block_bytes) = (usize::try_from(blocks).unwrap(), block_bytes as usize);
         let state = State { data: vec![0; blocks * block_bytes], mapped: vec![false; blocks] };
         Self { block_bytes, state: Mutex::new(state) }
+    }
+
+    /// Where the data of a read are.
+    pub(crate) fn place(&self, lba: u64, blocks: u32) -> IoResult {
+        let block_bytes = self.block_bytes as u64;
+        IoResult::InPlace(lba * block_bytes..(lba + u64::from(blocks)) * block_bytes)
+    }
+
+    /// What is there.
+    pub(crate) fn octets(&self, range: Range<u64>) -> Vec<u8> {
+        let at = |octet: u64| usize::try_from(octet).unwrap();
+        self.state.lock().unwrap().data[at(range.start)..at(range.end)].to_vec()
     }
 
     /// Runs one operation.

@@ -2,8 +2,8 @@
 
 use super::{INITIATOR, RamDisk, TARGET, config};
 use assay_iscsi::{
-    Authentication, ChallengeEntropy, Connection, ConnectionId, Directory, Event, IoRequest, LoginStatus, Portal,
-    ProtocolError, SessionDecision, Sessions, Target,
+    Authentication, ChallengeEntropy, Connection, ConnectionId, Directory, Event, Io, IoRequest, LoginStatus, Piece,
+    Portal, ProtocolError, SessionDecision, Sessions, Target,
 };
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
@@ -47,6 +47,8 @@ pub(crate) struct Initiator {
     /// I/O that was asked for and not run, while `hold_io` is set.
     pub(crate) held: VecDeque<IoRequest>,
     pub(crate) hold_io: bool,
+    /// Reads are answered in place where they may be.
+    pub(crate) in_place: bool,
     pub(crate) io_count: usize,
     pub(crate) closed: bool,
     pub(crate) logged_in: bool,
@@ -71,6 +73,7 @@ impl Initiator {
             answers: VecDeque::new(),
             held: VecDeque::new(),
             hold_io: false,
+            in_place: false,
             io_count: 0,
             closed: false,
             logged_in: false,
@@ -124,7 +127,12 @@ impl Initiator {
             }
             while let Some(transmit) = self.connection.poll_transmit() {
                 moved = true;
-                self.received.extend(transmit.slices().concat());
+                for piece in transmit.pieces() {
+                    match piece {
+                        Piece::Octets(octets) => self.received.extend_from_slice(octets),
+                        Piece::InPlace(range) => self.received.extend_from_slice(&self.disk.octets(range)),
+                    }
+                }
                 self.parse();
             }
             if !moved {
@@ -136,8 +144,7 @@ impl Initiator {
     /// Runs the oldest held operation.
     pub(crate) fn run_held(&mut self) {
         let request = self.held.pop_front().unwrap();
-        let result = self.disk.run(request.io);
-        self.connection.complete(request.tag, result);
+        self.run(request);
         self.pump();
     }
 
@@ -199,6 +206,14 @@ impl Initiator {
         self.send(header, data);
     }
 
+    fn run(&mut self, request: IoRequest) {
+        let result = match request.io {
+            Io::Read { lba, blocks } if self.in_place && request.in_place => self.disk.place(lba, blocks),
+            io => self.disk.run(io),
+        };
+        self.connection.complete(request.tag, result);
+    }
+
     fn act(&mut self, event: Event) {
         match event {
             Event::Io(request) => {
@@ -206,7 +221,7 @@ impl Initiator {
                 if self.hold_io {
                     self.held.push_back(request);
                 } else {
-                    self.connection.complete(request.tag, self.disk.run(request.io));
+                    self.run(request);
                 }
             }
             Event::SessionWanted(request) => {
