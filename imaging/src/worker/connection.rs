@@ -1,12 +1,13 @@
 //! One initiator's TCP connection, on a thread of its own: moves octets between the socket, the engine and the unit.
 //!
 //! What needs no waiting is done here and answered in one go: reads from the page cache, writes into it. All else goes
-//! to the [`super::helpers`]. The thread sleeps in `poll`.
+//! to the [`super::helpers`]. The thread sleeps in `poll`, with a last look at the socket before that ([`super::pace`]).
 
 use super::helpers::Done;
 use super::hub::Hub;
 use super::log;
 use super::outbox::Outbox;
+use super::pace::Pace;
 use super::unit::Buffers;
 use assay_iscsi::{
     CHALLENGE_OCTETS, ChallengeEntropy, Connection, ConnectionId, Event, Io, IoFault, IoRequest, IoResult, LoginStatus,
@@ -59,6 +60,7 @@ pub(super) fn drive(hub: &Arc<Hub>, id: ConnectionId, socket: &OwnedFd, peer: So
         socket,
         outbox: Outbox::default(),
         buffers: Buffers::default(),
+        pace: Pace::default(),
         under_way: 0,
         done: None,
         attached: false,
@@ -85,6 +87,7 @@ struct Driver<'a> {
     socket: &'a OwnedFd,
     outbox: Outbox,
     buffers: Buffers,
+    pace: Pace,
     /// Operations that the helpers have.
     under_way: usize,
     /// Where they end; made when it is needed.
@@ -202,9 +205,10 @@ impl Driver<'_> {
         let receiving = !self.closing && self.connection.receive_buffer().is_some();
         // The common case: nothing else can happen but that the initiator speaks, or that the hub wakes us.
         let only_receiving = receiving && !logging_in && self.under_way == 0 && self.outbox.is_empty();
-        if only_receiving && self.receive()? {
+        if only_receiving && self.look()? {
             return Ok(());
         }
+        let asleep = Instant::now();
         let mut wanted = PollFlags::empty();
         wanted.set(PollFlags::IN, receiving);
         wanted.set(PollFlags::OUT, !self.outbox.is_empty());
@@ -225,6 +229,9 @@ impl Driver<'_> {
             Ok(_) => {
                 let socket = fds[0].revents();
                 self.collect();
+                if only_receiving {
+                    self.pace.slept(asleep.elapsed());
+                }
                 if receiving && socket.intersects(PollFlags::IN | PollFlags::HUP | PollFlags::ERR) {
                     return self.receive().map(drop);
                 }
@@ -243,6 +250,17 @@ impl Driver<'_> {
             self.under_way -= 1;
             self.connection.complete(tag, result);
         }
+    }
+
+    /// Receives if there is something; looks for it a little, if more is likely to come soon.
+    fn look(&mut self) -> Result<bool, End> {
+        let mut pace = std::mem::take(&mut self.pace);
+        let received = pace.look(|| match self.receive() {
+            Ok(false) => None,
+            something => Some(something),
+        });
+        self.pace = pace;
+        received.unwrap_or(Ok(false))
     }
 
     /// Receives what is there. Whether there was anything.

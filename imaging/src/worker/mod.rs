@@ -16,6 +16,7 @@ mod latency;
 pub(crate) mod log;
 pub mod message;
 mod outbox;
+mod pace;
 mod rbd;
 pub(crate) mod system_calls;
 mod unit;

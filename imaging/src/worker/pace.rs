@@ -1,0 +1,105 @@
+//! How a thread that waits for its initiator does so: while requests come in quick succession it looks again for a
+//! moment before it sleeps, since to fall asleep and to be woken costs more than to answer a small read.
+//!
+//! Looking is bounded ([`PATIENCE`] for each pause, and only if the one before was shorter), so a connection without
+//! traffic costs nothing. It yields the processor between two looks; if anybody took it, processors are scarce, and the
+//! thread sleeps at once for the next [`CROWDED_WAITS`] times.
+
+use rustix::thread::sched_yield;
+use std::time::{Duration, Instant};
+
+/// How long a pause between two requests may be, to be looked through.
+const PATIENCE: Duration = Duration::from_micros(50);
+/// Between two looks nobody else has run if they are not farther apart.
+const UNDISTURBED: Duration = Duration::from_micros(8);
+/// How often the thread sleeps at once after somebody else wanted the processor.
+const CROWDED_WAITS: u32 = 1000;
+
+/// One connection's pace.
+#[derive(Debug, Default)]
+pub(super) struct Pace {
+    /// The last pause was short.
+    brisk: bool,
+    /// Waits that are left of [`CROWDED_WAITS`].
+    crowded: u32,
+}
+
+impl Pace {
+    /// Calls `look` until it finds something; gives up after a moment, at once if a look is likely to be in vain.
+    pub(super) fn look<T>(&mut self, mut look: impl FnMut() -> Option<T>) -> Option<T> {
+        if !self.brisk || self.crowded > 0 {
+            return look();
+        }
+        let begun = Instant::now();
+        let mut last = begun;
+        loop {
+            if let Some(found) = look() {
+                return Some(found);
+            }
+            sched_yield();
+            let now = Instant::now();
+            if now.duration_since(last) > UNDISTURBED {
+                self.crowded = CROWDED_WAITS;
+                return None;
+            }
+            if now.duration_since(begun) > PATIENCE {
+                self.brisk = false;
+                return None;
+            }
+            last = now;
+        }
+    }
+
+    /// The thread has slept so long for want of a request.
+    pub(super) fn slept(&mut self, long: Duration) {
+        self.brisk = long < PATIENCE;
+        self.crowded = self.crowded.saturating_sub(1);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// How often it looked in vain.
+    fn looks(pace: &mut Pace) -> u32 {
+        let mut looks = 0;
+        assert_eq!(
+            pace.look(|| -> Option<()> {
+                looks += 1;
+                None
+            }),
+            None
+        );
+        looks
+    }
+
+    #[test]
+    fn after_a_long_pause_there_is_one_look() {
+        let mut pace = Pace::default();
+        assert_eq!(looks(&mut pace), 1);
+        pace.slept(PATIENCE);
+        assert_eq!(looks(&mut pace), 1);
+    }
+
+    #[test]
+    fn a_look_is_given_up_and_not_taken_up_before_a_short_pause() {
+        let mut pace = Pace::default();
+        pace.slept(Duration::ZERO);
+        let begun = Instant::now();
+        looks(&mut pace);
+        assert!(begun.elapsed() < Duration::from_secs(1));
+        assert_eq!(looks(&mut pace), 1, "neither in vain twice, nor where others want the processor");
+    }
+
+    #[test]
+    fn where_processors_are_scarce_the_next_waits_are_sleeps() {
+        let mut pace = Pace { brisk: true, crowded: 2 };
+        for _ in 0..2 {
+            assert_eq!(looks(&mut pace), 1);
+            pace.slept(Duration::ZERO);
+        }
+        assert_eq!(pace.look(|| Some(7)), Some(7));
+        assert!(pace.brisk && pace.crowded == 0, "{pace:?}");
+    }
+}
