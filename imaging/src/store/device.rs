@@ -43,6 +43,16 @@ pub trait BlockDevice: fmt::Debug + Send + Sync + 'static {
         None
     }
 
+    /// Whether the octet at `offset` takes room of a disk, and for how many octets from there on that holds, `length` at
+    /// most and at least one; all the rest reads as zeros. The range lies on the device and is not empty. A device that
+    /// cannot tell says that everything does.
+    ///
+    /// # Errors
+    /// The medium failed.
+    fn is_mapped(&self, _offset: u64, length: u64) -> Result<(bool, u64), DeviceError> {
+        Ok((true, length))
+    }
+
     /// Writes `data` at `offset`. It survives the end of this process at once, and a power cut after
     /// [`BlockDevice::flush`].
     ///

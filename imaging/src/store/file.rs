@@ -1,6 +1,6 @@
 //! The few system calls on files that the standard library does not have, and durable publication of a folder.
 
-use rustix::fs::FallocateFlags;
+use rustix::fs::{FallocateFlags, SeekFrom};
 use rustix::io::{Errno, ReadWriteFlags};
 use std::fs::File;
 use std::io::{self, IoSliceMut};
@@ -15,6 +15,21 @@ pub(crate) fn read_if_cached(file: &File, offset: u64, buffer: &mut [u8]) -> io:
         Err(Errno::AGAIN | Errno::OPNOTSUPP | Errno::INTR) => Ok(false),
         Err(other) => Err(other.into()),
     }
+}
+
+/// Whether there are data at `offset`, not a hole, and for how many octets that holds, `length` at most.
+pub(crate) fn has_data(file: &File, offset: u64, length: u64) -> io::Result<(bool, u64)> {
+    let next = match rustix::fs::seek(file, SeekFrom::Data(offset)) {
+        Ok(next) => next,
+        // None up to the end.
+        Err(Errno::NXIO) => return Ok((false, length)),
+        Err(other) => return Err(other.into()),
+    };
+    if next > offset {
+        return Ok((false, length.min(next - offset)));
+    }
+    let hole = rustix::fs::seek(file, SeekFrom::Hole(offset))?;
+    Ok((true, length.min(hole.saturating_sub(offset)).max(1)))
 }
 
 /// Frees the range's blocks; it reads as zero from then on.

@@ -17,7 +17,7 @@
 
 use super::StoreError;
 use super::device::{BlockDevice, DeviceError, Place, check_range};
-use super::file::read_if_cached;
+use super::file::{has_data, read_if_cached};
 use super::merkle::{self, BLOCK_BYTES, Hash, Shape};
 use assay_wire::id::ImageKey;
 use std::fs::File;
@@ -150,6 +150,11 @@ impl BlockDevice for GoldenImage {
         let octets = usize::try_from(length).ok()?;
         let checked = self.unchecked(offset, octets).next().is_none();
         checked.then_some(Place { file: &self.disk, offset, length })
+    }
+
+    fn is_mapped(&self, offset: u64, length: u64) -> Result<(bool, u64), DeviceError> {
+        let failed = |source| DeviceError::Io { doing: "finding the holes of a golden image", offset, source };
+        has_data(&self.disk, offset, length).map_err(failed)
     }
 
     fn flush(&self) -> Result<(), DeviceError> {

@@ -21,7 +21,7 @@
 use super::StoreError;
 use super::allocation::{AllocationMap, GRANULE_BYTES, GRANULE_LEN, map_bytes, page_offset};
 use super::device::{BlockDevice, DeviceError, Place, check_range};
-use super::file::{punch_hole, read_if_cached, reserve, sync_folder};
+use super::file::{has_data, punch_hole, read_if_cached, reserve, sync_folder};
 use super::golden::{GoldenFiles, GoldenImage};
 use super::manifest::{self, Chain, DiskManifest, ImageContent, ImageManifest, LayerId};
 use super::merkle::Hash;
@@ -232,6 +232,10 @@ impl BlockDevice for Layer {
         place_layered(&self.map, &self.data, &*self.lower, offset, length)
     }
 
+    fn is_mapped(&self, offset: u64, length: u64) -> Result<(bool, u64), DeviceError> {
+        is_mapped_layered(&self.map, &self.data, &*self.lower, offset, length)
+    }
+
     fn flush(&self) -> Result<(), DeviceError> {
         Ok(())
     }
@@ -417,6 +421,10 @@ impl BlockDevice for Overlay {
         place_layered(&self.map, &self.data, &*self.lower, offset, length)
     }
 
+    fn is_mapped(&self, offset: u64, length: u64) -> Result<(bool, u64), DeviceError> {
+        is_mapped_layered(&self.map, &self.data, &*self.lower, offset, length)
+    }
+
     fn write_at(&self, offset: u64, data: &[u8]) -> Result<(), DeviceError> {
         self.write(offset, &[data])
     }
@@ -519,6 +527,23 @@ fn place_layered<'a>(
     let run = map.runs(offset..offset + length).next()?;
     let length = run.range.end - run.range.start;
     if run.own { Some(Place { file: data, offset, length }) } else { lower.place_at(offset, length) }
+}
+
+/// Whether a layer's own granules are more than holes, or what is below them is.
+fn is_mapped_layered(
+    map: &AllocationMap,
+    data: &File,
+    lower: &dyn BlockDevice,
+    offset: u64,
+    length: u64,
+) -> Result<(bool, u64), DeviceError> {
+    let Some(run) = map.runs(offset..offset + length).next() else { return Ok((true, length)) };
+    let length = run.range.end - run.range.start;
+    if !run.own {
+        return lower.is_mapped(offset, length);
+    }
+    let failed = |source| DeviceError::Io { doing: "finding the holes of a clone", offset, source };
+    has_data(data, offset, length).map_err(failed)
 }
 
 pub(super) const IMAGE_MANIFEST: &str = "image.json";

@@ -3,7 +3,7 @@
 use super::rbd;
 use crate::store::StoreError;
 use crate::store::device::{BlockDevice, DeviceError, Place, check_range};
-use crate::store::file::{punch_hole, read_if_cached};
+use crate::store::file::{has_data, punch_hole, read_if_cached};
 use crate::store::golden::GoldenFiles;
 use crate::store::merkle::Hash;
 use crate::store::overlay::{DiskFiles, HostBoot, LayerFiles, Overlay, TopFiles};
@@ -163,6 +163,11 @@ impl BlockDevice for RawFile {
 
     fn place_at(&self, offset: u64, length: u64) -> Option<Place<'_>> {
         Some(Place { file: &self.file, offset, length })
+    }
+
+    fn is_mapped(&self, offset: u64, length: u64) -> Result<(bool, u64), DeviceError> {
+        let failed = |source| DeviceError::Io { doing: "finding the holes of a file", offset, source };
+        has_data(&self.file, offset, length).map_err(failed)
     }
 
     fn write_at(&self, offset: u64, data: &[u8]) -> Result<(), DeviceError> {

@@ -67,6 +67,9 @@ const IN_PLACE_OCTETS: usize = 32 * 1024;
 const PLACE_OCTETS: u64 = 16 * 1024;
 /// How far apart the page cache is asked, in octets.
 const PROBE_STEP: usize = 64 * 1024;
+/// GET LBA STATUS looks so far, in octets, and through so many stretches: what holds beyond is not its to say.
+const STATUS_OCTETS: u64 = 256 << 20;
+const STATUS_RUNS: usize = 256;
 /// WRITE SAME writes this much at a time.
 const FILL_BYTES: usize = 256 * 1024;
 
@@ -199,8 +202,32 @@ impl Unit {
                 done("write same", self.write_same(lba, blocks, &pattern))
             }
             Io::CompareAndWrite { lba, expected, new } => self.compare_and_write(lba, &expected, &new),
-            Io::Status { lba } => IoResult::Status { mapped: true, blocks: self.blocks().saturating_sub(lba).max(1) },
+            Io::Status { lba } => match self.status_from(lba) {
+                Ok((mapped, blocks)) => IoResult::Status { mapped, blocks },
+                Err(error) => fault("read", &error),
+            },
         }
+    }
+
+    /// Whether the block at `lba` is mapped, and for how many blocks that holds, as far as is looked.
+    fn status_from(&self, lba: u64) -> Result<(bool, u64), DeviceError> {
+        let start = lba * self.block_bytes;
+        let end = self.device.byte_len().min(start.saturating_add(STATUS_OCTETS));
+        let (first, mut at) =
+            self.device.is_mapped(start, end - start).map(|(mapped, octets)| (mapped, start + octets))?;
+        for _ in 1..STATUS_RUNS {
+            if at >= end {
+                break;
+            }
+            let (mapped, octets) = self.device.is_mapped(at, end - at)?;
+            if mapped != first {
+                break;
+            }
+            at += octets;
+        }
+        // What takes room in part is mapped.
+        let blocks = if first { (at - start).div_ceil(self.block_bytes) } else { (at - start) / self.block_bytes };
+        Ok((first || blocks == 0, blocks.max(1)))
     }
 
     fn octets(&self, blocks: u32) -> usize {
@@ -290,8 +317,13 @@ mod tests {
 
     /// A clone of an image that differs everywhere.
     fn clone_in(folder: &std::path::Path) -> Unit {
+        clone_of(folder, |at| (at / 7 % 251) as u8)
+    }
+
+    /// A clone of an image of this content.
+    fn clone_of(folder: &std::path::Path, content: impl Fn(usize) -> u8) -> Unit {
         let source = folder.join("source.raw");
-        std::fs::write(&source, (0..OCTETS).map(|at| (at / 7 % 251) as u8).collect::<Vec<_>>()).unwrap();
+        std::fs::write(&source, (0..OCTETS).map(content).collect::<Vec<_>>()).unwrap();
         let root = folder.join("store");
         let store = LocalStore::open(&root).unwrap();
         let source = Source::open(&source, ImageFormat::Raw, &[folder.to_owned()]).unwrap();
@@ -335,6 +367,28 @@ mod tests {
         assert_eq!(sent(&unit, 70_001..200_000), data[70_001..200_000]);
         let into_memory = unit.read_now(0, blocks, false, &mut buffers);
         assert_eq!(into_memory, Some(IoResult::Data(data)), "where it may not be");
+    }
+
+    #[test]
+    fn what_takes_no_room_is_not_mapped() {
+        let folder = tempfile::tempdir().unwrap();
+        let unit = clone_of(folder.path(), |at| if (256 << 10..512 << 10).contains(&at) { 0 } else { 7 });
+        let status = |lba| match unit.perform(Io::Status { lba }, Instant::now()) {
+            IoResult::Status { mapped, blocks } => (mapped, blocks),
+            other => panic!("{other:?}"),
+        };
+        let blocks = OCTETS as u64 / u64::from(BLOCK_BYTES);
+        assert_eq!((status(0), status(511)), ((true, 512), (true, 1)));
+        assert_eq!((status(512), status(1000)), ((false, 512), (false, 24)), "a hole of the golden image");
+        assert_eq!(status(1024), (true, blocks - 1024));
+        // Written over the end of the hole, and unmapped after it: one stretch each, whatever file it is in.
+        let write = Io::Write { lba: 1016, data: vec![vec![3; 4096].into()], fua: false };
+        assert_eq!(unit.perform(write, Instant::now()), IoResult::Done);
+        assert_eq!(unit.perform(Io::Unmap { ranges: vec![(1536, 512)] }, Instant::now()), IoResult::Done);
+        assert_eq!((status(512), status(1016)), ((false, 504), (true, 520)));
+        assert_eq!(status(1536), (false, blocks - 1536));
+        let IoResult::Data(data) = unit.perform(Io::Read { lba: 1536, blocks: 512 }, Instant::now()) else { panic!() };
+        assert!(data.iter().all(|octet| *octet == 0));
     }
 
     #[test]
