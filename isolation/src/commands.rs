@@ -70,7 +70,7 @@ impl Hands {
             None => {}
         }
         let networks = self.store.inventory().await?.networks;
-        let network = networks.into_iter().find(|n| n.name == lease.network && n.project == lease.project);
+        let network = networks.into_iter().find(|n| n.name == lease.network && n.is_for(&lease.project));
         let vlan = network.map(|n| n.vlan).ok_or_else(|| {
             ApiError::not_found(format!("project {} has no network {}", lease.project, lease.network))
         })?;

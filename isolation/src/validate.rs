@@ -34,14 +34,19 @@ pub fn project(project: &Project) -> Result<(), Invalid> {
     Ok(())
 }
 
-/// Its project exists, and its VLAN is nobody else's.
+/// Its projects exist, and its VLAN is nobody else's.
 ///
 /// # Errors
 /// In words.
 pub fn network(network: &Network, inventory: &Inventory, site: SiteVlans) -> Result<(), Invalid> {
-    let Network { name, project, vlan } = network;
-    if !inventory.projects.iter().any(|p| p.name == *project) {
-        return Err(Invalid(format!("network {name}: there is no project {project}")));
+    let Network { name, project, vlan, shared_with } = network;
+    for project in std::iter::once(project).chain(shared_with) {
+        if !inventory.projects.iter().any(|p| p.name == *project) {
+            return Err(Invalid(format!("network {name}: there is no project {project}")));
+        }
+    }
+    if shared_with.contains(project) {
+        return Err(Invalid(format!("network {name}: its owner, project {project}, need not share it with itself")));
     }
     if *vlan == site.quarantine || *vlan == site.airlock {
         return Err(Invalid(format!("network {name}: VLAN {vlan} is the site's quarantine or airlock VLAN")));
@@ -115,11 +120,14 @@ mod tests {
             bridge: "br0".into(),
         };
         Inventory {
-            projects: vec![Project { name: "alpha".parse().unwrap(), verifier_keys: Vec::new() }],
+            projects: ["alpha", "gamma"]
+                .map(|name| Project { name: name.parse().unwrap(), verifier_keys: vec![] })
+                .into(),
             networks: vec![Network {
                 name: "net-a".parse().unwrap(),
                 project: "alpha".parse().unwrap(),
                 vlan: vlan(120),
+                shared_with: BTreeSet::new(),
             }],
             switches: vec![Switch { name: "sw".parse().unwrap(), driver }],
         }
@@ -128,11 +136,17 @@ mod tests {
     #[test]
     fn a_network_has_a_vlan_of_its_own() {
         let site = SiteVlans { quarantine: vlan(998), airlock: vlan(999) };
-        let with = |id, project: &str| {
-            let network = Network { name: "net-b".parse().unwrap(), project: project.parse().unwrap(), vlan: vlan(id) };
-            super::network(&network, &inventory(), site)
+        let shared = |id, project: &str, others: &[&str]| {
+            let shared_with = others.iter().map(|other| other.parse().unwrap()).collect();
+            let (name, project) = ("net-b".parse().unwrap(), project.parse().unwrap());
+            super::network(&Network { name, project, vlan: vlan(id), shared_with }, &inventory(), site)
         };
+        let with = |id, project: &str| shared(id, project, &[]);
         assert_eq!(with(121, "alpha"), Ok(()));
+        assert_eq!(shared(121, "alpha", &["gamma"]), Ok(()));
+        for (others, word) in [(["gamma", "beta"], "beta"), (["gamma", "alpha"], "itself")] {
+            assert!(shared(121, "alpha", &others).unwrap_err().to_string().contains(word));
+        }
         for (id, project, word) in
             [(998, "alpha", "quarantine"), (999, "alpha", "airlock"), (120, "alpha", "net-a"), (121, "beta", "beta")]
         {

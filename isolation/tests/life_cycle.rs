@@ -218,6 +218,39 @@ async fn registration_is_validated_and_projects_see_their_own() {
     assert_eq!(problem(&refused).kind, "node-not-free");
 }
 
+/// A network is its owner's; others' nodes join it only if it is shared with them.
+#[tokio::test]
+async fn projects_that_trust_each_other_share_a_network() {
+    let site = Site::start().await;
+    for project in ["beta", "gamma"] {
+        let project = json!({"name": project, "verifier_keys": []});
+        let _created: Value = site.operator.post("/v1/projects", &project).await.unwrap();
+    }
+    let shared = json!({"name": "common", "project": "alpha", "vlan": 130, "shared_with": ["beta"]});
+    let _created: Value = site.operator.post("/v1/networks", &shared).await.unwrap();
+    let as_project = |name: &str| {
+        let token = site.context.tokens.issue(name, Role::Project(name.parse().unwrap())).unwrap();
+        ServiceClient::new(site.base.clone(), site.context.identity.ca_pem(), token).unwrap()
+    };
+    let seen = async |name: &str| {
+        let networks: Vec<Value> = as_project(name).get("/v1/networks").await.unwrap();
+        networks.iter().map(|network| network["name"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
+    };
+    assert_eq!(seen("alpha").await, ["common", "net-a"]);
+    assert_eq!(seen("beta").await, ["common"]);
+    assert!(seen("gamma").await.is_empty());
+    let lease = async |project: &str, network: &str| {
+        let lease = json!({"id": LeaseId::random(), "project": project, "node": "n1", "network": network});
+        as_project(project).post::<_, Value>("/v1/leases", &lease).await
+    };
+    for (project, network) in [("gamma", "common"), ("beta", "net-a")] {
+        let refused = lease(project, network).await.unwrap_err();
+        assert!(problem(&refused).detail.contains(&format!("project {project} has no network {network}")));
+    }
+    assert_eq!(lease("beta", "common").await.unwrap()["network"], "common");
+    site.until("leased", is(NodeState::Airlock)).await;
+}
+
 #[tokio::test]
 async fn netboot_is_told_of_changes() {
     let site = Site::start().await;

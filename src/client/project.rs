@@ -39,6 +39,9 @@ pub(crate) enum NetworkCommand {
         /// Its VLAN, 1 to 4094
         #[arg(long)]
         vlan: VlanId,
+        /// A project beside the owner whose nodes may join it; may be given several times
+        #[arg(long = "share-with", value_name = "PROJECT")]
+        shared_with: Vec<ProjectId>,
         #[command(flatten)]
         options: Options,
     },
@@ -100,9 +103,10 @@ impl Row for Project {
 }
 
 impl Row for Network {
-    const HEAD: &'static [&'static str] = &["NETWORK", "PROJECT", "VLAN"];
+    const HEAD: &'static [&'static str] = &["NETWORK", "PROJECT", "VLAN", "SHARED WITH"];
     fn cells(&self) -> Vec<String> {
-        vec![self.name.to_string(), self.project.to_string(), self.vlan.to_string()]
+        let shared_with: Vec<String> = self.shared_with.iter().map(ToString::to_string).collect();
+        vec![self.name.to_string(), self.project.to_string(), self.vlan.to_string(), shared_with.join("\n")]
     }
 }
 
@@ -134,8 +138,8 @@ pub(crate) async fn run_project(command: ProjectCommand) -> Result<(), BoxError>
 
 pub(crate) async fn run_network(command: NetworkCommand) -> Result<(), BoxError> {
     match command {
-        NetworkCommand::Create { name, project, vlan, options } => {
-            let network = Network { name, project, vlan };
+        NetworkCommand::Create { name, project, vlan, shared_with, options } => {
+            let network = Network { name, project, vlan, shared_with: shared_with.into_iter().collect() };
             let _created: serde_json::Value = Site::open(&options)?.isolation.post("/v1/networks", &network).await?;
             output::done(options.output, &format!("network {} created on VLAN {vlan}", network.name), &network)
         }

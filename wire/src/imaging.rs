@@ -430,7 +430,8 @@ pub struct Latency {
 #[derive(Debug, Clone, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Gateway {
-    /// The project it serves; one gateway a project.
+    /// The project it serves: one gateway a project. Projects that share one each have a record of it, with the same
+    /// control socket and all else.
     pub project: ProjectId,
     /// Path of the Unix socket on which `assay gateway serve` takes orders.
     pub control_socket: String,

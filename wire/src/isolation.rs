@@ -3,6 +3,7 @@
 use crate::id::{AdmissionId, BootId, LeaseId, NetworkId, NicId, NodeId, ProjectId, SwitchId};
 use crate::net::{MacAddr, VlanId};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
 use std::fmt;
 use std::str::FromStr;
 
@@ -88,6 +89,18 @@ pub struct Network {
     pub project: ProjectId,
     /// Its VLAN; not the site's quarantine or airlock VLAN, nor another network's.
     pub vlan: VlanId,
+    /// Projects beside its owner whose nodes may join it. Nodes on one network are not kept apart.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    #[schema(value_type = Vec<String>)]
+    pub shared_with: BTreeSet<ProjectId>,
+}
+
+impl Network {
+    /// Whether nodes of `project` may join it.
+    #[must_use]
+    pub fn is_for(&self, project: &ProjectId) -> bool {
+        self.project == *project || self.shared_with.contains(project)
+    }
 }
 
 /// A switch: `POST /v1/switches`.
@@ -213,7 +226,7 @@ pub struct LeaseRequest {
     pub project: ProjectId,
     /// The node.
     pub node: NodeId,
-    /// The network that the node joins when it is admitted; the project's own.
+    /// The network that the node joins when it is admitted; the project's own, or one that is shared with it.
     pub network: NetworkId,
 }
 

@@ -41,11 +41,12 @@ pub(super) async fn add_project(
     Ok(Json(project))
 }
 
-/// All networks; a project's token sees its own.
+/// All networks; a project's token sees its own and those that are shared with it.
 #[utoipa::path(get, path = "/v1/networks", responses((status = 200, body = Vec<Network>)))]
 pub(super) async fn networks(caller: Caller, State(api): State<Api>) -> Result<Json<Vec<Network>>, ApiError> {
     let networks = api.store.inventory().await?.networks;
-    Ok(Json(networks.into_iter().filter(|n| sees(&caller, &n.project)).collect()))
+    let joins = |n: &Network| std::iter::once(&n.project).chain(&n.shared_with).any(|project| sees(&caller, project));
+    Ok(Json(networks.into_iter().filter(joins).collect()))
 }
 
 /// Registers a network. Its VLAN must be nobody else's.

@@ -68,13 +68,14 @@ impl Store {
 
     async fn networks(&self) -> Result<Vec<Network>, RecordError> {
         let doing = "reading the networks";
-        let rows = sqlx::query("SELECT name, project, vlan FROM networks ORDER BY name");
+        let rows = sqlx::query("SELECT name, project, vlan, shared_with FROM networks ORDER BY name");
         let rows = rows.fetch_all(self.database.pool()).await.map_err(failed(doing))?;
         let network = |row| {
             Ok(Network {
                 name: parsed(doing, row, "name")?,
                 project: parsed(doing, row, "project")?,
                 vlan: vlan(doing, integer(doing, row, "vlan")?)?,
+                shared_with: json(doing, "shared_with", &text(doing, row, "shared_with")?)?,
             })
         };
         rows.iter().map(network).collect()
@@ -143,10 +144,11 @@ impl Store {
     pub async fn add_network(&self, network: &Network) -> Result<(), RecordError> {
         let doing = "recording the network";
         let mut transaction = self.begin(doing).await?;
-        sqlx::query("INSERT INTO networks (name, project, vlan) VALUES ($1, $2, $3)")
+        sqlx::query("INSERT INTO networks (name, project, vlan, shared_with) VALUES ($1, $2, $3, $4)")
             .bind(network.name.to_string())
             .bind(network.project.to_string())
             .bind(i64::from(network.vlan.get()))
+            .bind(to_json(&network.shared_with))
             .execute(&mut *transaction)
             .await
             .map_err(failed(doing))?;
