@@ -263,12 +263,14 @@ impl Exporter {
         Ok(())
     }
 
-    /// Makes `gateway` serve what is on record, no more and no less. Answers what it served before.
+    /// Makes `gateway` serve what is on record for it, whichever projects share it, no more and no less. Answers what it
+    /// served before.
     pub(crate) async fn reconcile(&self, gateway: &Gateway) -> Result<GatewayStatus, ExportError> {
         let failed = |source| ExportError::Gateway { project: gateway.project.clone(), source };
         // The gateway first: what it serves was on record before it was put up.
         let status = self.gateways.status(gateway).await.map_err(failed)?;
-        let records = self.db.exports().await?;
+        let mut records = self.db.exports().await?;
+        records.retain(|record| record.gateway == gateway.control_socket);
         for served in &status.exports {
             if !records.iter().any(|record| record.admission == served.admission) {
                 tracing::warn!(event = "export.unknown", admission = %served.admission, "gateway serves what is not on record");
@@ -285,7 +287,7 @@ impl Exporter {
         if !renewed.is_empty() {
             self.gateways.renew(gateway, &renewed).await.map_err(failed)?;
         }
-        for record in records.iter().filter(|record| record.project == gateway.project) {
+        for record in &records {
             let served = status.exports.iter().any(|served| served.admission == record.admission);
             match record.phase {
                 Phase::Exported if !served => self.restore(record).await?,
@@ -341,7 +343,7 @@ impl Exporter {
         }
         // Another lease's export may take the same address between looking and recording: then look again.
         loop {
-            let taken = self.db.addresses(&claims.project).await?;
+            let taken = self.db.addresses(&gateway).await?;
             let address =
                 address::pick(&gateway, &taken).ok_or_else(|| ExportError::NoAddress(claims.project.clone()))?;
             let record = self.draft(agreed, &disk, &gateway, address)?;
@@ -386,6 +388,7 @@ impl Exporter {
             node: claims.node.clone(),
             target: grant.target,
             initiator: grant.initiator,
+            gateway: gateway.control_socket.clone(),
             address,
             chap_name: grant.chap_name,
             chap_secret: self.key.seal(admission, &secret),

@@ -15,7 +15,7 @@ use assay_service::http::{self, HttpError, Listener, ServiceContext};
 use assay_service::{CancellationToken, store as database};
 use assay_wire::id::AdmissionId;
 use assay_wire::imaging::Gateway;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::error::Error;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -135,7 +135,7 @@ async fn upkeep(state: Arc<AppState>, shutdown: CancellationToken) {
             tracing::error!(event = "export.expiry_failed", cause = chain(&error), "ending expired exports");
         }
         let gateways = match state.exporter.db.gateways().await {
-            Ok(gateways) => gateways,
+            Ok(gateways) => each_once(gateways),
             Err(error) => {
                 tracing::error!(event = "gateway.list_failed", cause = chain(&error), "listing gateways");
                 continue;
@@ -152,6 +152,13 @@ async fn upkeep(state: Arc<AppState>, shutdown: CancellationToken) {
             }
         }
     }
+}
+
+/// A gateway that several projects share is on record for each of them.
+fn each_once(mut gateways: Vec<Gateway>) -> Vec<Gateway> {
+    let mut seen = HashSet::new();
+    gateways.retain(|gateway| seen.insert(gateway.control_socket.clone()));
+    gateways
 }
 
 async fn reconcile(state: &AppState, gateway: &Gateway) -> bool {

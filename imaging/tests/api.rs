@@ -5,10 +5,11 @@
 mod rig;
 
 use assay_imaging::gateway::order::ExportOrder;
+use assay_imaging::store::LocalStore;
 use assay_wire::id::{AdmissionId, LeaseId};
-use assay_wire::imaging::{Disk, DiskRequest, Export, Gateway, Image, ImageFormat};
+use assay_wire::imaging::{Disk, DiskRequest, Export, Gateway, Image, ImageChange, ImageFormat};
 use assay_wire::isolation::Project;
-use assay_wire::result::{Claims, EarStatus, SignedResult};
+use assay_wire::result::{Claims, EarStatus, SignedResult, VerifierKey};
 use rig::site::{MAC, Service, Site, kind, until};
 use rig::{NOW_MS, RunningGateway, image, order, pattern, store_with_image};
 use ring::signature::Ed25519KeyPair;
@@ -263,5 +264,61 @@ async fn imports_that_cannot_be_are_refused_in_words() {
     let images: Vec<Image> = site.service.operator.get("v1/images").await.unwrap();
     assert_eq!(images.len(), 1);
     assert_eq!((images[0].virtual_bytes, images[0].project.as_str()), (1 << 20, "p1"));
+    site.stop().await;
+}
+
+/// Two projects with one gateway: their nodes' addresses do not clash, and neither's exports are taken for unknown ones.
+#[tokio::test]
+async fn projects_share_a_gateway() {
+    let mut site = Site::new().await;
+    let operator = &site.service.operator;
+    let other = Project { name: "p2".parse().unwrap(), verifier_keys: vec![VerifierKey::of(&site.key).to_string()] };
+    let _: Project = operator.post("v1/projects", &other).await.unwrap();
+    let same = Gateway { project: "p2".parse().unwrap(), ..site.gateway_record() };
+    let differing = Gateway { relay: "127.20.0.2:8443".parse().unwrap(), ..same.clone() };
+    assert_eq!(
+        kind(&operator.post::<_, Gateway>("v1/gateways", &differing).await.unwrap_err()),
+        (409, "gateway-differs")
+    );
+    let _: Gateway = operator.post("v1/gateways", &same).await.unwrap();
+    let public = ImageChange { public: Some(true), ..ImageChange::default() };
+    let _: Image = operator.patch("v1/images/golden", &public).await.unwrap();
+    let lease = LeaseId::random();
+    let request =
+        DiskRequest { project: "p2".parse().unwrap(), node: "n2".parse().unwrap(), image: image(), mac: None };
+    let _: Disk = operator.put(&format!("v1/disks/{lease}"), &request).await.unwrap();
+
+    let (ours, theirs) = (site.claims(), site.claims());
+    let theirs = Claims { project: "p2".parse().unwrap(), node: "n2".parse().unwrap(), lease, ..theirs };
+    let mut addresses = Vec::new();
+    for claims in [&ours, &theirs] {
+        let answer = site.service.export(&site.sign(claims)).await.unwrap();
+        addresses.push(answer.address.address.to_string());
+    }
+    assert_eq!(addresses, ["127.20.0.50/24", "127.20.0.51/24"]);
+
+    // A gateway that lost them all gets both again, and keeps both.
+    let portal = site.gateway.portal;
+    site.gateway.stop().await;
+    site.gateway = RunningGateway::start_on(site.folder.path(), &site.clock, portal).await;
+    until(async || site.gateway.status().await.exports.len() == 2).await;
+    // What no project has on record goes: so the gateway was looked at as a whole since.
+    site.service.stop().await;
+    let store = LocalStore::open(&site.folder.path().join("store")).unwrap();
+    let stray = AdmissionId::random();
+    let order = ExportOrder { expires_at_ms: NOW_MS + 600_000, ..order(&store) };
+    drop(store);
+    site.gateway.put_up(stray, &order).await.unwrap();
+    site.service = Service::start(site.folder.path(), &site.clock).await;
+    until(async || site.gateway.status().await.exports.iter().all(|served| served.admission != stray)).await;
+    assert_eq!(site.gateway.status().await.exports.len(), 2);
+
+    // Its exports must be ended by the gateway that has them.
+    let operator = &site.service.operator;
+    let moved = Gateway { control_socket: "/run/another.sock".into(), ..same };
+    assert_eq!(kind(&operator.post::<_, Gateway>("v1/gateways", &moved).await.unwrap_err()), (409, "gateway-in-use"));
+    site.service.end(theirs.jti).await.unwrap();
+    let _: Gateway = operator.post("v1/gateways", &moved).await.unwrap();
+    assert_eq!(site.gateway.status().await.exports.len(), 1);
     site.stop().await;
 }

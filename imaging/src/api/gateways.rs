@@ -1,4 +1,5 @@
-//! Gateways: one a project, on its provisioning network.
+//! Gateways: one a project, on its provisioning network. Projects that share a network share its gateway, and each has a
+//! record of it.
 
 use super::{db_failed, may_see};
 use crate::address;
@@ -15,7 +16,9 @@ use std::sync::Arc;
 #[utoipa::path(post, path = "/v1/gateways", request_body = Gateway, responses(
     (status = 200, description = "On record", body = Gateway),
     (status = 400, description = "Its addresses do not fit together", body = Problem),
-    (status = 403, description = "Operators only", body = Problem)))]
+    (status = 403, description = "Operators only", body = Problem),
+    (status = 409, description = "`gateway-differs`: another project's record of it says otherwise; `gateway-in-use`: \
+        the project has exports at another one", body = Problem)))]
 pub(super) async fn post_gateway(
     State(state): State<Arc<AppState>>,
     caller: Caller,
@@ -23,7 +26,19 @@ pub(super) async fn post_gateway(
 ) -> Result<Json<Gateway>, ApiError> {
     caller.require_operator()?;
     check(&gateway).map_err(|detail| ApiError::bad_request("gateway-invalid", detail))?;
-    state.exporter.db.put_gateway(&gateway).await.map_err(|error| db_failed(&error))?;
+    let known = state.exporter.db.gateways().await.map_err(|error| db_failed(&error))?;
+    if let Some(other) = known.iter().find(|other| contradicts(other, &gateway)) {
+        let detail = format!(
+            "project {} has the gateway at {} with portal {}, relay {} and subnet {}",
+            other.project, other.control_socket, other.portal, other.relay, other.subnet
+        );
+        return Err(ApiError::conflict("gateway-differs", detail)
+            .with_hint("say the same to share it, or give it a control socket of its own"));
+    }
+    if !state.exporter.db.put_gateway(&gateway).await.map_err(|error| db_failed(&error))? {
+        let detail = format!("project {} has exports at its gateway, which is another one", gateway.project);
+        return Err(ApiError::conflict("gateway-in-use", detail).with_hint("end its admissions first"));
+    }
     tracing::info!(event = "gateway.recorded", project = %gateway.project, by = caller.name, "gateway recorded");
     Ok(Json(gateway))
 }
@@ -37,6 +52,12 @@ pub(super) async fn get_gateways(
     let mut gateways = state.exporter.db.gateways().await.map_err(|error| db_failed(&error))?;
     gateways.retain(|gateway| may_see(&caller, &gateway.project));
     Ok(Json(gateways))
+}
+
+/// Whether two projects' records are of one gateway, and do not agree.
+fn contradicts(known: &Gateway, new: &Gateway) -> bool {
+    let said = |gateway: &Gateway| (gateway.portal, gateway.relay, gateway.subnet, gateway.router);
+    known.control_socket == new.control_socket && known.project != new.project && said(known) != said(new)
 }
 
 /// Whether nodes could live with this gateway.

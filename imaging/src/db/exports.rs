@@ -4,6 +4,7 @@ use super::{Db, DbError, number, parsed, query, text, value};
 use assay_wire::agent::SealedGrant;
 use assay_wire::agreement::{Standing, Subject};
 use assay_wire::id::{AdmissionId, DiskId, LeaseId, NodeId, ProjectId};
+use assay_wire::imaging::Gateway;
 use assay_wire::net::Iqn;
 use ipnet::Ipv4Net;
 use sqlx::Row as _;
@@ -21,6 +22,8 @@ pub(crate) struct ExportRecord {
     pub(crate) node: NodeId,
     pub(crate) target: Iqn,
     pub(crate) initiator: Iqn,
+    /// The control socket of its gateway.
+    pub(crate) gateway: String,
     pub(crate) address: Ipv4Net,
     pub(crate) chap_name: String,
     /// Encrypted: see [`crate::secret`].
@@ -82,9 +85,9 @@ impl Db {
     /// Records a new export. `false` if its lease has one, or its address was taken meanwhile.
     pub(crate) async fn insert_export(&self, export: &ExportRecord) -> Result<bool, DbError> {
         let done = sqlx::query(
-            "INSERT INTO exports (admission, lease, disk, project, node, target, initiator, address, chap_name, \
-             chap_secret, sealed_grant, phase, issued_at_ms, expires_at_ms, subject, supporting) \
-             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16) ON CONFLICT DO NOTHING",
+            "INSERT INTO exports (admission, lease, disk, project, node, target, initiator, gateway, address, \
+             chap_name, chap_secret, sealed_grant, phase, issued_at_ms, expires_at_ms, subject, supporting) \
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17) ON CONFLICT DO NOTHING",
         )
         .bind(export.admission.to_string())
         .bind(export.lease.to_string())
@@ -93,6 +96,7 @@ impl Db {
         .bind(export.node.as_str())
         .bind(export.target.as_str())
         .bind(export.initiator.as_str())
+        .bind(&export.gateway)
         .bind(export.address.to_string())
         .bind(&export.chap_name)
         .bind(&export.chap_secret)
@@ -131,10 +135,12 @@ impl Db {
         row.as_ref().map(export_of).transpose()
     }
 
-    /// Addresses of a project's exports.
-    pub(crate) async fn addresses(&self, project: &ProjectId) -> Result<BTreeSet<Ipv4Addr>, DbError> {
-        let rows = sqlx::query("SELECT address FROM exports WHERE project = $1")
-            .bind(project.as_str())
+    /// Addresses that exports have on a gateway's network, whichever projects share it.
+    pub(crate) async fn addresses(&self, gateway: &Gateway) -> Result<BTreeSet<Ipv4Addr>, DbError> {
+        // A project's own are its own on any gateway: an older rule of the schema, kept.
+        let rows = sqlx::query("SELECT address FROM exports WHERE gateway = $1 OR project = $2")
+            .bind(&gateway.control_socket)
+            .bind(gateway.project.as_str())
             .fetch_all(&self.pool)
             .await
             .map_err(query("listing the addresses of exports"))?;
@@ -233,6 +239,7 @@ fn export_of(row: &AnyRow) -> Result<ExportRecord, DbError> {
         node: parsed(row, "node")?,
         target: parsed(row, "target")?,
         initiator: parsed(row, "initiator")?,
+        gateway: text(row, "gateway")?,
         address: parsed(row, "address")?,
         chap_name: text(row, "chap_name")?,
         chap_secret: text(row, "chap_secret")?,

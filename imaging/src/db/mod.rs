@@ -200,13 +200,16 @@ impl Db {
         Ok(())
     }
 
-    /// Records a project's gateway, or replaces it.
-    pub(crate) async fn put_gateway(&self, gateway: &Gateway) -> Result<(), DbError> {
-        sqlx::query(
+    /// Records a project's gateway, or replaces it. `false` if it would be another one and the project has exports: the
+    /// one that serves them must be told when they end.
+    pub(crate) async fn put_gateway(&self, gateway: &Gateway) -> Result<bool, DbError> {
+        let done = sqlx::query(
             "INSERT INTO gateways (project, control_socket, portal, relay, subnet, router) \
              VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT (project) DO UPDATE SET \
              control_socket = excluded.control_socket, portal = excluded.portal, relay = excluded.relay, \
-             subnet = excluded.subnet, router = excluded.router",
+             subnet = excluded.subnet, router = excluded.router \
+             WHERE gateways.control_socket = excluded.control_socket \
+             OR NOT EXISTS (SELECT 1 FROM exports WHERE exports.project = excluded.project)",
         )
         .bind(gateway.project.as_str())
         .bind(&gateway.control_socket)
@@ -217,7 +220,7 @@ impl Db {
         .execute(&self.pool)
         .await
         .map_err(query("recording a gateway"))?;
-        Ok(())
+        Ok(done.rows_affected() == 1)
     }
 
     pub(crate) async fn gateways(&self) -> Result<Vec<Gateway>, DbError> {
