@@ -2,7 +2,7 @@
 
 use crate::error::{LabError, Result};
 use std::ffi::OsStr;
-use std::process::Stdio;
+use std::process::{Output, Stdio};
 use std::time::Duration;
 use tokio::process::Command;
 
@@ -20,14 +20,9 @@ pub fn command(program: impl AsRef<OsStr>) -> Command {
 ///
 /// # Errors
 /// It cannot be started, fails, or takes longer than `limit`.
-pub async fn run(mut command: Command, doing: &str, limit: Duration) -> Result<String> {
+pub async fn run(command: Command, doing: &str, limit: Duration) -> Result<String> {
     let shown = shown(&command);
-    let output = tokio::time::timeout(limit, command.output()).await.map_err(|_| LabError::Timeout {
-        doing: doing.to_owned(),
-        waited: limit,
-        hint: format!("`{shown}` was still running"),
-    })?;
-    let output = output.map_err(LabError::io(format!("{doing}: starting `{shown}`")))?;
+    let output = output(command, &format!("`{shown}`"), doing, limit).await?;
     if output.status.success() {
         return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
     }
@@ -41,6 +36,27 @@ pub async fn run(mut command: Command, doing: &str, limit: Duration) -> Result<S
         status: output.status.to_string(),
         output: tail(&said),
     })
+}
+
+/// Runs a command that may fail, and whose arguments are secret, to its end. Answers whether it ended well, and all that
+/// it said.
+///
+/// # Errors
+/// It cannot be started, or takes longer than `limit`.
+pub async fn outcome(command: Command, doing: &str, limit: Duration) -> Result<(bool, String)> {
+    let program = command.as_std().get_program().to_string_lossy().into_owned();
+    let output = output(command, &program, doing, limit).await?;
+    let said = [&output.stdout, &output.stderr].map(|said| String::from_utf8_lossy(said)).concat();
+    Ok((output.status.success(), said))
+}
+
+async fn output(mut command: Command, shown: &str, doing: &str, limit: Duration) -> Result<Output> {
+    let output = tokio::time::timeout(limit, command.output()).await.map_err(|_| LabError::Timeout {
+        doing: doing.to_owned(),
+        waited: limit,
+        hint: format!("{shown} was still running"),
+    })?;
+    output.map_err(LabError::io(format!("{doing}: starting {shown}")))
 }
 
 /// Waits until `path` exists, as a daemon's sign that it listens.

@@ -7,6 +7,7 @@ pub mod console;
 pub mod error;
 pub mod events;
 pub mod fleet;
+pub mod frames;
 pub mod image;
 pub mod machine;
 pub mod netns;

@@ -7,7 +7,8 @@ use crate::events::{Event, EventLog};
 use crate::netns::Netns;
 use crate::ramdisk::Ramdisks;
 use crate::site::{AIRLOCK_INTERFACE, GATEWAY_INTERFACE, Site};
-use crate::topology::NetworkTopology;
+use crate::topology::{NetworkTopology, Topology};
+use assay_wire::id::ProjectId;
 use serde_json::{Value, json};
 use std::fs;
 use std::net::SocketAddrV4;
@@ -138,7 +139,7 @@ impl Services {
         ])
         .await?;
         for network in &site.topology.networks {
-            self.provision_project(network).await?;
+            self.provision_network(network).await?;
         }
         for (name, node) in &site.nodes {
             let folder = site.folder.join("nodes").join(name);
@@ -168,22 +169,26 @@ impl Services {
         if let Some(network) = site.topology.networks.first() {
             let image = image.display().to_string();
             self.client(&["image", "import", IMAGE, &image, "--project", network.project.as_str()]).await?;
+            if site.topology.networks.iter().flat_map(NetworkTopology::projects).nth(1).is_some() {
+                self.client(&["image", "share", IMAGE, "--public"]).await?;
+            }
         }
         self.events.lab("site.provisioned", &json!({}));
         Ok(())
     }
 
-    /// Leases `node` to the project of `network`, with a clone of the golden image. Answers the lease's id.
+    /// Leases `node` to its project in the topology, with a clone of the golden image. Answers the lease's id.
     ///
     /// # Errors
-    /// A service refuses.
-    pub async fn lease(&self, node: &str, network: &NetworkTopology) -> Result<String> {
+    /// The topology has no place for it, or a service refuses.
+    pub async fn lease(&self, node: &str, topology: &Topology) -> Result<String> {
+        let (project, network) = topology.place(node)?;
         let lease = self
             .client(&[
                 "lease",
                 "create",
                 "--project",
-                network.project.as_str(),
+                project.as_str(),
                 "--node",
                 node,
                 "--network",
@@ -252,19 +257,30 @@ impl Services {
         &self.events
     }
 
-    async fn provision_project(&self, network: &NetworkTopology) -> Result<()> {
-        let project = network.project.as_str();
-        self.client(&["project", "create", project]).await?;
-        let vlan = network.vlan.to_string();
-        self.client(&["network", "create", network.name.as_str(), "--project", project, "--vlan", &vlan]).await?;
+    async fn provision_network(&self, network: &NetworkTopology) -> Result<()> {
+        for project in network.projects() {
+            self.client(&["project", "create", project.as_str()]).await?;
+        }
+        let (owner, vlan) = (network.project.as_str(), network.vlan.to_string());
+        let mut create = vec!["network", "create", network.name.as_str(), "--project", owner, "--vlan", &vlan];
+        create.extend(network.shared_with.iter().flat_map(|project| ["--share-with", project.as_str()]));
+        self.client(&create).await?;
+        // Projects that share the gateway each have a record of it.
+        for project in network.projects() {
+            self.provision_gateway(project, network).await?;
+        }
+        Ok(())
+    }
+
+    async fn provision_gateway(&self, project: &ProjectId, network: &NetworkTopology) -> Result<()> {
         let control = control_socket(&self.folder, network).display().to_string();
-        let (portal, relay) = (portal(network).to_string(), relay(network).to_string());
+        let (portal, relay) = (network.portal().to_string(), relay(network).to_string());
         let subnet = network.gateway.trunc().to_string();
         self.client(&[
             "gateway",
             "add",
             "--project",
-            project,
+            project.as_str(),
             "--control",
             &control,
             "--portal",
@@ -372,7 +388,7 @@ fn site_file(
 fn gateway_file(folder: &Path, network: &NetworkTopology) -> Result<String> {
     let table = json!({
         "control_socket": control_socket(folder, network),
-        "portal": portal(network),
+        "portal": network.portal(),
         "relay": relay(network),
         "verifier_socket": agent_socket(folder),
         "store": image_store(folder),
@@ -383,10 +399,6 @@ fn gateway_file(folder: &Path, network: &NetworkTopology) -> Result<String> {
 
 fn to_toml(value: &Value, what: &str) -> Result<String> {
     toml::to_string(value).map_err(LabError::service(format!("writing {what}")))
-}
-
-fn portal(network: &NetworkTopology) -> SocketAddrV4 {
-    SocketAddrV4::new(network.gateway.addr(), 3260)
 }
 
 fn relay(network: &NetworkTopology) -> SocketAddrV4 {

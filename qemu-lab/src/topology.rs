@@ -6,6 +6,7 @@ use assay_wire::net::{MacAddr, VlanId};
 use ipnet::Ipv4Net;
 use serde::Deserialize;
 use std::collections::HashSet;
+use std::net::SocketAddrV4;
 use std::path::Path;
 
 /// A topology that can be built.
@@ -19,7 +20,7 @@ pub struct Topology {
     pub airlock: Ipv4Net,
     /// The nodes.
     pub nodes: Vec<NodeTopology>,
-    /// The projects' networks; one a project.
+    /// The projects' networks; each project has one, or shares one.
     pub networks: Vec<NetworkTopology>,
 }
 
@@ -40,9 +41,12 @@ pub struct NodeTopology {
     /// Whether there is only a TPM and a cable, and a scenario acts for the node.
     #[serde(default)]
     pub soft: bool,
+    /// The project that scenarios lease it to; without one, the first network's.
+    #[serde(default)]
+    pub project: Option<ProjectId>,
 }
 
-/// A project's provisioning network.
+/// A provisioning network and its gateway.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct NetworkTopology {
@@ -50,6 +54,9 @@ pub struct NetworkTopology {
     pub name: NetworkId,
     /// Its project; also the stem of interface names, so at most 6 characters.
     pub project: ProjectId,
+    /// Further projects that use the network and its gateway.
+    #[serde(default)]
+    pub shared_with: Vec<ProjectId>,
     /// Its VLAN.
     pub vlan: VlanId,
     /// The gateway's address, and its prefix.
@@ -99,6 +106,36 @@ impl Topology {
         Self::parse(SOFT).expect("the built-in topology is valid")
     }
 
+    /// One tenant owns all of it.
+    ///
+    /// # Panics
+    /// Never: a test parses it.
+    #[must_use]
+    #[expect(clippy::expect_used, reason = "part of this program, and tested")]
+    pub fn flat() -> Self {
+        Self::parse(FLAT).expect("the built-in topology is valid")
+    }
+
+    /// Tenants that trust each other share a network and its gateway.
+    ///
+    /// # Panics
+    /// Never: a test parses it.
+    #[must_use]
+    #[expect(clippy::expect_used, reason = "part of this program, and tested")]
+    pub fn shared() -> Self {
+        Self::parse(SHARED).expect("the built-in topology is valid")
+    }
+
+    /// A network and a gateway for each project.
+    ///
+    /// # Panics
+    /// Never: a test parses it.
+    #[must_use]
+    #[expect(clippy::expect_used, reason = "part of this program, and tested")]
+    pub fn private() -> Self {
+        Self::parse(PRIVATE).expect("the built-in topology is valid")
+    }
+
     /// Reads a topology from TOML.
     ///
     /// # Errors
@@ -127,12 +164,25 @@ impl Topology {
         })
     }
 
+    /// The project and the network that scenarios lease a node to.
+    ///
+    /// # Errors
+    /// There is no such node, or no network for it.
+    pub fn place(&self, node: &str) -> Result<(&ProjectId, &NetworkTopology)> {
+        let none = || LabError::Topology(format!("there is no network to lease node `{node}` to"));
+        let wanted = self.node(node)?.project.as_ref();
+        let project = wanted.or_else(|| self.networks.first().map(|network| &network.project)).ok_or_else(none)?;
+        let network = self.networks.iter().find(|network| network.projects().any(|p| p == project));
+        Ok((project, network.ok_or_else(none)?))
+    }
+
     fn check(&self) -> Result<()> {
         let vlans = [self.quarantine_vlan, self.airlock_vlan].into_iter().chain(self.networks.iter().map(|n| n.vlan));
         distinct("VLAN", vlans)?;
         distinct("MAC address", self.nodes.iter().map(|n| n.mac))?;
         distinct("node", self.nodes.iter().map(|n| n.name.as_str()))?;
-        distinct("project with a network", self.networks.iter().map(|n| n.project.as_str()))?;
+        let projects = self.networks.iter().flat_map(NetworkTopology::projects);
+        distinct("project with a network", projects.map(ProjectId::as_str))?;
         let stems = self.nodes.iter().map(|n| n.name.as_str()).chain(self.networks.iter().map(|n| n.project.as_str()));
         // An interface's name has at most 15 characters, and ours add up to nine to the stem.
         if let Some(long) = stems.into_iter().find(|stem| stem.len() > 6) {
@@ -145,6 +195,19 @@ impl Topology {
             )));
         }
         Ok(())
+    }
+}
+
+impl NetworkTopology {
+    /// Its gateway's iSCSI portal.
+    #[must_use]
+    pub fn portal(&self) -> SocketAddrV4 {
+        SocketAddrV4::new(self.gateway.addr(), 3260)
+    }
+
+    /// All projects that use it, its own first.
+    pub fn projects(&self) -> impl Iterator<Item = &ProjectId> {
+        std::iter::once(&self.project).chain(&self.shared_with)
     }
 }
 
@@ -168,6 +231,9 @@ fn default_memory() -> u32 {
 const MIN_MEMORY_MIB: u32 = 512;
 const BUILT_IN: &str = include_str!("../lab.toml");
 const SOFT: &str = include_str!("../soft.toml");
+const FLAT: &str = include_str!("../flat.toml");
+const SHARED: &str = include_str!("../shared.toml");
+const PRIVATE: &str = include_str!("../private.toml");
 
 #[cfg(test)]
 mod tests {
@@ -181,6 +247,26 @@ mod tests {
         assert!(topology.node("n1").is_ok());
         assert!(Topology::soft().nodes.iter().all(|node| node.soft && node.probe));
         assert!(topology.node("n9").unwrap_err().to_string().contains("n1, n2"));
+    }
+
+    #[test]
+    fn nodes_have_their_places_in_each_deployment() {
+        let places = |topology: &Topology| {
+            ["s1", "s2"].map(|node| {
+                let (project, network) = topology.place(node).unwrap();
+                (project.to_string(), network.name.to_string())
+            })
+        };
+        let place = |project: &str, network: &str| (project.to_owned(), network.to_owned());
+        assert_eq!(places(&Topology::flat()), [place("alpha", "alpha-prov"), place("alpha", "alpha-prov")]);
+        assert_eq!(places(&Topology::shared()), [place("alpha", "common"), place("beta", "common")]);
+        assert_eq!(places(&Topology::private()), [place("alpha", "alpha-prov"), place("beta", "beta-prov")]);
+        let mut lost = Topology::private();
+        lost.networks.pop();
+        assert!(lost.place("s2").unwrap_err().to_string().contains("no network to lease node `s2` to"));
+        let twice = PRIVATE.replace("vlan = 120", "vlan = 120\nshared_with = [\"beta\"]");
+        let error = Topology::parse(&twice).unwrap_err().to_string();
+        assert!(error.contains("project with a network beta is used twice"), "{error}");
     }
 
     #[test]

@@ -12,7 +12,10 @@ pub(super) async fn lies(bench: &Bench) -> Result<()> {
     trust_soft_firmware(bench, NODE, &firmware).await?;
     for (conduct, word) in Conduct::DISHONEST {
         let name = conduct.name();
-        let boot = SoftBoot::cycle(bench, NODE, &firmware).await?;
+        let mut boot = SoftBoot::cycle(bench, NODE, &firmware).await?;
+        if conduct == Conduct::ForeignAk {
+            boot.borrow_tpm(bench, LENDER).await?;
+        }
         let Outcome::Rejected(reasons) = boot.attest(conduct).await? else {
             return Err(LabError::unexpected(name, "the node was believed"));
         };
@@ -95,6 +98,8 @@ pub(super) fn expect_closed(status: &Value) -> Result<()> {
 }
 
 pub(super) const NODE: &str = "s1";
+/// Never leased: it lends its TPM to forgers.
+const LENDER: &str = "s2";
 const JOURNAL_STEPS: [&str; 6] = ["admitted", "exported", "ready", "moved", "granted", "handed-over"];
 const CRASH_LIMIT: Duration = Duration::from_secs(90);
 const SETTLE_LIMIT: Duration = Duration::from_secs(400);

@@ -108,7 +108,7 @@ impl Bench {
     async fn learn(&self, node: &str, policy: &Path) -> Result<()> {
         self.tell("no policy for this firmware yet: booting a node once to learn what it measures");
         let position = self.events.position();
-        let lease = self.services.lease(node, self.network()?).await?;
+        let lease = self.services.lease(node, &self.site.topology).await?;
         let step = Step::EvidenceAppraised.event();
         let is_verdict = |event: &Event| event.is(step, node);
         self.events.wait_for("a verdict without a policy", position, BOOT_LIMIT, is_verdict).await?;

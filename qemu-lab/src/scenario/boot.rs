@@ -24,7 +24,7 @@ pub(super) async fn good_node(bench: &Bench, node: &str) -> Result<()> {
     let network = bench.network()?;
     bench.tell(&format!("leasing {node} to {} with {IMAGE}", network.project));
     let position = bench.events.position();
-    bench.services.lease(node, network).await?;
+    bench.services.lease(node, &bench.site.topology).await?;
     let booted = |event: &Event| event.is(Step::TenantBooted.event(), node) || is_refusal(event, node);
     let last = bench.events.wait_for("the tenant's kernel to start", position, BOOT_LIMIT, booted).await?;
     if is_refusal(&last, node) {
@@ -51,10 +51,9 @@ pub(super) async fn good_node(bench: &Bench, node: &str) -> Result<()> {
 
 /// A node with a changed ramdisk is refused, and gets neither network nor disk nor secret.
 async fn tampered_node(bench: &Bench, node: &str) -> Result<()> {
-    let network = bench.network()?;
     bench.tell(&format!("leasing {node}, whose ramdisk has one byte changed"));
     let position = bench.events.position();
-    bench.services.lease(node, network).await?;
+    bench.services.lease(node, &bench.site.topology).await?;
     let judged = |event: &Event| event.is(Step::EvidenceAppraised.event(), node);
     bench.events.wait_for("a verdict", position, BOOT_LIMIT, judged).await?;
     let status = bench.services.wait_for_state(node, "rejected", STATE_LIMIT).await?;

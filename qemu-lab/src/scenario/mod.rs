@@ -6,6 +6,7 @@ mod attestation;
 mod bench;
 mod boot;
 mod clients;
+mod deployments;
 mod hardware;
 mod leaks;
 mod soft;
@@ -47,6 +48,12 @@ pub enum Scenario {
     Multipath,
     /// iPXE boots from a target.
     Sanboot,
+    /// One tenant owns all of it: each of its nodes opens its own disk and no other.
+    DeploymentFlat,
+    /// Tenants that trust each other share a network and its gateway: neither's node opens the other's disk.
+    DeploymentShared,
+    /// A network and a gateway for each project: one project's portal answers nothing to the other's node.
+    DeploymentPrivate,
 }
 
 /// What a scenario is played with.
@@ -73,6 +80,9 @@ impl Scenario {
             | Self::NoLeak
             | Self::Multipath
             | Self::Sanboot => Topology::soft(),
+            Self::DeploymentFlat => Topology::flat(),
+            Self::DeploymentShared => Topology::shared(),
+            Self::DeploymentPrivate => Topology::private(),
         }
     }
 
@@ -89,7 +99,10 @@ impl Scenario {
             | Self::Revoke
             | Self::Lies
             | Self::ReleaseCrash
-            | Self::NoLeak => Stage::Services,
+            | Self::NoLeak
+            | Self::DeploymentFlat
+            | Self::DeploymentShared
+            | Self::DeploymentPrivate => Stage::Services,
         }
     }
 
@@ -106,7 +119,10 @@ impl Scenario {
             | Self::ReleaseCrash
             | Self::NoLeak
             | Self::Multipath
-            | Self::Sanboot => Vec::new(),
+            | Self::Sanboot
+            | Self::DeploymentFlat
+            | Self::DeploymentShared
+            | Self::DeploymentPrivate => Vec::new(),
         }
     }
 
@@ -125,7 +141,10 @@ impl Scenario {
             | Self::ReleaseCrash
             | Self::NoLeak
             | Self::Multipath
-            | Self::Sanboot => AttestationPace { interval_seconds: 4, silence_seconds: 60 },
+            | Self::Sanboot
+            | Self::DeploymentFlat
+            | Self::DeploymentShared
+            | Self::DeploymentPrivate => AttestationPace { interval_seconds: 4, silence_seconds: 60 },
         }
     }
 
@@ -155,6 +174,7 @@ impl Scenario {
             Self::Lies => attacks::lies(bench).await,
             Self::ReleaseCrash => attacks::crashes(bench).await,
             Self::NoLeak => leaks::none_but_when_admitted(bench).await,
+            Self::DeploymentFlat | Self::DeploymentShared | Self::DeploymentPrivate => deployments::play(bench).await,
         }
     }
 
@@ -188,7 +208,10 @@ impl Scenario {
             | Self::Revoke
             | Self::Lies
             | Self::ReleaseCrash
-            | Self::NoLeak => Err(LabError::unexpected("playing a scenario on a target", "it needs a site")),
+            | Self::NoLeak
+            | Self::DeploymentFlat
+            | Self::DeploymentShared
+            | Self::DeploymentPrivate => Err(LabError::unexpected("playing a scenario on a target", "it needs a site")),
         }
     }
 }

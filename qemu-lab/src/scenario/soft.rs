@@ -126,10 +126,11 @@ pub(super) struct SoftBoot {
     node: NodeId,
     segment: Netns,
     tcti: String,
-    foreign_tcti: String,
+    /// Another node's TPM, for forgers.
+    foreign: Option<(RunningTpm, String)>,
     settings: AgentSettings,
     firmware: SoftFirmware,
-    _tpms: [RunningTpm; 2],
+    _tpm: RunningTpm,
 }
 
 impl SoftBoot {
@@ -138,6 +139,20 @@ impl SoftBoot {
         let position = bench.events.position();
         bench.services.client(&["node", "cycle", node]).await?;
         Self::begin(bench, node, firmware, position).await
+    }
+
+    /// Leases `node`, and begins its first boot.
+    pub(super) async fn lease(bench: &Bench, node: &str, firmware: &SoftFirmware) -> Result<Self> {
+        let position = bench.events.position();
+        bench.services.lease(node, &bench.site.topology).await?;
+        Self::begin(bench, node, firmware, position).await
+    }
+
+    /// Gets the TPM of a node that is off, to forge with.
+    pub(super) async fn borrow_tpm(&mut self, bench: &Bench, lender: &str) -> Result<()> {
+        let tpm = &bench.site.node(lender)?.tpm;
+        self.foreign = Some(tpm.power_on_for_software(&self.segment, FOREIGN_TPM_PORT).await?);
+        Ok(())
     }
 
     /// Waits until `node`, turned on at or after `position`, may enrol; gives it a TPM that has just been reset.
@@ -156,8 +171,6 @@ impl SoftBoot {
         let station = ipnet::Ipv4Net::new(host(airlock, 150), airlock.prefix_len()).unwrap_or(airlock);
         take_address(&segment, station).await?;
         let (tpm, tcti) = place.tpm.power_on_for_software(&segment, TPM_PORT).await?;
-        let (foreign, foreign_tcti) =
-            bench.site.node("s2")?.tpm.power_on_for_software(&segment, FOREIGN_TPM_PORT).await?;
         let key = bench.services.client(&["key"]).await?;
         let field = |name: &str| key.get(name).and_then(Value::as_str).unwrap_or_default().to_owned();
         let node: NodeId = node.parse().map_err(LabError::service("naming the soft node"))?;
@@ -166,8 +179,7 @@ impl SoftBoot {
             verifier: field("agent_url"),
             verifier_key_sha256: field("agent_key_sha256"),
         };
-        let _tpms = [tpm, foreign];
-        Ok(Self { node, segment, tcti, foreign_tcti, settings, firmware: firmware.clone(), _tpms })
+        Ok(Self { node, segment, tcti, foreign: None, settings, firmware: firmware.clone(), _tpm: tpm })
     }
 
     /// Talks to the verifier up to its verdict.
@@ -212,7 +224,7 @@ impl SoftBoot {
             conduct,
             node: self.node.clone(),
             tcti: self.tcti.clone(),
-            foreign_tcti: self.foreign_tcti.clone(),
+            foreign_tcti: self.foreign.as_ref().map(|(_, tcti)| tcti.clone()),
             settings: self.settings.clone(),
             firmware: self.firmware.clone(),
         }
@@ -233,9 +245,7 @@ pub(super) struct SoftTenant {
 
 /// Leases the soft node and teaches the verifier its firmware, which costs the node its place.
 pub(super) async fn trust_soft_firmware(bench: &Bench, node: &str, firmware: &SoftFirmware) -> Result<()> {
-    let position = bench.events.position();
-    bench.services.lease(node, bench.network()?).await?;
-    let boot = SoftBoot::begin(bench, node, firmware, position).await?;
+    let boot = SoftBoot::lease(bench, node, firmware).await?;
     if boot.attest(Conduct::Honest).await? == Outcome::Accepted {
         return Err(LabError::unexpected("attesting without a policy", "it was accepted"));
     }
@@ -257,7 +267,7 @@ struct Attempt {
     conduct: Conduct,
     node: NodeId,
     tcti: String,
-    foreign_tcti: String,
+    foreign_tcti: Option<String>,
     settings: AgentSettings,
     firmware: SoftFirmware,
 }
@@ -303,7 +313,8 @@ impl Attempt {
             Conduct::ReplayedQuote => activated = enrol(&mut tpm).await?,
             Conduct::WrongNonce => requote(&mut evidence, &mut tpm, &sha256(b"another nonce"))?,
             Conduct::ForeignAk => {
-                let mut foreign = self.booted_tpm(&self.foreign_tcti)?;
+                let nobody = || LabError::unexpected("forging a quote", "no TPM was lent for it");
+                let mut foreign = self.booted_tpm(self.foreign_tcti.as_ref().ok_or_else(nobody)?)?;
                 MeasuredSettings::measure(&told, &mut foreign).map_err(Failure::other)?;
                 foreign.create_keys().map_err(Failure::other)?;
                 let nonce = activated.request().nonce.clone();
@@ -406,7 +417,7 @@ fn document(settings: &AgentSettings) -> std::result::Result<Vec<u8>, Failure> {
 }
 
 /// Gives the node's station this address and no other.
-async fn take_address(segment: &Netns, address: ipnet::Ipv4Net) -> Result<()> {
+pub(super) async fn take_address(segment: &Netns, address: ipnet::Ipv4Net) -> Result<()> {
     segment.ip(&["addr", "flush", "dev", PROBE_INTERFACE]).await?;
     segment.address(PROBE_INTERFACE, address).await
 }

@@ -5,5 +5,6 @@ mod attacks;
 mod attestation;
 mod boot_path;
 mod clients;
+mod deployments;
 mod hardware;
 mod play;
