@@ -19,8 +19,8 @@ QUICK := --config profile.dev.package.assay-verifier.opt-level=3 --config profil
 help: ## List the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-lab: agent-image ## Boot a node through the airlock into its tenant's Debian, and see a tampered one refused
-	@target/debug/qemu-lab run
+lab: agent-image ## Boot a node through the airlock into its tenant's Debian, and see a tampered one refused; STORE=ceph: with its disk on Ceph
+	@target/debug/qemu-lab run --store $(or $(STORE),local)
 
 test: check test-build ## Run everything that must pass
 	@scripts/agent-image.sh

@@ -2,6 +2,7 @@
 //! for the end-to-end tests. Everything runs inside namespaces of the lab's own and dies with it.
 
 pub mod bmc;
+pub mod ceph;
 pub mod command;
 pub mod console;
 pub mod error;

@@ -1,5 +1,6 @@
 //! `qemu-lab`: the lab's command line.
 
+use assay_qemu_lab::ceph::StoreKind;
 use assay_qemu_lab::error::{LabError, Result};
 use assay_qemu_lab::events::{self, Event, EventLog};
 use assay_qemu_lab::fleet::FleetArguments;
@@ -81,6 +82,9 @@ struct BenchArguments {
     /// Where images, and policies learnt, are kept between runs.
     #[arg(long, default_value = "target/lab-cache")]
     cache: PathBuf,
+    /// Where images and disks are; a scenario that shows Ceph uses Ceph.
+    #[arg(long, value_enum, default_value_t = StoreKind::Local)]
+    store: StoreKind,
 }
 
 #[derive(Debug, Subcommand)]
@@ -265,7 +269,9 @@ async fn options(
     let agent_image = absolute(&arguments.agent_image)?;
     let tenant_image = image::tenant(&cache, &agent_image, |_| {}).await?;
     let (tampered_nodes, pace) = (scenario.tampered_nodes(), scenario.pace());
-    Ok(BenchOptions { folder: folder.to_owned(), cache, agent_image, tenant_image, topology, tampered_nodes, pace })
+    let store = scenario.store().unwrap_or(arguments.store);
+    let folder = folder.to_owned();
+    Ok(BenchOptions { folder, cache, agent_image, tenant_image, topology, tampered_nodes, pace, store })
 }
 
 fn absolute(path: &Path) -> Result<PathBuf> {

@@ -1,6 +1,7 @@
 //! The real services on the lab's site: `assay up` in the site's namespace, one `assay gateway serve` in each project's,
 //! and the real client to drive them. What they log becomes the run's events.
 
+use crate::ceph::{LabCeph, disks_socket};
 use crate::command::{command, run, wait_until};
 use crate::error::{LabError, Result};
 use crate::events::{Event, EventLog};
@@ -43,15 +44,22 @@ impl Services {
     ///
     /// # Errors
     /// The `assay` binary is missing or does not become ready; its last words are in the error.
-    pub async fn start(site: &Site, ramdisks: &Ramdisks, pace: AttestationPace, events: EventLog) -> Result<Self> {
+    pub async fn start(
+        site: &Site,
+        ramdisks: &Ramdisks,
+        pace: AttestationPace,
+        ceph: Option<&LabCeph>,
+        events: EventLog,
+    ) -> Result<Self> {
         let assay = assay_binary()?;
         let folder = site.folder.join("services");
         // Databases of an earlier run tell of nodes whose TPMs and ports are gone.
         let _was_there = fs::remove_dir_all(&folder);
         create_folder(&folder.join("gateways"))?;
         let mut services = Self { assay, folder, events, up: None, gateways: Vec::new(), failpoints: None };
-        let image_folder = ramdisks.image_folder.display().to_string();
-        write(&services.folder.join(SITE_FILE), &site_file(site, &services.folder, ramdisks, pace, &image_folder)?)?;
+        let ceph = ceph.map(|ceph| ceph.table(&services.folder)).transpose()?;
+        let imaging = imaging_table(&services.folder, ramdisks, ceph);
+        write(&services.folder.join(SITE_FILE), &site_file(site, &services.folder, ramdisks, pace, &imaging)?)?;
         for network in &site.topology.networks {
             let gateway = services.start_gateway(site, network)?;
             services.gateways.push(gateway);
@@ -347,7 +355,7 @@ fn site_file(
     folder: &Path,
     ramdisks: &Ramdisks,
     pace: AttestationPace,
-    image_folder: &str,
+    imaging: &Value,
 ) -> Result<String> {
     let topology = &site.topology;
     let airlock = topology.airlock.addr().to_string();
@@ -360,7 +368,7 @@ fn site_file(
             "airlock_vlan": topology.airlock_vlan,
             "reset_poll_ms": 500,
         },
-        "imaging": { "import_folders": [image_folder], "store": image_store(folder) },
+        "imaging": imaging,
         "verifier": {
             "agent_listen": format!("{airlock}:8443"),
             "agent_socket": agent_socket(folder),
@@ -385,6 +393,14 @@ fn site_file(
     to_toml(&tables, SITE_FILE)
 }
 
+fn imaging_table(folder: &Path, ramdisks: &Ramdisks, ceph: Option<Value>) -> Value {
+    let mut table = json!({ "import_folders": [ramdisks.image_folder], "store": image_store(folder) });
+    if let (Some(ceph), Some(table)) = (ceph, table.as_object_mut()) {
+        table.insert("ceph".to_owned(), ceph);
+    }
+    table
+}
+
 fn gateway_file(folder: &Path, network: &NetworkTopology) -> Result<String> {
     let table = json!({
         "control_socket": control_socket(folder, network),
@@ -392,6 +408,7 @@ fn gateway_file(folder: &Path, network: &NetworkTopology) -> Result<String> {
         "relay": relay(network),
         "verifier_socket": agent_socket(folder),
         "store": image_store(folder),
+        "rbd_disks_socket": disks_socket(folder),
         "dhcp": { "interface": GATEWAY_INTERFACE, "network": network.gateway.trunc() },
     });
     to_toml(&table, "the gateway's file")
@@ -453,7 +470,7 @@ fn write(path: &Path, text: &str) -> Result<()> {
     fs::write(path, text).map_err(LabError::io(format!("writing {}", path.display())))
 }
 
-fn write_secret(path: &Path, text: &str) -> Result<()> {
+pub(crate) fn write_secret(path: &Path, text: &str) -> Result<()> {
     use std::io::Write as _;
     use std::os::unix::fs::OpenOptionsExt as _;
     let doing = format!("writing {}", path.display());

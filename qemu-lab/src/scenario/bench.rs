@@ -1,5 +1,6 @@
 //! The bench that scenarios are played on: site, services, golden image, and a policy that trusts this firmware.
 
+use crate::ceph::{LabCeph, StoreKind};
 use crate::error::{LabError, Result};
 use crate::events::{Event, EventLog};
 use crate::machine::{OVMF_CODE, emulator_version};
@@ -32,6 +33,8 @@ pub struct BenchOptions {
     pub tampered_nodes: Vec<String>,
     /// How often nodes attest.
     pub pace: AttestationPace,
+    /// Where images and disks are.
+    pub store: StoreKind,
 }
 
 /// A site with its services, ready for leases.
@@ -45,6 +48,8 @@ pub struct Bench {
     pub events: EventLog,
     /// The agent's images.
     pub ramdisks: Ramdisks,
+    /// Where images and disks are, if that is Ceph.
+    pub ceph: Option<LabCeph>,
     cache: PathBuf,
     tell: fn(&str),
 }
@@ -55,19 +60,26 @@ impl Bench {
     /// # Errors
     /// A part is missing or does not start.
     pub async fn build(options: BenchOptions, tell: fn(&str)) -> Result<Self> {
-        let BenchOptions { folder, cache, agent_image, tenant_image, topology, tampered_nodes, pace } = options;
+        let BenchOptions { folder, cache, agent_image, tenant_image, topology, tampered_nodes, pace, store } = options;
         fs::create_dir_all(&folder).map_err(LabError::io(format!("making {}", folder.display())))?;
         let events = EventLog::create(&folder.join("events.jsonl"))?;
         let image_folder = tenant_image.parent().unwrap_or(Path::new("/")).to_owned();
         let ramdisks = Ramdisks::prepare(&agent_image, &folder.join("ramdisks"), image_folder, tampered_nodes)?;
         tell("building the site: switch, TPMs, nodes, BMCs");
         let site = Site::build(topology, &folder, &events).await?;
+        let ceph = match store {
+            StoreKind::Local => None,
+            StoreKind::Ceph => {
+                tell("starting Ceph: a monitor and an OSD");
+                Some(LabCeph::start().await?)
+            }
+        };
         tell("starting the services");
-        let services = Services::start(&site, &ramdisks, pace, events.clone()).await?;
+        let services = Services::start(&site, &ramdisks, pace, ceph.as_ref(), events.clone()).await?;
         tell("registering nodes, networks and the golden image");
         services.provision(&site, &tenant_image).await?;
         tokio::spawn(narrate(events.clone(), tell));
-        Ok(Self { services, site, events, ramdisks, cache, tell })
+        Ok(Self { services, site, events, ramdisks, ceph, cache, tell })
     }
 
     /// Says something to whoever watches.

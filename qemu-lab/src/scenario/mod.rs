@@ -5,6 +5,7 @@ mod attacks;
 mod attestation;
 mod bench;
 mod boot;
+mod ceph;
 mod clients;
 mod deployments;
 mod hardware;
@@ -14,6 +15,7 @@ mod tenant;
 
 pub use bench::{Bench, BenchOptions};
 
+use crate::ceph::StoreKind;
 use crate::error::{LabError, Result};
 use crate::events::EventLog;
 use crate::services::AttestationPace;
@@ -44,6 +46,8 @@ pub enum Scenario {
     ReleaseCrash,
     /// Probe frames flow from a node's cable all the time; none reaches the tenant's network unless it may.
     NoLeak,
+    /// A good node boots from Ceph, whose OSD is killed while it does and comes back.
+    CephBoot,
     /// Linux writes to a target over two paths, one of which is cut.
     Multipath,
     /// iPXE boots from a target.
@@ -72,7 +76,7 @@ impl Scenario {
     #[must_use]
     pub fn topology(self) -> Topology {
         match self {
-            Self::Run | Self::BootPath | Self::Attest | Self::Hardware => Topology::built_in(),
+            Self::Run | Self::BootPath | Self::Attest | Self::CephBoot | Self::Hardware => Topology::built_in(),
             Self::Silence
             | Self::Revoke
             | Self::Lies
@@ -95,6 +99,7 @@ impl Scenario {
             Self::Run
             | Self::BootPath
             | Self::Attest
+            | Self::CephBoot
             | Self::Silence
             | Self::Revoke
             | Self::Lies
@@ -112,6 +117,7 @@ impl Scenario {
         match self {
             Self::Run | Self::BootPath => vec!["n2".to_owned()],
             Self::Attest
+            | Self::CephBoot
             | Self::Silence
             | Self::Revoke
             | Self::Hardware
@@ -126,6 +132,12 @@ impl Scenario {
         }
     }
 
+    /// Where its images and disks must be, if that is part of what it shows.
+    #[must_use]
+    pub fn store(self) -> Option<StoreKind> {
+        (self == Self::CephBoot).then_some(StoreKind::Ceph)
+    }
+
     /// How often its nodes attest. Silence is short where it is waited for; elsewhere, emulated nodes on a busy machine
     /// are not to be taken for dead.
     #[must_use]
@@ -135,6 +147,7 @@ impl Scenario {
             Self::Run
             | Self::BootPath
             | Self::Attest
+            | Self::CephBoot
             | Self::Hardware
             | Self::Revoke
             | Self::Lies
@@ -166,6 +179,7 @@ impl Scenario {
                 boot::good_node(bench, boot::GOOD_NODE).await?;
                 tenant::something_unknown_runs(bench, boot::GOOD_NODE).await
             }
+            Self::CephBoot => ceph::boots_through_an_outage(bench, boot::GOOD_NODE).await,
             Self::Silence => attestation::silence(bench).await,
             Self::Revoke => attestation::revocations(bench, runs).await,
             Self::Hardware | Self::Multipath | Self::Sanboot => {
@@ -203,6 +217,7 @@ impl Scenario {
             Self::Run
             | Self::BootPath
             | Self::Attest
+            | Self::CephBoot
             | Self::Hardware
             | Self::Silence
             | Self::Revoke

@@ -4,6 +4,7 @@
 mod attacks;
 mod attestation;
 mod boot_path;
+mod ceph;
 mod clients;
 mod deployments;
 mod hardware;
