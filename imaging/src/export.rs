@@ -8,7 +8,8 @@
 //! ```
 //!
 //! Each phase is a type that only the one before it makes, and each can undo itself and what came before. What ends an
-//! export (revocation, expiry, a newer result for the lease) fences first: sessions are severed, then the record goes.
+//! export (revocation, expiry, a newer result for the lease) fences first: sessions are severed and the disk's credential
+//! revoked, then the record goes.
 
 use crate::address;
 use crate::db::exports::{ExportRecord, Phase};
@@ -268,7 +269,14 @@ impl Exporter {
     pub(crate) async fn reconcile(&self, gateway: &Gateway) -> Result<GatewayStatus, ExportError> {
         let failed = |source| ExportError::Gateway { project: gateway.project.clone(), source };
         // The gateway first: what it serves was on record before it was put up.
-        let status = self.gateways.status(gateway).await.map_err(failed)?;
+        let status = match self.gateways.status(gateway).await {
+            Ok(status) => status,
+            Err(source) => {
+                // The store may answer although the gateway does not.
+                self.finish_ending(gateway).await?;
+                return Err(failed(source));
+            }
+        };
         let mut records = self.db.exports().await?;
         records.retain(|record| record.gateway == gateway.control_socket);
         for served in &status.exports {
@@ -287,18 +295,29 @@ impl Exporter {
         if !renewed.is_empty() {
             self.gateways.renew(gateway, &renewed).await.map_err(failed)?;
         }
+        let ended = self.finish_ending(gateway).await;
         for record in &records {
             let served = status.exports.iter().any(|served| served.admission == record.admission);
             match record.phase {
                 Phase::Exported if !served => self.restore(record).await?,
-                Phase::Ending => {
-                    let _alone = self.lock(record.lease).await;
-                    self.take_down(record).await?;
-                }
-                Phase::Exported | Phase::Cloned => {}
+                Phase::Exported | Phase::Cloned | Phase::Ending => {}
             }
         }
+        ended?;
         Ok(status)
+    }
+
+    /// Takes down what is on record as ending: all of it, whatever becomes of one.
+    async fn finish_ending(&self, gateway: &Gateway) -> Result<(), ExportError> {
+        let records = self.db.exports().await?;
+        let ending = |record: &&ExportRecord| record.gateway == gateway.control_socket && record.phase == Phase::Ending;
+        let mut finished = Ok(());
+        for record in records.iter().filter(ending) {
+            let _alone = self.lock(record.lease).await;
+            let ended = self.take_down(record).await;
+            finished = finished.and(ended);
+        }
+        finished
     }
 
     /// The disk of a lease, with its files made.
@@ -456,16 +475,32 @@ impl Exporter {
         }
     }
 
-    /// Severs, then forgets. Needs the lease's lock. When the gateway does not answer, the record says `ending` and
-    /// stays, for [`Exporter::reconcile`] to finish.
+    /// Severs and revokes, then forgets. Needs the lease's lock. When the gateway or the store does not answer, the record
+    /// says `ending` and stays, for [`Exporter::reconcile`] to finish.
+    ///
+    /// The gateway severs the sessions and the store ends what the export's location gave side by side, for each alone stops
+    /// the node, and neither builds on the other: a gateway that has severed serves nothing, whatever key it holds; what
+    /// still serves when the key has ended is one that the store carries out no write of. Nor does either undo the other: a
+    /// gateway that starts the export's process anew in between starts it with a key that is none any more. In which order a
+    /// store ends a key and its users is its own to get right.
     async fn take_down(&self, record: &ExportRecord) -> Result<(), ExportError> {
         self.db.set_phase(record.admission, Phase::Ending).await?;
-        if let Some(gateway) = self.db.gateway(&record.project).await? {
-            self.gateways
-                .take_down(&gateway, record.admission)
-                .await
-                .map_err(|source| ExportError::Gateway { project: record.project.clone(), source })?;
+        let gateway = self.db.gateway(&record.project).await?;
+        let severed = async {
+            let Some(gateway) = &gateway else { return Ok(()) };
+            let severed = self.gateways.take_down(gateway, record.admission).await;
+            severed.map_err(|source| ExportError::Gateway { project: record.project.clone(), source })
+        };
+        let (store, disk, admission) = (Arc::clone(&self.store), record.disk, record.admission);
+        let revoked = blocking(move || store.revoke(disk, admission));
+        let (severed, revoked) = tokio::join!(severed, revoked);
+        if let (Err(_), Err(error)) = (&severed, &revoked) {
+            // The other is what the caller hears.
+            let cause = assay_service::error::chain(error);
+            tracing::warn!(event = "export.not_revoked", admission = %record.admission, cause, "revoking an export's key");
         }
+        severed?;
+        revoked?;
         self.db.remove_export(record.admission).await?;
         tracing::info!(event = "export.ended", admission = %record.admission, node = %record.node, "export ended");
         Ok(())

@@ -34,7 +34,8 @@ pub(super) async fn boots_through_an_outage(bench: &Bench, node: &str) -> Result
     if writes <= number(&before, "/writes/count")? {
         return Err(LabError::unexpected("looking at the node's export", format!("it wrote nothing since: {after}")));
     }
-    bench.tell(&format!("  {node} wrote {writes} times; the slowest hundredth waited {} ms or more", slowest_us / 1000));
+    bench
+        .tell(&format!("  {node} wrote {writes} times; the slowest hundredth waited {} ms or more", slowest_us / 1000));
     no_errors(bench, node)
 }
 
