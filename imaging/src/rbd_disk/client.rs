@@ -171,3 +171,178 @@ fn cut<'a>(pieces: &[&'a [u8]], most: usize) -> Vec<Vec<&'a [u8]>> {
     }
     parts
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::channel::CHANNELS;
+    use super::super::server::Serving;
+    use super::*;
+    use proptest::prelude::*;
+    use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+    use std::sync::Arc;
+
+    const BYTE_LEN: usize = 3 << 20;
+
+    /// A clone that is all its own.
+    #[derive(Debug)]
+    struct Memory(Mutex<Vec<u8>>);
+
+    impl Memory {
+        fn with(&self, offset: u64, length: u64, act: impl FnOnce(&mut [u8])) -> Result<(), RbdError> {
+            let mut content = self.0.lock().unwrap();
+            let byte_len = content.len() as u64;
+            let refused = RbdError::OutOfRange { object: "clone".to_owned(), offset, length, byte_len };
+            let end = offset.checked_add(length).filter(|end| *end <= byte_len).ok_or(refused)?;
+            act(&mut content[usize::try_from(offset).unwrap()..usize::try_from(end).unwrap()]);
+            Ok(())
+        }
+    }
+
+    impl CloneObjects for Memory {
+        fn path(&self) -> &str {
+            "clone"
+        }
+
+        fn byte_len(&self) -> u64 {
+            BYTE_LEN as u64
+        }
+
+        fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<(), RbdError> {
+            self.with(offset, buffer.len() as u64, |content| buffer.copy_from_slice(content))
+        }
+
+        fn write_pieces_at(&self, offset: u64, pieces: &[&[u8]]) -> Result<(), RbdError> {
+            let data = pieces.concat();
+            self.with(offset, data.len() as u64, |content| content.copy_from_slice(&data))
+        }
+
+        fn write_zeroes(&self, offset: u64, length: u64) -> Result<(), RbdError> {
+            self.with(offset, length, |content| content.fill(0))
+        }
+
+        fn flush(&self) -> Result<(), RbdError> {
+            let source = io::Error::from_raw_os_error(28);
+            Err(RbdError::Ceph { doing: "flushing", object: "clone".to_owned(), source })
+        }
+    }
+
+    fn pair() -> (OwnedFd, OwnedFd) {
+        socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None).unwrap()
+    }
+
+    fn gone(name: &str, error: &io::Error) -> ! {
+        panic!("{name} is gone: {error}");
+    }
+
+    fn disk() -> (Channels, Arc<Serving>) {
+        let (ours, theirs) = (0..CHANNELS).map(|_| pair()).unzip();
+        let own = OwnObjects::new(BYTE_LEN as u64, 100);
+        own.take_map(0, &[1]);
+        own.take_map(31_457 / 8, &[2]);
+        let serving = Serving::start(Memory(Mutex::new(vec![0xaa; BYTE_LEN])), own, theirs).unwrap();
+        (Channels::new("clone".to_owned(), BYTE_LEN as u64, ours, gone), serving)
+    }
+
+    #[derive(Debug, Clone)]
+    enum Step {
+        Write(usize, Vec<usize>, u8),
+        Zero(usize, usize),
+        Read(usize, usize),
+    }
+
+    fn steps() -> impl Strategy<Value = Vec<Step>> {
+        let length = || prop_oneof![0_usize..600, 0..BYTE_LEN];
+        let step = prop_oneof![
+            (0..BYTE_LEN, prop::collection::vec(length(), 0..5), any::<u8>())
+                .prop_map(|(at, pieces, octet)| Step::Write(at, pieces, octet)),
+            (0..BYTE_LEN, length()).prop_map(|(at, length)| Step::Zero(at, length)),
+            (0..BYTE_LEN, length()).prop_map(|(at, length)| Step::Read(at, length)),
+        ];
+        prop::collection::vec(step, 1..12)
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
+
+        #[test]
+        fn a_disk_behind_channels_is_a_disk(steps in steps()) {
+            let (disk, _serving) = disk();
+            let mut model = vec![0xaa; BYTE_LEN];
+            for step in steps {
+                match step {
+                    Step::Write(at, lengths, octet) => {
+                        let pieces: Vec<Vec<u8>> =
+                            lengths.iter().zip(octet..=255).map(|(length, octet)| vec![octet; *length]).collect();
+                        let whole = pieces.concat();
+                        let pieces: Vec<&[u8]> = pieces.iter().map(Vec::as_slice).collect();
+                        let written = disk.write_pieces_at(at as u64, &pieces);
+                        if at + whole.len() <= BYTE_LEN {
+                            written.unwrap();
+                            model[at..at + whole.len()].copy_from_slice(&whole);
+                        } else {
+                            // Parts of it may have been written: not what a caller who checked its range sees.
+                            prop_assert_eq!(written.unwrap_err().errno(), Some(22));
+                            disk.read_at(0, &mut model).unwrap();
+                        }
+                    }
+                    Step::Zero(at, length) if at + length <= BYTE_LEN => {
+                        disk.write_zeroes(at as u64, length as u64).unwrap();
+                        model[at..at + length].fill(0);
+                    }
+                    Step::Zero(at, length) => {
+                        prop_assert_eq!(disk.write_zeroes(at as u64, length as u64).unwrap_err().errno(), Some(22));
+                    }
+                    Step::Read(at, length) => {
+                        let mut buffer = vec![0; length.min(BYTE_LEN - at)];
+                        disk.read_at(at as u64, &mut buffer).unwrap();
+                        prop_assert!(buffer == model[at..at + buffer.len()]);
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn the_map_of_objects_arrives_and_errors_keep_their_number() {
+        let (disk, _serving) = disk();
+        let own = disk.own_objects(100).unwrap();
+        assert_eq!((own.own_count(), own.map(0, 1)[0], own.map(31_457 / 8, 1)[0]), (2, 1, 2));
+        let full = disk.flush().unwrap_err();
+        assert_eq!(full.errno(), Some(28));
+        assert!(full.to_string().contains("clone"), "{full}");
+    }
+
+    #[test]
+    fn as_many_may_ask_at_once_as_like() {
+        let (disk, _serving) = disk();
+        std::thread::scope(|scope| {
+            for number in 0..4 * CHANNELS {
+                let disk = &disk;
+                scope.spawn(move || {
+                    let (at, octet) = ((number * 4096) as u64, [u8::try_from(number).unwrap(); 4096]);
+                    let mut buffer = [0; 4096];
+                    for _ in 0..20 {
+                        disk.write_pieces_at(at, &[&octet]).unwrap();
+                        disk.read_at(at, &mut buffer).unwrap();
+                        assert_eq!(buffer, octet);
+                    }
+                });
+            }
+        });
+    }
+
+    #[test]
+    fn what_is_no_request_ends_every_channel_and_an_end_is_seen() {
+        let (disk, serving) = disk();
+        let channel = disk.take();
+        send_all(&channel, &[&[0xff; 16]]).unwrap();
+        serving.wait(None);
+        let died = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| disk.flush())).unwrap_err();
+        assert!(died.downcast_ref::<String>().unwrap().contains("clone is gone"));
+        // An answer that is none, too.
+        let (ours, theirs) = pair();
+        send_all(&theirs, &[&[0, 0, 0, 0, 1, 0, 0, 0]]).unwrap();
+        let error = exchange(&ours, Request::Flush, &[], &mut []).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::InvalidData);
+    }
+}

@@ -245,14 +245,56 @@ impl Held {
     }
 
     pub(crate) async fn ask(&mut self, command: &str) -> String {
+        self.say(command).await;
+        self.hear().await
+    }
+
+    /// Has it begin something.
+    pub(crate) async fn say(&mut self, command: &str) {
         self.child.stdin.as_mut().unwrap().write_all(format!("{command}\n").as_bytes()).await.unwrap();
+    }
+
+    /// How something ended.
+    pub(crate) async fn hear(&mut self) -> String {
         loop {
-            let line = tokio::time::timeout(Duration::from_secs(20), self.output.next_line()).await;
+            let line = tokio::time::timeout(Duration::from_secs(60), self.output.next_line()).await;
             let line = line.unwrap().unwrap().unwrap_or_default();
             // How fast the command before this one was.
             if !line.contains(" ops; ") {
                 return line;
             }
+        }
+    }
+}
+
+impl Held {
+    /// [`Held::hear`] while something that was begun is under way. Of two lines that come at once, `qemu-io` looks at the
+    /// second when there is a third; and what it says of what was begun it says with what it says next.
+    pub(crate) async fn hear_meanwhile(&mut self) -> String {
+        let hearing = async {
+            loop {
+                match tokio::time::timeout(Duration::from_millis(100), self.output.next_line()).await {
+                    Ok(line) => match line.unwrap().unwrap_or_default() {
+                        line if line.contains(" ops; ") => {}
+                        line => return line,
+                    },
+                    Err(_) => self.say("").await,
+                }
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(60), hearing).await.unwrap()
+    }
+
+    /// All that it says, up to a line with this text.
+    pub(crate) async fn hear_until(&mut self, text: &str) -> String {
+        let mut said = String::new();
+        loop {
+            let line = self.hear_meanwhile().await;
+            said.push_str(&line);
+            if line.contains(text) {
+                return said;
+            }
+            assert!(!line.is_empty(), "it ended: {said}");
         }
     }
 }

@@ -169,6 +169,11 @@ impl RbdSite {
         pids().filter(|pid| *pid != own).filter(has_it).filter_map(Pid::from_raw).collect()
     }
 
+    /// Starts no companions any more.
+    pub(crate) fn stop_starting(&self) {
+        self.disks.cancel();
+    }
+
     pub(crate) async fn stop(self) {
         self.gateway.stop().await;
         self.disks.cancel();
