@@ -18,15 +18,19 @@
 use super::StoreError;
 use super::device::{BlockDevice, DeviceError, Place, check_range};
 use super::file::{has_data, read_if_cached};
-use super::merkle::{self, BLOCK_BYTES, Hash, Shape};
+use super::merkle::{self, BLOCK_BYTES, BLOCK_LEN, Hash, Shape};
 use assay_wire::id::ImageKey;
 use std::fs::File;
+use std::ops::Range;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 pub(super) const DISK: &str = "disk.raw";
 pub(super) const TREE: &str = "tree.sha256";
+
+/// Blocks that are read from the disk by one call, to be checked.
+const BLOCKS_AT_ONCE: usize = 4;
 
 /// A golden image's open files: all that it takes to read it. They can be handed to a process that may open nothing.
 #[derive(Debug)]
@@ -103,13 +107,23 @@ impl GoldenImage {
             .filter(|&block| self.checked[block / 64].load(Ordering::Relaxed) & (1 << (block % 64)) == 0)
     }
 
-    fn check(&self, block: usize) -> Result<(), DeviceError> {
-        let offset = block as u64 * BLOCK_BYTES;
-        let length = BLOCK_BYTES.min(self.byte_len - offset);
-        let mut content = vec![0; usize::try_from(length).unwrap_or(usize::MAX)];
-        self.read_disk(offset, &mut content)?;
+    /// Reads the whole blocks `blocks` at once, checks each that was not found right yet, and answers them all.
+    fn read_checked(&self, blocks: Range<usize>) -> Result<Vec<u8>, DeviceError> {
+        let (start, end) = (offset_of(blocks.start), offset_of(blocks.end).min(self.byte_len));
+        let mut content = vec![0; usize::try_from(end - start).unwrap_or(usize::MAX)];
+        self.read_disk(start, &mut content)?;
+        for block in self.unchecked(start, content.len()) {
+            let within = usize::try_from(offset_of(block) - start).unwrap_or(usize::MAX);
+            let octets = BLOCK_LEN.min(content.len() - within);
+            self.check(block, &content[within..within + octets])?;
+        }
+        Ok(content)
+    }
+
+    fn check(&self, block: usize, content: &[u8]) -> Result<(), DeviceError> {
+        let offset = offset_of(block);
         let failed = |source| DeviceError::Io { doing: "reading the hash tree of a golden image", offset, source };
-        if !self.shape.holds(&self.tree, &self.root, block as u64, merkle::leaf(&content)).map_err(failed)? {
+        if !self.shape.holds(&self.tree, &self.root, block as u64, merkle::leaf(content)).map_err(failed)? {
             let image = self.name.display();
             tracing::error!(event = "image.corrupt", %image, offset, "golden image block does not match its hash");
             return Err(DeviceError::Corrupt { offset });
@@ -131,10 +145,26 @@ impl BlockDevice for GoldenImage {
 
     fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<(), DeviceError> {
         check_range(offset, buffer.len() as u64, self.byte_len)?;
-        for block in self.unchecked(offset, buffer.len()) {
-            self.check(block)?;
+        // Up to the first block that was not checked yet, then so many blocks at once, and so on.
+        let (mut at, mut rest) = (offset, buffer);
+        while !rest.is_empty() {
+            let first = self.unchecked(at, rest.len()).next();
+            let before = first
+                .map_or(rest.len(), |block| usize::try_from(offset_of(block).saturating_sub(at)).unwrap_or(usize::MAX));
+            let (known, left) = rest.split_at_mut(before);
+            self.read_disk(at, known)?;
+            at += known.len() as u64;
+            let Some(first) = first else { return Ok(()) };
+            let end = block_of(at + left.len() as u64 + BLOCK_BYTES - 1).min(first + BLOCKS_AT_ONCE);
+            let blocks = self.read_checked(first..end)?;
+            // What was checked is what is answered.
+            let skip = usize::try_from(at - offset_of(first)).unwrap_or(usize::MAX);
+            let (here, after) = left.split_at_mut(left.len().min(blocks.len() - skip));
+            here.copy_from_slice(&blocks[skip..skip + here.len()]);
+            at += here.len() as u64;
+            rest = after;
         }
-        self.read_disk(offset, buffer)
+        Ok(())
     }
 
     fn try_read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<bool, DeviceError> {
@@ -165,6 +195,10 @@ impl BlockDevice for GoldenImage {
 /// The folder of a golden image that was materialised below `store`.
 pub(super) fn cached_folder(store: &Path, golden: ImageKey) -> PathBuf {
     store.join("golden").join(golden.to_string())
+}
+
+fn offset_of(block: usize) -> u64 {
+    block as u64 * BLOCK_BYTES
 }
 
 fn block_of(offset: u64) -> usize {

@@ -124,7 +124,7 @@ fn rules() -> Result<BTreeMap<i64, Vec<SeccompRule>>, BackendError> {
     let mut rules = threads_and_memory()?;
     rules.extend(ALLOWED.iter().chain(ALLOWED_HERE).map(|call| (*call, vec![])));
     // Whether a descriptor is open: asked by debug builds before they close one. And that a socket shall not block.
-    let commands = [libc::F_GETFD, libc::F_SETFL].map(|command| argument(1, SeccompCmpOp::Eq, command as u64));
+    let commands = [libc::F_GETFD as u64, libc::F_SETFL as u64].map(|command| argument(1, SeccompCmpOp::Eq, command));
     rules.insert(libc::SYS_fcntl, commands.into_iter().collect::<Result<_, _>>()?);
     Ok(rules)
 }
