@@ -1,6 +1,7 @@
 //! Imaging's side of the control sockets: orders to gateways, each bounded in time.
 
 use crate::gateway::order::{ExportOrder, GatewayStatus};
+use crate::store::Upper;
 use assay_service::client::{ClientError, NewClientError, ServiceClient};
 use assay_wire::id::AdmissionId;
 use assay_wire::imaging::Gateway;
@@ -11,6 +12,8 @@ use std::time::Duration;
 
 /// A gateway is on this machine and answers in milliseconds; one that does not is not waited for.
 const ORDER_TIMEOUT: Duration = Duration::from_secs(5);
+/// Unless it must ask Ceph first, after each object of a disk.
+const CEPH_ORDER_TIMEOUT: Duration = Duration::from_secs(25);
 
 /// Why a gateway did not do it.
 #[derive(Debug, thiserror::Error)]
@@ -32,10 +35,12 @@ pub(crate) enum GatewayError {
         source: Box<ClientError>,
     },
     /// It did not answer in time.
-    #[error("the gateway at {socket} did not answer within {} s", ORDER_TIMEOUT.as_secs())]
+    #[error("the gateway at {socket} did not answer within {} s", patience.as_secs())]
     TimedOut {
         /// Its control socket.
         socket: String,
+        /// How long it was waited for.
+        patience: Duration,
     },
 }
 
@@ -54,13 +59,17 @@ impl Gateways {
         order: &ExportOrder,
     ) -> Result<(), GatewayError> {
         let (client, path) = (self.client(gateway)?, format!("v1/exports/{admission}"));
-        bounded(gateway, client.put(&path, order)).await
+        let patience = match order.location.upper {
+            Upper::Files => ORDER_TIMEOUT,
+            Upper::Rbd(_) => CEPH_ORDER_TIMEOUT,
+        };
+        bounded(gateway, patience, client.put(&path, order)).await
     }
 
     /// Has `gateway` sever an export's sessions and forget it. Idempotent.
     pub(crate) async fn take_down(&self, gateway: &Gateway, admission: AdmissionId) -> Result<(), GatewayError> {
         let (client, path) = (self.client(gateway)?, format!("v1/exports/{admission}"));
-        bounded(gateway, client.delete(&path, &())).await
+        bounded(gateway, ORDER_TIMEOUT, client.delete(&path, &())).await
     }
 
     /// Has `gateway` serve exports until later than it was told. What it does not serve is not put up by this.
@@ -69,12 +78,12 @@ impl Gateways {
         gateway: &Gateway,
         until_ms: &BTreeMap<AdmissionId, i64>,
     ) -> Result<(), GatewayError> {
-        bounded(gateway, self.client(gateway)?.post("v1/renewals", until_ms)).await
+        bounded(gateway, ORDER_TIMEOUT, self.client(gateway)?.post("v1/renewals", until_ms)).await
     }
 
     /// What `gateway` serves.
     pub(crate) async fn status(&self, gateway: &Gateway) -> Result<GatewayStatus, GatewayError> {
-        bounded(gateway, self.client(gateway)?.get("v1/exports")).await
+        bounded(gateway, ORDER_TIMEOUT, self.client(gateway)?.get("v1/exports")).await
     }
 
     fn client(&self, gateway: &Gateway) -> Result<ServiceClient, GatewayError> {
@@ -90,11 +99,15 @@ impl Gateways {
     }
 }
 
-async fn bounded<T>(gateway: &Gateway, call: impl Future<Output = Result<T, ClientError>>) -> Result<T, GatewayError> {
+async fn bounded<T>(
+    gateway: &Gateway,
+    patience: Duration,
+    call: impl Future<Output = Result<T, ClientError>>,
+) -> Result<T, GatewayError> {
     let socket = || gateway.control_socket.clone();
-    match tokio::time::timeout(ORDER_TIMEOUT, call).await {
+    match tokio::time::timeout(patience, call).await {
         Ok(Ok(answer)) => Ok(answer),
         Ok(Err(source)) => Err(GatewayError::Call { socket: socket(), source: Box::new(source) }),
-        Err(_elapsed) => Err(GatewayError::TimedOut { socket: socket() }),
+        Err(_elapsed) => Err(GatewayError::TimedOut { socket: socket(), patience }),
     }
 }

@@ -149,7 +149,13 @@ impl Supervised {
                     () = sleep(backoff) => {}
                 }
                 backoff = (backoff * 2).min(LONGEST_BACKOFF);
-                match self.launch().await {
+                // Who has a disk on Ceph may take long to answer. What comes of it then is dropped, and so ended.
+                let launched = tokio::select! {
+                    biased;
+                    () = self.sever.cancelled() => return,
+                    launched = self.launch() => launched,
+                };
+                match launched {
                     Ok(running) => break running,
                     Err(error) => {
                         let cause = chain(&error);
