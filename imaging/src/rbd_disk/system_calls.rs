@@ -27,6 +27,8 @@ const ALLOWED: &[libc::c_long] = &[
     libc::SYS_epoll_create1,
     libc::SYS_epoll_ctl,
     libc::SYS_epoll_pwait,
+    libc::SYS_timerfd_create,
+    libc::SYS_timerfd_settime,
     // Ceph's ports; Landlock has them. What makes a socket is below.
     libc::SYS_connect,
     libc::SYS_getsockname,
