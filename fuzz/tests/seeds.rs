@@ -4,6 +4,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test's helper may panic as the test does")]
 
+use assay_imaging::rbd_disk::channel::{Answer, Range, Request};
 use assay_netboot::dhcp::lease::AddressLease;
 use assay_netboot::dhcp::lease_log::{LeaseLog, parse};
 use assay_ramdisk_agent::attestation::state::{AttestationState, CoAttestation};
@@ -68,6 +69,7 @@ fn write_the_seeds() {
     iscsi_text();
     iscsi_cdb();
     worker_messages();
+    rbd_disk_messages();
     qcow2();
     root_trees();
     store_metadata();
@@ -641,6 +643,19 @@ fn worker_messages() {
     let log =
         r#"{"log":{"level":"warn","event":"portal.refused","text":"too many connections peer=10.20.0.50:40000"}}"#;
     seed("worker_message", "log.json", log);
+}
+
+fn rbd_disk_messages() {
+    let range = Range { offset: 4 << 20, length: 4096 };
+    for (name, request) in [("read", Request::Read(range)), ("write", Request::Write(range)), ("flush", Request::Flush)]
+    {
+        seed("rbd_disk", name, [&request.encode()[..], &Answer::Done.encode(request)].concat());
+    }
+    let zero = Request::Zero(Range { offset: 0, length: 1 << 30 });
+    seed("rbd_disk", "zero", [&zero.encode()[..], &Answer::Failed(28).encode(zero)].concat());
+    let held = r#""confinement":{"own_user":true,"landlock_whole":true}"#;
+    seed("rbd_disk", "ready.json", format!(r#"{{"ready":{{"byte_len":18874368,"object_bytes":4194304,{held}}}}}"#));
+    seed("rbd_disk", "refused.json", r#"{"refused":{"reason":"opening the clone"}}"#);
 }
 
 fn agent(evidence: &Evidence, ak: &[u8]) {
