@@ -52,9 +52,15 @@ impl RbdStore {
                 && let (Ok(namespace), Ok(id)) = (Namespace::new(&child.namespace), ImageObjectId::new(&child.id))
             {
                 let pool = self.cluster.namespace(&self.pool, &namespace)?;
-                next.extend(pool.open_by_id(&id, None)?.children()?);
+                match pool.open_by_id(&id, None).and_then(|open| open.children()) {
+                    Ok(children) => next.extend(children),
+                    // Its space was given back just now, which nobody does who has clones.
+                    Err(error) if error.is_not_found() => continue,
+                    Err(error) => return Err(error),
+                }
             }
-            if !child.in_trash {
+            // One without a name is in no directory any more.
+            if !child.in_trash && !child.name.is_empty() {
                 readers.push(child);
             }
         }
