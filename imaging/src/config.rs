@@ -1,5 +1,6 @@
 //! Imaging's configuration: the file as written, and what it means once checked.
 
+use assay_rbd::name::{CephUser, PoolName};
 use assay_service::config::ConfigError;
 use assay_wire::agreement::Agreement;
 use serde::Deserialize;
@@ -15,8 +16,11 @@ pub struct Config {
     pub listen: SocketAddr,
     /// The database, like `sqlite:/var/lib/assay/imaging.db`.
     pub database: String,
-    /// The folder of golden images and clones.
+    /// The folder of golden images and clones; with [`Config::ceph`], of the golden images that were read on this host. Uploads
+    /// and what is being worked on are below it either way.
     pub store: PathBuf,
+    /// Where images and disks are, if not in [`Config::store`].
+    pub ceph: Option<CephConfig>,
     /// Where the key is that CHAP secrets are stored under; made where missing.
     pub key_file: PathBuf,
     /// Images are imported from beneath these folders only; none means none.
@@ -27,6 +31,41 @@ pub struct Config {
     pub longest_renewal: Duration,
 }
 
+/// The table `[ceph]`: images and disks are in a pool of a Ceph cluster, in a namespace per project.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CephConfig {
+    /// The monitors, by their messenger v2 addresses, like `10.0.0.1:3300`.
+    pub monitors: Vec<SocketAddr>,
+    /// As whom imaging connects, without `client.`: somebody who may do everything in the pool, make and remove users, and
+    /// put clients on the blocklist.
+    pub user: CephUser,
+    /// Where that user's key is, alone, as `ceph auth print-key` prints it.
+    pub key_file: PathBuf,
+    /// The pool, which must be there. All that is in its namespaces by names of imaging's is imaging's.
+    pub pool: PoolName,
+    /// The Unix socket on which gateways ask for processes that serve disks on Ceph; imaging makes it, and starts them.
+    /// Without it, somebody else must (a socket unit of systemd's with `Accept=yes`).
+    #[serde(default)]
+    pub rbd_disks_socket: Option<PathBuf>,
+}
+
+impl CephConfig {
+    fn check(&self) -> Result<(), ConfigError> {
+        if self.monitors.is_empty() {
+            return Err(ConfigError::invalid("ceph.monitors", "none is given"));
+        }
+        for (field, path) in
+            [("ceph.key_file", Some(&self.key_file)), ("ceph.rbd_disks_socket", self.rbd_disks_socket.as_ref())]
+        {
+            if let Some(relative) = path.filter(|path| !path.is_absolute()) {
+                return Err(ConfigError::invalid(field, format!("`{}` is not absolute", relative.display())));
+            }
+        }
+        Ok(())
+    }
+}
+
 /// The file.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -34,6 +73,8 @@ struct File {
     listen: SocketAddr,
     database: String,
     store: PathBuf,
+    #[serde(default)]
+    ceph: Option<CephConfig>,
     key_file: PathBuf,
     #[serde(default)]
     import_folders: Vec<PathBuf>,
@@ -47,7 +88,7 @@ impl TryFrom<File> for Config {
     type Error = ConfigError;
 
     fn try_from(file: File) -> Result<Self, ConfigError> {
-        let File { listen, database, store, key_file, import_folders, agreement, longest_renewal_seconds } = file;
+        let File { listen, database, store, ceph, key_file, import_folders, agreement, longest_renewal_seconds } = file;
         if let Some(relative) = import_folders.iter().find(|folder| !folder.is_absolute()) {
             return Err(ConfigError::invalid("import_folders", format!("`{}` is not absolute", relative.display())));
         }
@@ -57,8 +98,9 @@ impl TryFrom<File> for Config {
         if longest_renewal_seconds == 0 {
             return Err(ConfigError::invalid("longest_renewal_seconds", "must be at least 1"));
         }
+        ceph.as_ref().map_or(Ok(()), CephConfig::check)?;
         let longest_renewal = Duration::from_secs(longest_renewal_seconds.into());
-        Ok(Self { listen, database, store, key_file, import_folders, agreement, longest_renewal })
+        Ok(Self { listen, database, store, ceph, key_file, import_folders, agreement, longest_renewal })
     }
 }
 
@@ -85,6 +127,29 @@ mod tests {
             error.to_string().contains("configuration field `import_folders`: `images` is not absolute"),
             "{error}"
         );
+    }
+
+    const CEPH: &str = "[ceph]\nmonitors = [\"10.0.0.1:3300\", \"[fd00::2]:3300\"]\nuser = \"imaging\"\n\
+                        key_file = \"/x/ceph.key\"\npool = \"images\"\n";
+
+    #[test]
+    fn a_ceph_store_is_asked_for_by_its_table() {
+        assert_eq!(parse(GOOD).unwrap().ceph, None);
+        let ceph = parse(&format!("{GOOD}{CEPH}rbd_disks_socket = \"/x/disks.sock\"\n")).unwrap().ceph.unwrap();
+        assert_eq!((ceph.monitors.len(), ceph.pool.as_str(), ceph.user.as_str()), (2, "images", "imaging"));
+        assert_eq!(ceph.rbd_disks_socket, Some("/x/disks.sock".into()));
+        for (from, to, named) in [
+            ("\"10.0.0.1:3300\", \"[fd00::2]:3300\"", "", "`ceph.monitors`: none is given"),
+            ("10.0.0.1:3300", "ceph.example:3300", "monitors"),
+            ("/x/ceph.key", "ceph.key", "`ceph.key_file`: `ceph.key` is not absolute"),
+            ("user = \"imaging\"", "user = \"a b\"", "cephx user"),
+            ("pool = \"images\"", "pool = \"a/b\"", "pool name"),
+            ("pool = \"images\"", "", "pool"),
+            ("pool = \"images\"", "pool = \"images\"\ncolour = 1", "colour"),
+        ] {
+            let error = parse(&format!("{GOOD}{}", CEPH.replacen(from, to, 1))).unwrap_err();
+            assert!(error.to_string().contains(named), "{named}: {error}");
+        }
     }
 
     #[test]

@@ -2,13 +2,15 @@
 
 use crate::api;
 use crate::catalogue::Catalogue;
-use crate::config::Config;
+use crate::config::{CephConfig, Config};
 use crate::db::{Db, MIGRATOR};
 use crate::export::{Exporter, blocking};
 use crate::gateway::order::ExportStatus;
 use crate::secret::{SecretKey, SecretKeyError};
-use crate::store::{ImageStore, LocalStore, StoreError};
+use crate::store::{ImageStore, LocalStore, RbdImageStore, StoreError};
 use crate::uploads::{UploadError, Uploads};
+use assay_rbd::name::CephKey;
+use assay_rbd::{Connection, Patience};
 use assay_service::clock::Clock;
 use assay_service::error::chain;
 use assay_service::http::{self, HttpError, Listener, ServiceContext};
@@ -17,12 +19,13 @@ use assay_wire::id::AdmissionId;
 use assay_wire::imaging::Gateway;
 use std::collections::{HashMap, HashSet};
 use std::error::Error;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, MissedTickBehavior};
+use zeroize::Zeroizing;
 
 /// How often each gateway is compared with the records, and expired exports are looked for.
 const RECONCILE_INTERVAL: Duration = Duration::from_secs(1);
@@ -90,7 +93,7 @@ impl Imaging {
     pub async fn open(config: Config, context: &ServiceContext) -> Result<Self, RunError> {
         let uploads = Uploads::open(config.store.join("uploads"))?;
         let (root, work) = (config.store.clone(), config.store.join("work"));
-        let store: Arc<dyn ImageStore> = Arc::new(blocking(move || LocalStore::open(&root)).await?);
+        let store = blocking(move || open_store(&root, config.ceph)).await?;
         let key = SecretKey::load_or_create(&config.key_file)?;
         let db = Db::new(&database::open(&config.database, &MIGRATOR).await?);
         let catalogue = Catalogue::new(db.clone(), Arc::clone(&store), work);
@@ -119,6 +122,19 @@ impl Imaging {
         let (served, ()) = tokio::join!(http::serve(Listener::Tls(listener), router, context), upkeep);
         Ok(served?)
     }
+}
+
+/// Opens the store that is configured.
+fn open_store(root: &Path, ceph: Option<CephConfig>) -> Result<Arc<dyn ImageStore>, StoreError> {
+    let Some(CephConfig { monitors, user, key_file, pool, .. }) = ceph else {
+        return Ok(Arc::new(LocalStore::open(root)?));
+    };
+    let text = std::fs::read_to_string(&key_file).map(Zeroizing::new);
+    let text = text.map_err(|source| StoreError::io("reading `ceph.key_file`,", &key_file, source))?;
+    let key = CephKey::new(&text)
+        .map_err(|cause| StoreError::malformed(&key_file, format!("(`ceph.key_file`) has no key: {cause}")))?;
+    let connection = Connection { monitors, user, key, patience: Patience::CONTROL };
+    Ok(Arc::new(RbdImageStore::open(root, &connection, pool)?))
 }
 
 /// Expires exports and reconciles gateways, each in its own rhythm.

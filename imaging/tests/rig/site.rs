@@ -1,6 +1,7 @@
 //! Imaging over HTTPS with a gateway, a project, a verifier's key, an image and a disk.
 
 use super::*;
+use assay_imaging::config::CephConfig;
 use assay_imaging::{Config, Imaging};
 use assay_service::auth::{Role, Token, Tokens};
 use assay_service::http::ServiceContext;
@@ -39,25 +40,18 @@ impl Service {
     }
 
     pub(crate) async fn start_with(folder: &Path, clock: &Arc<ManualClock>, agreement: Agreement) -> Self {
-        let identity = SiteIdentity::load_or_create(&folder.join("site"), &[]).unwrap();
-        let tokens = Arc::new(Tokens::load_or_create(&folder.join("site")).unwrap());
-        let shutdown = CancellationToken::new();
-        let ca_pem = identity.ca_pem().to_owned();
-        let context = ServiceContext {
-            clock: Arc::<ManualClock>::clone(clock),
-            tokens: Arc::clone(&tokens),
-            identity: Arc::new(identity),
-            shutdown: shutdown.clone(),
-        };
-        let config = Config {
-            listen: "127.0.0.1:0".parse().unwrap(),
-            database: assay_service::testing::database_in(folder, "imaging"),
-            store: folder.join("store"),
-            key_file: folder.join("imaging.key"),
-            import_folders: vec![folder.to_owned()],
-            agreement,
-            longest_renewal: Duration::from_secs(3600),
-        };
+        Self::start_on(folder, clock, agreement, None).await
+    }
+
+    pub(crate) async fn start_on(
+        folder: &Path,
+        clock: &Arc<ManualClock>,
+        agreement: Agreement,
+        ceph: Option<CephConfig>,
+    ) -> Self {
+        let (config, context) = Self::prepare(folder, clock, agreement, ceph);
+        let (shutdown, tokens) = (context.shutdown.clone(), Arc::clone(&context.tokens));
+        let ca_pem = context.identity.ca_pem().to_owned();
         let listener = TcpListener::bind(config.listen).await.unwrap();
         let base: url::Url = format!("https://{}/", listener.local_addr().unwrap()).parse().unwrap();
         let imaging = Imaging::open(config, &context).await.unwrap();
@@ -68,6 +62,34 @@ impl Service {
         };
         let (operator, verifier) = (client("operator"), client("service"));
         Self { operator, verifier, shutdown, task, tokens, base, ca_pem }
+    }
+
+    /// What it takes to open imaging.
+    pub(crate) fn prepare(
+        folder: &Path,
+        clock: &Arc<ManualClock>,
+        agreement: Agreement,
+        ceph: Option<CephConfig>,
+    ) -> (Config, ServiceContext) {
+        let identity = SiteIdentity::load_or_create(&folder.join("site"), &[]).unwrap();
+        let tokens = Arc::new(Tokens::load_or_create(&folder.join("site")).unwrap());
+        let context = ServiceContext {
+            clock: Arc::<ManualClock>::clone(clock),
+            tokens,
+            identity: Arc::new(identity),
+            shutdown: CancellationToken::new(),
+        };
+        let config = Config {
+            listen: "127.0.0.1:0".parse().unwrap(),
+            database: assay_service::testing::database_in(folder, "imaging"),
+            store: folder.join("store"),
+            ceph,
+            key_file: folder.join("imaging.key"),
+            import_folders: vec![folder.to_owned()],
+            agreement,
+            longest_renewal: Duration::from_secs(3600),
+        };
+        (config, context)
     }
 
     pub(crate) fn project_client(&self, project: &str) -> ServiceClient {
@@ -106,9 +128,14 @@ pub(crate) struct Site {
 
 impl Site {
     pub(crate) async fn new() -> Self {
+        Self::on(None).await
+    }
+
+    /// With images and disks in a pool of Ceph's.
+    pub(crate) async fn on(ceph: Option<CephConfig>) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let clock = Arc::new(ManualClock::new(NOW_MS));
-        let service = Service::start(folder.path(), &clock).await;
+        let service = Service::start_on(folder.path(), &clock, Agreement::default(), ceph).await;
         let gateway = RunningGateway::start(folder.path(), &clock).await;
         let rng = ring::rand::SystemRandom::new();
         let key = Ed25519KeyPair::from_pkcs8(Ed25519KeyPair::generate_pkcs8(&rng).unwrap().as_ref()).unwrap();
