@@ -6,6 +6,7 @@ use crate::config::{CephConfig, Config};
 use crate::db::{Db, MIGRATOR};
 use crate::export::{Exporter, blocking};
 use crate::gateway::order::ExportStatus;
+use crate::rbd_disks::{RbdDisks, RbdDisksError};
 use crate::secret::{SecretKey, SecretKeyError};
 use crate::store::{ImageStore, LocalStore, RbdImageStore, StoreError};
 use crate::uploads::{UploadError, Uploads};
@@ -52,6 +53,9 @@ pub enum RunError {
     /// Store and catalogue could not be brought in step.
     #[error("completing what was under way in the image store")]
     Records(#[source] Box<dyn Error + Send + Sync>),
+    /// Nobody could be started for disks on Ceph.
+    #[error("starting processes for disks on Ceph when gateways ask for them")]
+    RbdDisks(#[from] RbdDisksError),
     /// The listener.
     #[error("serving imaging's API")]
     Http(#[from] HttpError),
@@ -69,6 +73,8 @@ pub async fn run(config: Config, context: ServiceContext) -> Result<(), RunError
 /// An imaging service that is open but does not serve yet.
 pub struct Imaging {
     state: Arc<AppState>,
+    /// Where gateways ask for disks on Ceph, if imaging is who starts those processes.
+    rbd_disks: Option<RbdDisks>,
 }
 
 /// What the API's handlers share.
@@ -92,6 +98,8 @@ impl Imaging {
     /// See [`RunError`].
     pub async fn open(config: Config, context: &ServiceContext) -> Result<Self, RunError> {
         let uploads = Uploads::open(config.store.join("uploads"))?;
+        let socket = config.ceph.as_ref().and_then(|ceph| ceph.rbd_disks_socket.as_deref());
+        let rbd_disks = socket.map(|socket| RbdDisks::bind(socket, None)).transpose()?;
         let (root, work) = (config.store.clone(), config.store.join("work"));
         let store = blocking(move || open_store(&root, config.ceph)).await?;
         let key = SecretKey::load_or_create(&config.key_file)?;
@@ -108,7 +116,7 @@ impl Imaging {
             served: Mutex::default(),
             longest_renewal: config.longest_renewal,
         };
-        Ok(Self { state: Arc::new(state) })
+        Ok(Self { state: Arc::new(state), rbd_disks })
     }
 
     /// Serves the API over TLS on `listener` until `context.shutdown`.
@@ -116,10 +124,16 @@ impl Imaging {
     /// # Errors
     /// See [`RunError`].
     pub async fn serve(self, listener: TcpListener, context: &ServiceContext) -> Result<(), RunError> {
-        let router = api::router(Arc::clone(&self.state));
+        let Self { state, rbd_disks } = self;
+        let router = api::router(Arc::clone(&state));
         tracing::info!(event = "imaging.ready", "the image store is open");
-        let upkeep = upkeep(self.state, context.shutdown.clone());
-        let (served, ()) = tokio::join!(http::serve(Listener::Tls(listener), router, context), upkeep);
+        let upkeep = upkeep(state, context.shutdown.clone());
+        let disks = async {
+            if let Some(disks) = rbd_disks {
+                disks.serve(context.shutdown.clone()).await;
+            }
+        };
+        let (served, (), ()) = tokio::join!(http::serve(Listener::Tls(listener), router, context), upkeep, disks);
         Ok(served?)
     }
 }
