@@ -13,7 +13,7 @@ fn a_node_boots_from_ceph_through_an_outage() {
     let steps = BootSteps::read("n1", &played.events[leased..=answered]);
     assert_eq!(steps.progress(), Progress::Complete, "{}", steps.table());
     assert!(position("osd.killed").is_some() && position("osd.started") > position("osd.killed"), "{}", played.output);
-    let export = &played.event("outage.survived").fields()["after"];
+    let export = &played.event("outage.survived").fields()["export"];
     let slowest_us = export["writes"]["p99_us"].as_u64().unwrap();
     assert!(slowest_us > 1_000_000, "no write waited for the OSD: {export}");
 }
