@@ -3,18 +3,23 @@
 
 #![allow(clippy::unwrap_used, reason = "a benchmark may end where it cannot go on")]
 
+mod bare;
 mod figure;
+mod targets;
 
 use figure::{Better, Figure, in_turns, wanted};
 use std::fs::{self, File};
 use std::io::{BufWriter, Write as _};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::TcpStream;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::thread::park_timeout;
-use std::time::{Duration, Instant};
+use std::process::Command;
+use targets::{Running, TGT_LUN, Tgt, free_port, within};
 
 fn main() {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    if let [BARE, listen, disk] = &arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        return bare::serve(listen, Path::new(disk));
+    }
     if !wanted("iscsi") {
         return;
     }
@@ -29,6 +34,19 @@ fn main() {
         let (our_cost, their_cost) = in_turns(|| cost(&ours), || cost(&theirs));
         report(&format!("CPU for each, depth {depth}"), "µs", our_cost, their_cost, Better::Lower);
     }
+    let bare = bare::Exchanges::start(&disk);
+    let (our_cost, their_cost) = in_turns(|| random_reads(&ours, 1).cpu_microseconds, || bare.run().cpu_microseconds);
+    Figure {
+        bench: "iscsi",
+        name: "CPU for each, depth 1",
+        unit: "µs",
+        ours: our_cost,
+        against: "a bare exchange",
+        theirs: their_cost,
+        better: Better::Lower,
+    }
+    .report();
+    drop(bare);
     let (our_rate, their_rate) = in_turns(|| sequential_reads(&ours), || sequential_reads(&theirs));
     report("1 MiB sequential reads, depth 4", "MiB/s", our_rate, their_rate, Better::Higher);
     for sessions in [8, 32] {
@@ -60,10 +78,10 @@ struct Reads {
 }
 
 fn random_reads(target: &Target, depth: u32) -> Reads {
-    let before = target.cpu();
+    let before = target.process.cpu();
     let depth = depth.to_string();
     let a_second = iscsi_perf(&["-r", "-m", &depth, "-b", "8", "-t", SECONDS, &target.url]);
-    let spent = target.cpu() - before;
+    let spent = target.process.cpu() - before;
     let seconds: f64 = SECONDS.parse().unwrap();
     Reads { a_second, cpu_microseconds: spent.as_secs_f64() * 1e6 / (a_second * seconds) }
 }
@@ -121,84 +139,26 @@ fn output(program: &str, arguments: &[&str]) -> String {
     said
 }
 
-/// A target that listens on loopback; gone when dropped, and with us.
+/// A target that listens on loopback.
 struct Target {
-    process: Child,
+    process: Running,
     url: String,
 }
 
 impl Target {
     fn ours(disk: &Path) -> Self {
         let address = free_port();
-        let mut command = Command::new("setpriv");
-        command.args(["--pdeathsig", "KILL", env!("CARGO_BIN_EXE_assay"), "imaging", "export-file"]);
-        command.arg(disk).args(["--listen", &address.to_string(), "--target", NAME]);
-        let target = Self { process: spawn(&mut command), url: format!("iscsi://{address}/{NAME}/0") };
+        let process = Running::start(env!("CARGO_BIN_EXE_assay"), |command| {
+            command.args(["imaging", "export-file"]).arg(disk);
+            command.args(["--listen", &address.to_string(), "--target", NAME]);
+        });
         within("assay does not listen", || TcpStream::connect(address).is_ok());
-        target
+        Self { process, url: format!("iscsi://{address}/{NAME}/0") }
     }
 
     fn tgt(folder: &Path, disk: &Path) -> Self {
-        let address = free_port();
-        let socket = folder.join("tgtd");
-        let mut command = Command::new("setpriv");
-        command.args(["--pdeathsig", "KILL", "tgtd", "-f", "-C", TGT_CONTROL, "--iscsi"]);
-        command.arg(format!("portal={address}")).env("TGT_IPC_SOCKET", &socket);
-        // LUN 0 is tgt's own controller.
-        let target = Self { process: spawn(&mut command), url: format!("iscsi://{address}/{NAME}/1") };
-        let disk = disk.to_str().unwrap();
-        let orders: [&[&str]; 3] = [
-            &["--op", "new", "--mode", "target", "--tid", "1", "-T", NAME],
-            &["--op", "new", "--mode", "logicalunit", "--tid", "1", "--lun", "1", "-b", disk],
-            &["--op", "bind", "--mode", "target", "--tid", "1", "-I", "127.0.0.1"],
-        ];
-        for order in orders {
-            let mut admin = Command::new("tgtadm");
-            admin.args(["-C", TGT_CONTROL, "--lld", "iscsi"]).args(order).env("TGT_IPC_SOCKET", &socket);
-            admin.stderr(Stdio::null());
-            within("tgtadm is refused", || admin.status().is_ok_and(|status| status.success()));
-        }
-        target
-    }
-
-    /// User and system time so far of the target and the processes that it started, in steps of `USER_HZ`.
-    fn cpu(&self) -> Duration {
-        let own = self.process.id();
-        let processes = fs::read_dir("/proc").unwrap().flatten();
-        let stats = processes.filter_map(|process| fs::read_to_string(process.path().join("stat")).ok());
-        let ticks = stats.filter_map(|stat| {
-            // After the name in parentheses; ppid is field 4, utime and stime are fields 14 and 15 (proc(5)).
-            let (id, rest) = (stat.split_whitespace().next()?.parse::<u32>().ok()?, stat.rsplit(')').next()?);
-            let fields: Vec<u64> = rest.split_whitespace().map(|field| field.parse().unwrap_or(0)).collect();
-            (id == own || fields[1] == u64::from(own)).then(|| fields[11] + fields[12])
-        });
-        Duration::from_millis(ticks.sum::<u64>() * 10)
-    }
-}
-
-impl Drop for Target {
-    fn drop(&mut self) {
-        // It may have died already.
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-    }
-}
-
-fn spawn(command: &mut Command) -> Child {
-    let quiet = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-    quiet.spawn().expect("setpriv starts (Debian package util-linux)")
-}
-
-/// Free a moment ago.
-fn free_port() -> SocketAddr {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
-}
-
-fn within(otherwise: &str, mut done: impl FnMut() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
-    while !done() {
-        assert!(Instant::now() < deadline, "{otherwise} within {PATIENCE:?}");
-        park_timeout(Duration::from_millis(20));
+        let Tgt { process, address } = Tgt::start(folder, disk, NAME, 1, false);
+        Self { process, url: format!("iscsi://{address}/{NAME}1/{TGT_LUN}") }
     }
 }
 
@@ -234,7 +194,6 @@ impl Drop for Folder {
 /// From one request to the next: far, and never on the same blocks before the disk's end.
 const SCATTER: u32 = (1 << 20) + (4 << 10);
 const NAME: &str = "iqn.2026-01.dev.assay:bench";
-/// tgt's control socket has a number, too.
-const TGT_CONTROL: &str = "77";
 const SECONDS: &str = "1";
-const PATIENCE: Duration = Duration::from_secs(10);
+/// Asks this program to be the server of [`bare`].
+const BARE: &str = "--bare-exchanges";

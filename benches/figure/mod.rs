@@ -60,9 +60,18 @@ pub(crate) fn wanted(name: &str) -> bool {
 }
 
 /// Measures both in turns, so that whatever else the machine does meets both alike; gives the medians.
-pub(crate) fn in_turns(mut ours: impl FnMut() -> f64, mut theirs: impl FnMut() -> f64) -> (f64, f64) {
-    let (our_values, their_values) = (0..ROUNDS).map(|_| (ours(), theirs())).unzip();
+pub(crate) fn in_turns(ours: impl FnMut() -> f64, theirs: impl FnMut() -> f64) -> (f64, f64) {
+    let (our_values, their_values) = in_turns_of(ROUNDS, ours, theirs);
     (median(our_values), median(their_values))
+}
+
+/// The same, so often, with whatever was measured.
+pub(crate) fn in_turns_of<T>(
+    rounds: usize,
+    mut ours: impl FnMut() -> T,
+    mut theirs: impl FnMut() -> T,
+) -> (Vec<T>, Vec<T>) {
+    (0..rounds).map(|_| (ours(), theirs())).unzip()
 }
 
 /// How often a second `work` is done, over about a quarter of a second; `work` says how much one call was.
@@ -79,7 +88,8 @@ pub(crate) fn rate(mut work: impl FnMut() -> u64) -> f64 {
     }
 }
 
-fn median(mut values: Vec<f64>) -> f64 {
+/// The one in the middle.
+pub(crate) fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
     values[values.len() / 2]
 }

@@ -317,7 +317,7 @@ mod tests {
 
     /// A clone of an image that differs everywhere.
     fn clone_in(folder: &std::path::Path) -> Unit {
-        clone_of(folder, |at| (at / 7 % 251) as u8)
+        clone_of(folder, |at| u8::try_from(at / 7 % 251).unwrap())
     }
 
     /// A clone of an image of this content.
