@@ -4,8 +4,9 @@ use super::{Db, DbError, number, optional, parsed, query, signed, text, value};
 use crate::store::{StoredImage, StoredKind};
 use assay_wire::id::{ImageId, ImageKey, ProjectId};
 use assay_wire::imaging::{ImageKind, ImageState};
-use sqlx::Row as _;
-use sqlx::any::AnyRow;
+use sqlx::any::{AnyArguments, AnyRow};
+use sqlx::query::Query;
+use sqlx::{Any, Row as _};
 use std::collections::BTreeSet;
 
 /// An image on record.
@@ -55,62 +56,36 @@ impl ImageRecord {
 impl Db {
     /// Records a new image. `false` if its name is taken.
     pub(crate) async fn insert_image(&self, image: &ImageRecord) -> Result<bool, DbError> {
-        let done = sqlx::query(
-            "INSERT INTO images (key, name, project, kind, state, virtual_bytes, data_bytes, sha256, root, parent, \
-             shared_with, public, tags, source, source_sha256, made_by, created_at_ms) \
+        let inserting = sqlx::query(
+            "INSERT INTO images (name, project, kind, state, virtual_bytes, data_bytes, sha256, root, parent, \
+             shared_with, public, tags, source_sha256, key, source, made_by, created_at_ms) \
              VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17) ON CONFLICT DO NOTHING",
-        )
-        .bind(image.key.to_string())
-        .bind(image.name.as_str())
-        .bind(image.project.as_str())
-        .bind(kind_text(image.kind))
-        .bind(state_text(image.state))
-        .bind(signed(image.virtual_bytes))
-        .bind(signed(image.data_bytes))
-        .bind(&image.sha256)
-        .bind(&image.root)
-        .bind(image.parent.map(|parent| parent.to_string()))
-        .bind(serde_json::to_string(&image.shared_with).unwrap_or_default())
-        .bind(i64::from(image.public))
-        .bind(serde_json::to_string(&image.tags).unwrap_or_default())
-        .bind(&image.source)
-        .bind(&image.source_sha256)
-        .bind(&image.made_by)
-        .bind(image.created_at_ms)
-        .execute(&self.pool)
-        .await
-        .map_err(query("recording an image"))?;
+        );
+        let done = changeable(inserting, image)
+            .bind(image.key.to_string())
+            .bind(image.source.clone())
+            .bind(image.made_by.clone())
+            .bind(image.created_at_ms)
+            .execute(&self.pool)
+            .await
+            .map_err(query("recording an image"))?;
         Ok(done.rows_affected() == 1)
     }
 
     /// Writes what may change of an image that is still as far as `was`. `false` if it is not, or another has its name.
     pub(crate) async fn update_image(&self, image: &ImageRecord, was: ImageState) -> Result<bool, DbError> {
-        let done = sqlx::query(
+        let updating = sqlx::query(
             "UPDATE images SET name = $1, project = $2, kind = $3, state = $4, virtual_bytes = $5, data_bytes = $6, \
              sha256 = $7, root = $8, parent = $9, shared_with = $10, public = $11, tags = $12, source_sha256 = $13 \
              WHERE key = $14 AND state = $15 AND NOT EXISTS \
-             (SELECT 1 FROM images AS other WHERE other.name = $16 AND other.key <> $17)",
-        )
-        .bind(image.name.as_str())
-        .bind(image.project.as_str())
-        .bind(kind_text(image.kind))
-        .bind(state_text(image.state))
-        .bind(signed(image.virtual_bytes))
-        .bind(signed(image.data_bytes))
-        .bind(&image.sha256)
-        .bind(&image.root)
-        .bind(image.parent.map(|parent| parent.to_string()))
-        .bind(serde_json::to_string(&image.shared_with).unwrap_or_default())
-        .bind(i64::from(image.public))
-        .bind(serde_json::to_string(&image.tags).unwrap_or_default())
-        .bind(&image.source_sha256)
-        .bind(image.key.to_string())
-        .bind(state_text(was))
-        .bind(image.name.as_str())
-        .bind(image.key.to_string())
-        .execute(&self.pool)
-        .await
-        .map_err(query("changing an image's record"))?;
+             (SELECT 1 FROM images AS other WHERE other.name = $1 AND other.key <> $14)",
+        );
+        let done = changeable(updating, image)
+            .bind(image.key.to_string())
+            .bind(state_text(was))
+            .execute(&self.pool)
+            .await
+            .map_err(query("changing an image's record"))?;
         Ok(done.rows_affected() == 1)
     }
 
@@ -140,6 +115,24 @@ impl Db {
             .map_err(query("removing an image from the records"))?;
         Ok(())
     }
+}
+
+/// Binds what may change of an image, as the first thirteen.
+fn changeable<'q>(query: Query<'q, Any, AnyArguments>, image: &ImageRecord) -> Query<'q, Any, AnyArguments> {
+    query
+        .bind(image.name.to_string())
+        .bind(image.project.to_string())
+        .bind(kind_text(image.kind))
+        .bind(state_text(image.state))
+        .bind(signed(image.virtual_bytes))
+        .bind(signed(image.data_bytes))
+        .bind(image.sha256.clone())
+        .bind(image.root.clone())
+        .bind(image.parent.map(|parent| parent.to_string()))
+        .bind(serde_json::to_string(&image.shared_with).unwrap_or_default())
+        .bind(i64::from(image.public))
+        .bind(serde_json::to_string(&image.tags).unwrap_or_default())
+        .bind(image.source_sha256.clone())
 }
 
 const KINDS: [ImageKind; 2] = [ImageKind::Golden, ImageKind::Snapshot];
