@@ -27,6 +27,8 @@ pub struct Config {
     pub import_folders: Vec<PathBuf>,
     /// Whose attestation results make an export.
     pub agreement: Agreement,
+    /// How long an upload is kept that nobody goes on with.
+    pub upload_age: Duration,
     /// The longest that a renewal keeps an export standing, from when it is made.
     pub longest_renewal: Duration,
 }
@@ -80,6 +82,8 @@ struct File {
     import_folders: Vec<PathBuf>,
     #[serde(default)]
     agreement: Agreement,
+    #[serde(default = "default_upload_age_seconds")]
+    upload_age_seconds: u32,
     #[serde(default = "default_longest_renewal_seconds")]
     longest_renewal_seconds: u32,
 }
@@ -88,7 +92,17 @@ impl TryFrom<File> for Config {
     type Error = ConfigError;
 
     fn try_from(file: File) -> Result<Self, ConfigError> {
-        let File { listen, database, store, ceph, key_file, import_folders, agreement, longest_renewal_seconds } = file;
+        let File {
+            listen,
+            database,
+            store,
+            ceph,
+            key_file,
+            import_folders,
+            agreement,
+            upload_age_seconds,
+            longest_renewal_seconds,
+        } = file;
         if let Some(relative) = import_folders.iter().find(|folder| !folder.is_absolute()) {
             return Err(ConfigError::invalid("import_folders", format!("`{}` is not absolute", relative.display())));
         }
@@ -98,10 +112,18 @@ impl TryFrom<File> for Config {
         if longest_renewal_seconds == 0 {
             return Err(ConfigError::invalid("longest_renewal_seconds", "must be at least 1"));
         }
+        if upload_age_seconds == 0 {
+            return Err(ConfigError::invalid("upload_age_seconds", "must be at least 1"));
+        }
         ceph.as_ref().map_or(Ok(()), CephConfig::check)?;
+        let upload_age = Duration::from_secs(upload_age_seconds.into());
         let longest_renewal = Duration::from_secs(longest_renewal_seconds.into());
-        Ok(Self { listen, database, store, ceph, key_file, import_folders, agreement, longest_renewal })
+        Ok(Self { listen, database, store, ceph, key_file, import_folders, agreement, upload_age, longest_renewal })
     }
+}
+
+fn default_upload_age_seconds() -> u32 {
+    7 * 24 * 60 * 60
 }
 
 fn default_longest_renewal_seconds() -> u32 {
@@ -156,6 +178,8 @@ mod tests {
     fn unknown_fields_and_databases_are_refused() {
         assert!(parse(&format!("{GOOD}colour = 1\n")).is_err());
         assert!(parse(&format!("{GOOD}longest_renewal_seconds = 0\n")).is_err());
+        assert!(parse(&format!("{GOOD}upload_age_seconds = 0\n")).is_err());
+        assert_eq!(parse(GOOD).unwrap().upload_age.as_secs(), 604_800);
         assert!(parse(&format!("{GOOD}agreement = {{ require = \"provider\" }}\n")).is_err());
         assert!(parse(&GOOD.replace("sqlite:", "mysql:")).is_err());
     }

@@ -32,6 +32,8 @@ use zeroize::Zeroizing;
 const RECONCILE_INTERVAL: Duration = Duration::from_secs(1);
 /// The longest that a gateway which does not answer is left alone.
 const MAX_BACKOFF: Duration = Duration::from_secs(10);
+/// How often uploads are looked through for those that nobody goes on with, by the service's clock.
+const SWEEP_INTERVAL_MS: i64 = 60_000;
 /// Imports read and hash whole disks; more at once only makes each slower.
 const MAX_IMPORTS: usize = 2;
 
@@ -87,6 +89,8 @@ pub(crate) struct AppState {
     pub(crate) imports: Arc<Semaphore>,
     /// How each export goes, as its gateway last said.
     pub(crate) served: Mutex<HashMap<AdmissionId, ExportStatus>>,
+    /// How long an upload is kept that nobody goes on with.
+    pub(crate) upload_age: Duration,
     /// The longest that one renewal lasts.
     pub(crate) longest_renewal: Duration,
 }
@@ -114,6 +118,7 @@ impl Imaging {
             import_folders: config.import_folders,
             imports: Arc::new(Semaphore::new(MAX_IMPORTS)),
             served: Mutex::default(),
+            upload_age: config.upload_age,
             longest_renewal: config.longest_renewal,
         };
         Ok(Self { state: Arc::new(state), rbd_disks })
@@ -151,9 +156,10 @@ fn open_store(root: &Path, ceph: Option<CephConfig>) -> Result<Arc<dyn ImageStor
     Ok(Arc::new(RbdImageStore::open(root, &connection, pool)?))
 }
 
-/// Expires exports and reconciles gateways, each in its own rhythm.
+/// Expires exports and uploads and reconciles gateways, each in its own rhythm.
 async fn upkeep(state: Arc<AppState>, shutdown: CancellationToken) {
     let mut backoff: HashMap<String, Backoff> = HashMap::new();
+    let mut sweep_at_ms = i64::MIN;
     let mut ticks = tokio::time::interval(RECONCILE_INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
@@ -161,7 +167,12 @@ async fn upkeep(state: Arc<AppState>, shutdown: CancellationToken) {
             () = shutdown.cancelled() => return,
             _ = ticks.tick() => {}
         }
-        if let Err(error) = state.exporter.expire(state.clock.now_ms()).await {
+        let now_ms = state.clock.now_ms();
+        if now_ms >= sweep_at_ms {
+            sweep_at_ms = now_ms.saturating_add(SWEEP_INTERVAL_MS);
+            sweep(&state, now_ms).await;
+        }
+        if let Err(error) = state.exporter.expire(now_ms).await {
             tracing::error!(event = "export.expiry_failed", cause = chain(&error), "ending expired exports");
         }
         let gateways = match state.exporter.db.gateways().await {
@@ -181,6 +192,21 @@ async fn upkeep(state: Arc<AppState>, shutdown: CancellationToken) {
                 backoff.entry(gateway.control_socket.clone()).or_default().grow();
             }
         }
+    }
+}
+
+/// Forgets uploads that nobody goes on with.
+async fn sweep(state: &AppState, now_ms: i64) {
+    let age_ms = i64::try_from(state.upload_age.as_millis()).unwrap_or(i64::MAX);
+    let uploads = Arc::clone(&state.uploads);
+    match blocking(move || Ok(uploads.sweep(now_ms.saturating_sub(age_ms)))).await {
+        Ok(Ok(swept)) => {
+            for upload in swept {
+                tracing::info!(event = "upload.expired", %upload, "nobody went on with an upload");
+            }
+        }
+        Ok(Err(error)) => tracing::error!(event = "upload.sweep_failed", cause = chain(&error), "sweeping uploads"),
+        Err(error) => tracing::error!(event = "upload.sweep_failed", cause = chain(&error), "sweeping uploads"),
     }
 }
 

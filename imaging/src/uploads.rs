@@ -1,9 +1,10 @@
 //! Files that are being uploaded: `<store>/uploads/<id>` with the octets that have come, and `<id>.json` with what was said
 //! of it. Whatever was written survives the end of this process; the digest is checked when the file is imported, so what
-//! a power cut took is found then.
+//! a power cut took is found then. One that nobody goes on with is forgotten after a while.
 
 use assay_wire::id::{ProjectId, UploadId};
 use assay_wire::imaging::{Upload, UploadRequest};
+use serde::{Deserialize, Serialize};
 use std::fs::{File, OpenOptions};
 use std::io::{self, ErrorKind};
 use std::os::unix::fs::FileExt as _;
@@ -22,6 +23,16 @@ const MAX_UPLOADS: usize = 8;
 pub(crate) struct Uploads {
     folder: PathBuf,
     changing: Mutex<()>,
+}
+
+/// `<id>.json`.
+#[derive(Debug, Serialize, Deserialize)]
+struct Described {
+    #[serde(flatten)]
+    upload: Upload,
+    /// When it was begun, or its last piece came: milliseconds since the Unix epoch.
+    #[serde(default)]
+    touched_at_ms: i64,
 }
 
 /// Why it was not done.
@@ -67,7 +78,7 @@ impl Uploads {
     }
 
     /// Begins an upload, or finds the one of the same file.
-    pub(crate) fn begin(&self, request: &UploadRequest) -> Result<Upload, UploadError> {
+    pub(crate) fn begin(&self, request: &UploadRequest, now_ms: i64) -> Result<Upload, UploadError> {
         let hex = request.sha256.len() == 64 && request.sha256.bytes().all(|octet| octet.is_ascii_hexdigit());
         if !hex || request.bytes == 0 || request.bytes > MAX_BYTES {
             let said: String = request.sha256.chars().take(80).collect();
@@ -86,14 +97,12 @@ impl Uploads {
         let upload = Upload { id, project, bytes, sha256, received: 0 };
         let path = self.path(id);
         File::create_new(&path).map_err(|source| failed("making", &path, source))?;
-        let path = path.with_extension("json");
-        let json = serde_json::to_vec(&upload).map_err(|cause| failed("writing", &path, cause.into()))?;
-        std::fs::write(&path, json).map_err(|source| failed("writing", &path, source))?;
+        self.describe(&upload, now_ms)?;
         Ok(upload)
     }
 
     /// Adds a piece.
-    pub(crate) fn add(&self, upload: Upload, offset: u64, piece: &[u8]) -> Result<Upload, UploadError> {
+    pub(crate) fn add(&self, upload: Upload, offset: u64, piece: &[u8], now_ms: i64) -> Result<Upload, UploadError> {
         let _alone = self.alone();
         let path = self.path(upload.id);
         let file = OpenOptions::new().write(true).open(&path).map_err(|source| failed("opening", &path, source))?;
@@ -107,17 +116,13 @@ impl Uploads {
             let _ = file.set_len(received);
             return Err(failed("writing", &path, source));
         }
+        self.describe(&upload, now_ms)?;
         Ok(Upload { received: end, ..upload })
     }
 
     /// How far an upload has come.
     pub(crate) fn get(&self, upload: UploadId) -> Result<Option<Upload>, UploadError> {
-        let path = self.path(upload).with_extension("json");
-        let json = match std::fs::read(&path) {
-            Err(source) if source.kind() == ErrorKind::NotFound => return Ok(None),
-            json => json.map_err(|source| failed("reading", &path, source))?,
-        };
-        let upload: Upload = serde_json::from_slice(&json).map_err(|cause| failed("reading", &path, cause.into()))?;
+        let Some(Described { upload, .. }) = self.described(upload)? else { return Ok(None) };
         let path = self.path(upload.id);
         let received = std::fs::metadata(&path).map_err(|source| failed("reading the size of", &path, source))?.len();
         Ok(Some(Upload { received, ..upload }))
@@ -126,7 +131,28 @@ impl Uploads {
     /// Forgets an upload.
     pub(crate) fn remove(&self, upload: UploadId) -> Result<(), UploadError> {
         let _alone = self.alone();
-        for path in [self.path(upload).with_extension("json"), self.path(upload)] {
+        self.forget(upload)
+    }
+
+    /// Forgets every upload that nobody has gone on with since `before_ms`, and what there is of one that was not begun to
+    /// the end. Answers which.
+    pub(crate) fn sweep(&self, before_ms: i64) -> Result<Vec<UploadId>, UploadError> {
+        let _alone = self.alone();
+        let mut swept = Vec::new();
+        for id in self.ids("")? {
+            // A description that cannot be read is of no use to anybody.
+            let touched_at_ms = self.described(id).ok().flatten().map(|described| described.touched_at_ms);
+            if touched_at_ms.is_none_or(|touched_at_ms| touched_at_ms < before_ms) {
+                self.forget(id)?;
+                swept.push(id);
+            }
+        }
+        Ok(swept)
+    }
+
+    fn forget(&self, upload: UploadId) -> Result<(), UploadError> {
+        let with = |extension| self.path(upload).with_extension(extension);
+        for path in [with("json"), with("json-new"), self.path(upload)] {
             match std::fs::remove_file(&path) {
                 Err(source) if source.kind() != ErrorKind::NotFound => return Err(failed("removing", &path, source)),
                 Ok(()) | Err(_) => {}
@@ -141,17 +167,37 @@ impl Uploads {
     }
 
     fn all(&self) -> Result<Vec<Upload>, UploadError> {
+        // One that was not begun to the end is none.
+        Ok(self.ids(".json")?.into_iter().filter_map(|id| self.get(id).ok().flatten()).collect())
+    }
+
+    /// The uploads that have a file with such a name.
+    fn ids(&self, ending: &str) -> Result<Vec<UploadId>, UploadError> {
         let listing = |source| failed("listing", &self.folder, source);
-        let mut uploads = Vec::new();
+        let mut ids = Vec::new();
         for entry in std::fs::read_dir(&self.folder).map_err(listing)? {
             let name = entry.map_err(listing)?.file_name().to_string_lossy().into_owned();
-            let Some(id) = name.strip_suffix(".json").and_then(|id| id.parse().ok()) else { continue };
-            // One that was not begun to the end is none.
-            if let Ok(Some(upload)) = self.get(id) {
-                uploads.push(upload);
-            }
+            ids.extend(name.strip_suffix(ending).and_then(|id| id.parse::<UploadId>().ok()));
         }
-        Ok(uploads)
+        Ok(ids)
+    }
+
+    fn describe(&self, upload: &Upload, touched_at_ms: i64) -> Result<(), UploadError> {
+        let path = self.path(upload.id).with_extension("json");
+        let described = Described { upload: upload.clone(), touched_at_ms };
+        let json = serde_json::to_vec(&described).map_err(|cause| failed("writing", &path, cause.into()))?;
+        let staged = path.with_extension("json-new");
+        let written = std::fs::write(&staged, json).and_then(|()| std::fs::rename(&staged, &path));
+        written.map_err(|source| failed("writing", &path, source))
+    }
+
+    fn described(&self, upload: UploadId) -> Result<Option<Described>, UploadError> {
+        let path = self.path(upload).with_extension("json");
+        let json = match std::fs::read(&path) {
+            Err(source) if source.kind() == ErrorKind::NotFound => return Ok(None),
+            json => json.map_err(|source| failed("reading", &path, source))?,
+        };
+        serde_json::from_slice(&json).map(Some).map_err(|cause| failed("reading", &path, cause.into()))
     }
 
     fn path(&self, upload: UploadId) -> PathBuf {

@@ -12,7 +12,7 @@ use assay_wire::imaging::{
     SnapshotRequest, SourceFormat, Upload, UploadRequest,
 };
 use rig::pattern;
-use rig::site::{Site, kind};
+use rig::site::{Site, kind, until};
 use std::os::unix::fs::FileExt as _;
 
 fn name(text: &str) -> ImageId {
@@ -299,5 +299,35 @@ async fn an_upload_goes_on_where_it_was_broken_off_and_is_checked() {
     let failed = work(&owner, "v1/images", &wrong).await;
     assert!(matches!(&failed, ImportStatus::Failed { detail, .. } if detail.contains(&request.sha256)), "{failed:?}");
     assert!(!images(&owner).await.contains(&"wrong".to_owned()));
+    site.stop().await;
+}
+
+#[tokio::test]
+async fn an_upload_that_nobody_goes_on_with_is_forgotten() {
+    let site = Site::new().await;
+    let owner = site.service.project_client("p1");
+    let content = pattern(200_000);
+    let begin = async |octets: &[u8]| {
+        let sha256 = hex::encode(ring::digest::digest(&ring::digest::SHA256, octets));
+        let request = UploadRequest { project: project("p1"), bytes: octets.len() as u64, sha256 };
+        owner.post::<_, Upload>("v1/uploads", &request).await.unwrap()
+    };
+    let (left, going_on) = (begin(&content[..100_000]).await, begin(&content).await);
+    let uploads = site.folder.path().join("store/uploads");
+    // What a process that died between the two files of an upload leaves.
+    std::fs::write(uploads.join(assay_wire::id::UploadId::random().to_string()), b"nobody's").unwrap();
+    const DAY_MS: i64 = 24 * 60 * 60 * 1000;
+    site.clock.advance_ms(6 * DAY_MS);
+    let path = format!("v1/uploads/{}", going_on.id);
+    let piece = owner.put_octets::<Upload>(&format!("{path}?offset=0"), content[..50_000].to_vec()).await.unwrap();
+    assert_eq!(piece.received, 50_000);
+    site.clock.advance_ms(2 * DAY_MS);
+    let files = || std::fs::read_dir(&uploads).unwrap().count();
+    until(async || files() == 2).await;
+    assert_eq!(kind(&owner.get::<Upload>(&format!("v1/uploads/{}", left.id)).await.unwrap_err()).0, 404);
+    assert_eq!(owner.get::<Upload>(&path).await.unwrap(), piece, "it had a piece two days ago");
+    site.clock.advance_ms(6 * DAY_MS);
+    until(async || files() == 0).await;
+    assert_eq!(kind(&owner.get::<Upload>(&path).await.unwrap_err()).0, 404);
     site.stop().await;
 }

@@ -28,8 +28,8 @@ pub(super) async fn post_upload(
     Json(request): Json<UploadRequest>,
 ) -> Result<Json<Upload>, ApiError> {
     caller.require_project(&request.project)?;
-    let uploads = Arc::clone(&state.uploads);
-    let begun = blocking(move || Ok(uploads.begin(&request))).await.map_err(|error| store_failed(&error))?;
+    let (uploads, now_ms) = (Arc::clone(&state.uploads), state.clock.now_ms());
+    let begun = blocking(move || Ok(uploads.begin(&request, now_ms))).await.map_err(|error| store_failed(&error))?;
     let upload = begun.map_err(|error| upload_failed(&error))?;
     tracing::info!(event = "upload.begun", upload = %upload.id, project = %upload.project, bytes = upload.bytes, by = caller.name, "upload");
     Ok(Json(upload))
@@ -53,8 +53,9 @@ pub(super) async fn put_piece(
     if piece.len() > MAX_PIECE_BYTES {
         return Err(ApiError::bad_request("piece", format!("a piece has at most {MAX_PIECE_BYTES} octets")));
     }
-    let uploads = Arc::clone(&state.uploads);
-    let added = blocking(move || Ok(uploads.add(found, offset, &piece))).await.map_err(|error| store_failed(&error))?;
+    let (uploads, now_ms) = (Arc::clone(&state.uploads), state.clock.now_ms());
+    let added =
+        blocking(move || Ok(uploads.add(found, offset, &piece, now_ms))).await.map_err(|error| store_failed(&error))?;
     added.map(Json).map_err(|error| upload_failed(&error))
 }
 

@@ -87,6 +87,7 @@ impl Service {
             key_file: folder.join("imaging.key"),
             import_folders: vec![folder.to_owned()],
             agreement,
+            upload_age: Duration::from_secs(7 * 24 * 60 * 60),
             longest_renewal: Duration::from_secs(3600),
         };
         (config, context)
