@@ -15,7 +15,6 @@ use axum::extract::{Path, Query, State};
 use axum::http::header::{CONTENT_LENGTH, CONTENT_TYPE};
 use axum::response::{IntoResponse, Response};
 use std::io;
-use std::ops::ControlFlow;
 use std::sync::Arc;
 
 /// Octets that are read at a time.
@@ -25,8 +24,7 @@ const CHUNK_BYTES: u64 = 1 << 20;
 /// export that was broken off can be gone on with.
 #[utoipa::path(get, path = "/v1/images/{image}/content", params(("image" = String, Path),
     ("format" = ImageFormat, Query), ("offset" = Option<u64>, Query)), responses(
-    (status = 200, description = "The octets; those of qcow2 begin once the image was looked through for zeros",
-        body = Vec<u8>, content_type = "application/octet-stream"),
+    (status = 200, description = "The octets", body = Vec<u8>, content_type = "application/octet-stream"),
     (status = 400, description = "The offset is behind the file's end", body = Problem),
     (status = 404, description = "No such image that the caller may use", body = Problem),
     (status = 429, description = "Others are being read or written", body = Problem)))]
@@ -42,7 +40,7 @@ pub(super) async fn get_content(
     let (store, key) = (Arc::clone(&state.catalogue.store), record.key);
     let opened = blocking(move || {
         let device = store.open_image(key)?;
-        Exported::new(device, format, &mut |_, _| ControlFlow::Continue(()))
+        Exported::new(device, format)
     });
     let file = Arc::new(opened.await.map_err(|error| store_failed(&error))?);
     let total = file.byte_len();

@@ -7,6 +7,7 @@ use bytes::Bytes;
 use std::fmt;
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 
 /// Where part of a device lies in a file, as it is.
 #[derive(Debug, Clone, Copy)]
@@ -51,6 +52,15 @@ pub trait BlockDevice: fmt::Debug + Send + Sync + 'static {
     /// The medium failed.
     fn is_mapped(&self, _offset: u64, length: u64) -> Result<(bool, u64), DeviceError> {
         Ok((true, length))
+    }
+
+    /// Ranges, in order, outside of which the device is zero, as far as that is known without reading it; they may be zero
+    /// themselves. Of what is never written to, always the same.
+    ///
+    /// # Errors
+    /// The medium failed.
+    fn data_ranges(&self) -> Result<Vec<Range<u64>>, DeviceError> {
+        Ok(std::iter::once(0..self.byte_len()).collect())
     }
 
     /// Writes `data` at `offset`. It survives the end of this process at once, and a power cut after

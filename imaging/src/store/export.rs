@@ -6,14 +6,14 @@
 //! then          refcount table, refcount blocks, L1 table, L2 tables of what has data, the data
 //! ```
 //!
-//! Clusters are 64 KiB; one that is zero is not there. The layout is QEMU's `docs/interop/qcow2.txt`, version 3; numbers
+//! Clusters are 64 KiB; one that is known to be zero is not there. That is known of golden images by their hash trees, and
+//! of layers by what their files have: so the first octet can be given at once, however large the image is. The layout is QEMU's `docs/interop/qcow2.txt`, version 3; numbers
 //! are big endian.
 
 use super::StoreError;
 use super::device::BlockDevice;
-use super::merkle::is_zero;
 use assay_wire::imaging::ImageFormat;
-use std::ops::ControlFlow;
+use std::ops::Range;
 use std::sync::Arc;
 
 const CLUSTER_BYTES: u64 = CLUSTER_LEN as u64;
@@ -34,18 +34,14 @@ pub struct Exported {
 }
 
 impl Exported {
-    /// Prepares an export. For qcow2 all of the image is read once, to find what is zero.
+    /// Prepares an export. For qcow2 the store is asked where there may be data; none is read.
     ///
     /// # Errors
-    /// A block cannot be read, or `progress` said so.
-    pub fn new(
-        device: Arc<dyn BlockDevice>,
-        format: ImageFormat,
-        progress: super::Progress<'_>,
-    ) -> Result<Self, StoreError> {
+    /// The store does not say.
+    pub fn new(device: Arc<dyn BlockDevice>, format: ImageFormat) -> Result<Self, StoreError> {
         let qcow2 = match format {
             ImageFormat::Raw => None,
-            ImageFormat::Qcow2 => Some(Layout::of(device.byte_len(), data_clusters(&*device, progress)?)),
+            ImageFormat::Qcow2 => Some(Layout::of(device.byte_len(), data_clusters(&device.data_ranges()?))),
         };
         Ok(Self { device, qcow2 })
     }
@@ -88,21 +84,12 @@ impl Exported {
     }
 }
 
-/// The numbers of the clusters that have data.
-fn data_clusters(device: &dyn BlockDevice, progress: super::Progress<'_>) -> Result<Vec<u64>, StoreError> {
-    let (mut clusters, mut buffer, total) = (Vec::new(), vec![0; CLUSTER_LEN], device.byte_len());
-    for cluster in 0..total.div_ceil(CLUSTER_BYTES) {
-        let offset = cluster * CLUSTER_BYTES;
-        if cluster.is_multiple_of(256) && progress(offset, total) == ControlFlow::Break(()) {
-            return Err(StoreError::Cancelled);
-        }
-        let length = usize::try_from(total - offset).unwrap_or(usize::MAX).min(CLUSTER_LEN);
-        device.read_at(offset, &mut buffer[..length])?;
-        if !is_zero(&buffer[..length]) {
-            clusters.push(cluster);
-        }
-    }
-    Ok(clusters)
+/// The numbers of the clusters that these ranges touch.
+fn data_clusters(ranges: &[Range<u64>]) -> Vec<u64> {
+    let of = |range: &Range<u64>| range.start / CLUSTER_BYTES..range.end.div_ceil(CLUSTER_BYTES);
+    let mut clusters: Vec<u64> = ranges.iter().flat_map(of).collect();
+    clusters.dedup();
+    clusters
 }
 
 /// Where everything is in a qcow2 file.
@@ -218,6 +205,7 @@ fn words(values: impl Iterator<Item = u64>) -> Vec<u8> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::device::DeviceError;
     use super::super::qcow2::check_header;
     use super::*;
 
@@ -229,6 +217,50 @@ mod tests {
             assert!(layout.refcount_blocks <= layout.refcount_table * ENTRIES, "{clusters}");
             assert!((layout.refcount_blocks - 1) * COUNTS < layout.clusters(), "{clusters}: none too many");
         }
+    }
+
+    #[test]
+    fn clusters_are_those_that_ranges_touch() {
+        assert!(data_clusters(&[]).is_empty());
+        let ranges =
+            [0..1, 4096..CLUSTER_BYTES, CLUSTER_BYTES - 1..CLUSTER_BYTES + 1, 5 * CLUSTER_BYTES..7 * CLUSTER_BYTES];
+        assert_eq!(data_clusters(&ranges), [0, 1, 5, 6]);
+    }
+
+    /// Eight TiB with one block in the middle, of which nothing may be read but that.
+    #[derive(Debug)]
+    struct Sparse;
+
+    const MIDDLE: u64 = 4 << 40;
+
+    impl BlockDevice for Sparse {
+        fn byte_len(&self) -> u64 {
+            2 * MIDDLE
+        }
+        fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<(), DeviceError> {
+            assert!((MIDDLE..MIDDLE + CLUSTER_BYTES).contains(&offset), "read at {offset}");
+            buffer.fill(7);
+            Ok(())
+        }
+        fn try_read_at(&self, _: u64, _: &mut [u8]) -> Result<bool, DeviceError> {
+            Ok(false)
+        }
+        fn data_ranges(&self) -> Result<Vec<Range<u64>>, DeviceError> {
+            Ok(vec![MIDDLE..MIDDLE + 1])
+        }
+        fn flush(&self) -> Result<(), DeviceError> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_large_sparse_image_is_not_read_before_its_export_begins() {
+        let file = Exported::new(Arc::new(Sparse), ImageFormat::Qcow2).unwrap();
+        let mut octets = vec![0; usize::try_from(file.byte_len()).unwrap()];
+        file.read_at(0, &mut octets).unwrap();
+        assert_eq!(check_header(&octets[..112], file.byte_len()), Ok(2 * MIDDLE));
+        assert_eq!(octets.iter().filter(|octet| **octet == 7).count(), CLUSTER_LEN);
+        assert!(octets.len() < 20 * CLUSTER_LEN, "{} octets", octets.len());
     }
 
     #[test]

@@ -4,6 +4,7 @@ use rustix::fs::{FallocateFlags, SeekFrom};
 use rustix::io::{Errno, ReadWriteFlags};
 use std::fs::File;
 use std::io::{self, IoSliceMut};
+use std::ops::Range;
 use std::path::Path;
 
 /// Fills `buffer` from `offset` if the page cache holds all of it (`preadv2` with `RWF_NOWAIT`). `false` also where
@@ -30,6 +31,25 @@ pub(crate) fn has_data(file: &File, offset: u64, length: u64) -> io::Result<(boo
     }
     let hole = rustix::fs::seek(file, SeekFrom::Hole(offset))?;
     Ok((true, length.min(hole.saturating_sub(offset)).max(1)))
+}
+
+/// The parts of `within` that the file system keeps octets for, in order; the rest is zero.
+pub(crate) fn data_ranges(file: &File, within: Range<u64>) -> io::Result<Vec<Range<u64>>> {
+    let (mut ranges, mut at) = (Vec::new(), within.start);
+    while at < within.end {
+        let start = match rustix::fs::seek(file, SeekFrom::Data(at)) {
+            Ok(start) => start,
+            // Nothing from here to the file's end.
+            Err(Errno::NXIO) => break,
+            Err(error) => return Err(error.into()),
+        };
+        if start >= within.end {
+            break;
+        }
+        at = rustix::fs::seek(file, SeekFrom::Hole(start))?;
+        ranges.push(start..at.min(within.end));
+    }
+    Ok(ranges)
 }
 
 /// Frees the range's blocks; it reads as zero from then on.

@@ -14,6 +14,7 @@
 use ring::digest::{Context, SHA256, digest};
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::unix::fs::FileExt as _;
 use std::sync::LazyLock;
 
@@ -86,6 +87,60 @@ impl Shape {
             (index, hash) = (number, sha256(&page));
         }
         Ok(self.root(&hash) == *root)
+    }
+
+    /// The ranges of the disk's octets, in order, outside of which it is zero, as the tree in `file` says; nothing if that
+    /// one has not `root`. Reads all of the tree and none of the disk.
+    pub(super) fn data_ranges(&self, file: &File, root: &Hash) -> io::Result<Option<Vec<Range<u64>>>> {
+        let mut page = [0; PAGE_LEN];
+        // What the pages of the level at hand must hash to: of the topmost, the root says so.
+        let mut expected: Option<Vec<u8>> = None;
+        let mut ranges: Vec<Range<u64>> = Vec::new();
+        let mut end = self.file_bytes;
+        for start in self.levels.iter().copied().rev() {
+            let mut hashes = Vec::new();
+            for (number, at) in (start..end).step_by(PAGE_LEN).enumerate() {
+                file.read_exact_at(&mut page, at)?;
+                let hash = sha256(&page);
+                let right = match &expected {
+                    None => self.root(&hash) == *root,
+                    Some(above) => above.get(number * HASH_LEN..(number + 1) * HASH_LEN) == Some(&hash[..]),
+                };
+                if !right {
+                    return Ok(None);
+                }
+                if start > 0 {
+                    hashes.extend_from_slice(&page);
+                } else {
+                    self.add_data(number as u64 * HASHES_PER_PAGE, &page, &mut ranges);
+                }
+            }
+            (expected, end) = (Some(hashes), start);
+        }
+        Ok(Some(ranges))
+    }
+
+    /// Adds what a page of leaves, the first of which is of block number `first`, says of its blocks.
+    fn add_data(&self, first: u64, page: &[u8; PAGE_LEN], ranges: &mut Vec<Range<u64>>) {
+        for (leaf, number) in page.chunks(HASH_LEN).zip(first..) {
+            let start = number * BLOCK_BYTES;
+            let end = (start + BLOCK_BYTES).min(self.byte_len);
+            if start >= end || leaf == self.zeros(end - start) {
+                continue;
+            }
+            match ranges.last_mut() {
+                Some(last) if last.end == start => last.end = end,
+                _ => ranges.push(start..end),
+            }
+        }
+    }
+
+    /// The leaf of a block of so many zeros.
+    fn zeros(&self, length: u64) -> Hash {
+        if length == BLOCK_BYTES {
+            return *ZERO_BLOCK;
+        }
+        sha256(&[0; BLOCK_LEN][..usize::try_from(length).unwrap_or(BLOCK_LEN)])
     }
 
     fn root(&self, top_page: &Hash) -> Hash {
@@ -201,6 +256,38 @@ mod tests {
     fn a_zero_block_has_the_leaf_of_its_zeros() {
         assert_eq!(leaf(&[0; BLOCK_LEN]), sha256(&[0; BLOCK_LEN]));
         assert_eq!(leaf(&[0; 512]), sha256(&[0; 512]));
+    }
+
+    #[test]
+    fn data_is_where_leaves_are_not_of_zeros() {
+        let all = [1, 0, 0, 2, 3, 0, 4];
+        for (blocks, short) in [(&all[..1], 512), (&all[..6], 512), (&all[..], 0), (&all.repeat(60)[..], 512)] {
+            let byte_len = blocks.len() as u64 * BLOCK_BYTES - short;
+            let file = tempfile::tempfile().unwrap();
+            let mut builder = Builder::new(file.try_clone().unwrap(), byte_len);
+            let mut expected: Vec<Range<u64>> = Vec::new();
+            for (fill, number) in blocks.iter().zip(0..) {
+                let (start, end) = (number * BLOCK_BYTES, ((number + 1) * BLOCK_BYTES).min(byte_len));
+                let block = vec![*fill; usize::try_from(end - start).unwrap()];
+                builder.push(&leaf(&block)).unwrap();
+                match expected.last_mut() {
+                    _ if *fill == 0 => {}
+                    Some(last) if last.end == start => last.end = end,
+                    _ => expected.push(start..end),
+                }
+            }
+            let root = builder.finish().unwrap();
+            let shape = Shape::of(byte_len);
+            assert_eq!(shape.data_ranges(&file, &root).unwrap(), Some(expected));
+            assert_eq!(shape.data_ranges(&file, &[0; 32]).unwrap(), None);
+            for at in (0..shape.file_bytes()).step_by(1019) {
+                let mut octet = [0];
+                file.read_exact_at(&mut octet, at).unwrap();
+                file.write_all_at(&[octet[0] ^ 1], at).unwrap();
+                assert_eq!(shape.data_ranges(&file, &root).unwrap(), None, "octet {at} changed");
+                file.write_all_at(&octet, at).unwrap();
+            }
+        }
     }
 
     proptest! {

@@ -19,9 +19,9 @@
 //! could write, so no order of crashes changes a frozen layer.
 
 use super::StoreError;
-use super::allocation::{AllocationMap, GRANULE_BYTES, GRANULE_LEN, map_bytes, page_offset};
+use super::allocation::{AllocationMap, GRANULE_BYTES, GRANULE_LEN, Run, map_bytes, page_offset};
 use super::device::{BlockDevice, DeviceError, Place, check_range};
-use super::file::{has_data, punch_hole, read_if_cached, reserve, sync_folder};
+use super::file::{data_ranges, has_data, punch_hole, read_if_cached, reserve, sync_folder};
 use super::golden::{GoldenFiles, GoldenImage};
 use super::manifest::{self, Chain, DiskManifest, ImageContent, ImageManifest, LayerId};
 use super::merkle::Hash;
@@ -29,6 +29,7 @@ use assay_wire::id::DiskId;
 use bytes::Bytes;
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io;
+use std::ops::Range;
 use std::os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -234,6 +235,26 @@ impl BlockDevice for Layer {
 
     fn is_mapped(&self, offset: u64, length: u64) -> Result<(bool, u64), DeviceError> {
         is_mapped_layered(&self.map, &self.data, &*self.lower, offset, length)
+    }
+
+    fn data_ranges(&self) -> Result<Vec<Range<u64>>, DeviceError> {
+        let below = self.lower.data_ranges()?;
+        let (mut ranges, mut below) = (Vec::new(), below.as_slice());
+        for Run { range, own } in self.map.runs(0..self.byte_len()) {
+            if own {
+                let failed = |source| DeviceError::Io { doing: "looking for data in", offset: range.start, source };
+                ranges.extend(data_ranges(&self.data, range.clone()).map_err(failed)?);
+                continue;
+            }
+            while let [first, rest @ ..] = below
+                && first.end <= range.start
+            {
+                below = rest;
+            }
+            let within = below.iter().take_while(|below| below.start < range.end);
+            ranges.extend(within.map(|below| below.start.max(range.start)..below.end.min(range.end)));
+        }
+        Ok(ranges)
     }
 
     fn flush(&self) -> Result<(), DeviceError> {
