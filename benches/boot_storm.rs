@@ -236,6 +236,7 @@ impl Site {
         let gateway = Gateway::bind(GatewayConfig {
             control_socket: control_socket.clone(),
             store: folder.join("store"),
+            rbd_disks_socket: None,
             portal: (Ipv4Addr::LOCALHOST, 0).into(),
             relay: None,
             worker: Some(PathBuf::from(env!("CARGO_BIN_EXE_assay")).with_file_name("assay-export")),

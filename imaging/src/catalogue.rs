@@ -11,7 +11,7 @@ use crate::store::import::in_chunks;
 use crate::store::{Content, Dependent, ImageStore, StoreError, StoredImage, StoredKind};
 use crate::tree::AnySource;
 use assay_service::error::chain;
-use assay_wire::id::{DiskId, ImageId, ImageKey, ProjectId};
+use assay_wire::id::{ImageId, ImageKey, ProjectId};
 use assay_wire::imaging::{Image, ImageKind, ImageState, Provenance};
 use std::collections::{BTreeSet, HashSet};
 use std::io::ErrorKind;
@@ -286,18 +286,21 @@ impl Catalogue {
         }
     }
 
-    /// Makes an image of what a disk holds now.
-    pub(crate) async fn snapshot(&self, disk: DiskId, new: NewImage) -> Result<ImageRecord, CatalogueError> {
+    /// Makes an image of what a disk holds, which `take` does in the store.
+    pub(crate) async fn snapshot<E: From<CatalogueError>>(
+        &self,
+        new: NewImage,
+        take: impl AsyncFnOnce(ImageKey) -> Result<StoredImage, E>,
+    ) -> Result<ImageRecord, E> {
         let (mut record, _working) = self.announce(new).await?;
-        let (store, key) = (Arc::clone(&self.store), record.key);
-        match blocking(move || store.snapshot(disk, key)).await {
+        match take(record.key).await {
             Ok(stored) => {
                 record.describe(&stored);
-                self.finish(record).await
+                Ok(self.finish(record).await?)
             }
             Err(error) => {
                 self.discard(&record).await?;
-                Err(error.into())
+                Err(error)
             }
         }
     }

@@ -31,6 +31,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use tokio::sync::{Mutex, MutexGuard};
+use tokio::time::Instant;
 use zeroize::Zeroizing;
 
 /// How long an ended admission is remembered beyond its own expiry, or where that is not known: longer than any result
@@ -332,6 +333,30 @@ impl Exporter {
                 Ok(())
             }
         }
+    }
+
+    /// Does `work` while nobody has the disk of an export open: its node's commands wait meanwhile. Needs the lease's lock.
+    pub(crate) async fn paused<T>(
+        &self,
+        export: &ExportRecord,
+        work: impl Future<Output = T>,
+    ) -> Result<T, ExportError> {
+        let project = &export.project;
+        let gateway = self.db.gateway(project).await?.ok_or_else(|| ExportError::NoGateway(project.clone()))?;
+        let failed = |source| ExportError::Gateway { project: project.clone(), source };
+        let begun = Instant::now();
+        let paused = self.gateways.pause(&gateway, export.admission).await.map_err(failed)?;
+        let done = work.await;
+        if paused {
+            // It goes on by itself, too, if this does not reach it.
+            if let Err(error) = self.gateways.resume(&gateway, export.admission).await {
+                let cause = assay_service::error::chain(&error);
+                tracing::warn!(event = "export.not_resumed", admission = %export.admission, cause, "resuming an export");
+            }
+            let elapsed_ms = begun.elapsed().as_secs_f64() * 1000.0;
+            tracing::info!(event = "export.paused", admission = %export.admission, elapsed_ms, "an export paused");
+        }
+        Ok(done)
     }
 
     /// Puts an export up again on a gateway that lost it, unless it was ended meanwhile.

@@ -44,6 +44,16 @@ pub(crate) enum GatewayError {
     },
 }
 
+impl GatewayError {
+    /// What kind of problem it said it had, if it answered.
+    pub(crate) fn kind(&self) -> Option<&str> {
+        match self {
+            Self::Call { source, .. } => source.problem().map(|problem| problem.kind.as_str()),
+            Self::Client { .. } | Self::TimedOut { .. } => None,
+        }
+    }
+}
+
 /// Clients of the gateways, by control socket.
 #[derive(Debug, Default)]
 pub(crate) struct Gateways {
@@ -79,6 +89,23 @@ impl Gateways {
         until_ms: &BTreeMap<AdmissionId, i64>,
     ) -> Result<(), GatewayError> {
         bounded(gateway, ORDER_TIMEOUT, self.client(gateway)?.post("v1/renewals", until_ms)).await
+    }
+
+    /// Has `gateway` give up an export's disk for a moment: its initiator's commands wait. `false` if nobody has the disk
+    /// open there.
+    pub(crate) async fn pause(&self, gateway: &Gateway, admission: AdmissionId) -> Result<bool, GatewayError> {
+        let (client, path) = (self.client(gateway)?, format!("v1/exports/{admission}/pause"));
+        match bounded(gateway, ORDER_TIMEOUT, client.post::<_, ()>(&path, &())).await {
+            Ok(()) => Ok(true),
+            Err(error) if error.kind() == Some("not-found") => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Has `gateway` go on with an export. Idempotent.
+    pub(crate) async fn resume(&self, gateway: &Gateway, admission: AdmissionId) -> Result<(), GatewayError> {
+        let (client, path) = (self.client(gateway)?, format!("v1/exports/{admission}/resume"));
+        bounded(gateway, ORDER_TIMEOUT, client.post(&path, &())).await
     }
 
     /// What `gateway` serves.

@@ -30,8 +30,10 @@ use std::sync::Arc;
 const SIGABRT: i32 = 6;
 const OTHER_LEASE: &str = "6f1cbc1e-9a51-4a57-8d5e-0a6d5b0c9a11";
 
+const RUNNING: &str = "snapshot-running";
+
 /// What is done, and where it dies: the crash point, and whether it has happened by then.
-const CASES: [(&str, &[(&str, bool)]); 6] = [
+const CASES: [(&str, &[(&str, bool)]); 7] = [
     (
         "import",
         &[
@@ -49,6 +51,15 @@ const CASES: [(&str, &[(&str, bool)]); 6] = [
             ("store::snapshot::frozen", false),
             ("store::snapshot::published", true),
             ("catalogue::stored", true),
+        ],
+    ),
+    // While a node runs from the disk: its export goes on by itself.
+    (
+        RUNNING,
+        &[
+            ("store::snapshot::new-top", false),
+            ("store::snapshot::frozen", false),
+            ("store::snapshot::published", true),
         ],
     ),
     ("restore", &[("store::restore::new-top", false), ("store::restore::published", true)]),
@@ -97,7 +108,7 @@ async fn act(client: &ServiceClient, what: &str, folder: &Path) -> Result<(), St
             let request = DiskRequest { project, node, image, mac: None };
             client.put::<_, Disk>(&format!("v1/disks/{OTHER_LEASE}"), &request).await.map(drop).map_err(text)
         }
-        "snapshot" => {
+        "snapshot" | RUNNING => {
             let request = SnapshotRequest { name: "new".parse().unwrap() };
             client.post::<_, Image>(&format!("v1/disks/{lease}/snapshot"), &request).await.map(drop).map_err(text)
         }
@@ -162,6 +173,10 @@ async fn site() -> (Site, Disk, Vec<u8>, Vec<u8>) {
 async fn crash(what: &str, point: &str, happened: bool) {
     let (mut site, at_first, before, now) = site().await;
     let folder = site.folder.path().to_owned();
+    let claims = site.claims();
+    if what == RUNNING {
+        site.service.export(&site.sign(&claims)).await.unwrap();
+    }
     site.service.stop().await;
     let died = tokio::process::Command::new(std::env::current_exe().unwrap())
         .env("CRASH_DOING", what)
@@ -177,9 +192,14 @@ async fn crash(what: &str, point: &str, happened: bool) {
     look(client, what, point, happened).await;
     // What was asked for and has not happened happens now; a name that is taken since it has is as good.
     let again = act(client, what, &folder).await;
-    let taken = happened && matches!(what, "import" | "snapshot" | "delete");
+    let taken = happened && matches!(what, "import" | "snapshot" | RUNNING | "delete");
     assert!(again.is_ok() != taken, "{what} at {point}: {again:?}");
     look(client, what, point, true).await;
+    if what == RUNNING {
+        let served = site.gateway.status().await.exports;
+        assert_eq!((served.len(), served[0].restarts), (1, 0), "{what} at {point}");
+        site.service.end(claims.jti).await.unwrap();
+    }
     site.service.stop().await;
     let expected = if what == "restore" { &before } else { &now };
     assert!(disk(&folder, at_first.id) == *expected, "{what} at {point}: the disk");
@@ -197,7 +217,7 @@ async fn look(client: &ServiceClient, what: &str, point: &str, happened: bool) {
     let disks: Vec<Disk> = client.get("v1/disks").await.unwrap();
     let other: LeaseId = OTHER_LEASE.parse().unwrap();
     let done = match what {
-        "import" | "snapshot" => ready("new"),
+        "import" | "snapshot" | RUNNING => ready("new"),
         "clone" => disks.iter().any(|disk| disk.lease == other) || !happened,
         "restore" => return,
         "flatten" => find("before").is_some_and(|image| image.kind == ImageKind::Golden && image.sha256.is_some()),

@@ -34,18 +34,6 @@ impl Site {
         Self { folder, store, clock, gateway }
     }
 
-    /// The process that has the order's disk open.
-    fn worker_of(&self, order: &ExportOrder) -> rustix::process::Pid {
-        let data = self.store.top_folder(order.disk).unwrap().join("data");
-        let has_it = |pid: &i32| {
-            let open = std::fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
-            open.into_iter().any(|file| std::fs::read_link(file.path()).is_ok_and(|target| target == data))
-        };
-        let processes = std::fs::read_dir("/proc").unwrap().flatten();
-        let pid = processes.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).find(has_it);
-        rustix::process::Pid::from_raw(pid.expect("a worker has the disk open")).unwrap()
-    }
-
     async fn export(&self) -> (AdmissionId, ExportOrder) {
         let (admission, order) = (AdmissionId::random(), order(&self.store));
         self.gateway.put_up(admission, &order).await.unwrap();
@@ -304,7 +292,7 @@ async fn a_worker_that_dies_is_started_anew_and_nobody_else_notices() {
     let mut theirs = Held::open(site.gateway.portal, &other).await;
     let written = qemu_io(site.gateway.portal, &mine, &["write -P 0x33 4096 8192"]).await;
     assert!(written.status.success(), "{}", text(&written));
-    let pid = site.worker_of(&mine);
+    let pid = worker_of(&site.store, &mine);
     rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
     let export = async |id: AdmissionId| {
         let status = site.gateway.status().await;
@@ -315,7 +303,7 @@ async fn a_worker_that_dies_is_started_anew_and_nobody_else_notices() {
         export.restarts == 1 && export.confinement.is_some()
     })
     .await;
-    assert_ne!(site.worker_of(&mine), pid);
+    assert_ne!(worker_of(&site.store, &mine), pid);
     // Never flushed, and still there: it was answered.
     let read = qemu_io(site.gateway.portal, &mine, &["read -P 0x33 4096 8192"]).await;
     assert!(read.status.success() && !text(&read).contains("failed"), "{}", text(&read));
@@ -345,7 +333,7 @@ async fn revocation_stops_a_live_writer() {
     let writer =
         tokio::spawn(async move { while held.ask("write -P 0x44 0 1M").await.contains("wrote 1048576/1048576") {} });
     until(async || site.gateway.status().await.exports[0].written_bytes > 4 << 20).await;
-    let pid = site.worker_of(&order);
+    let pid = worker_of(&site.store, &order);
     let begun = Instant::now();
     site.gateway.take_down(admission).await;
     let severed_in = begun.elapsed();
@@ -361,7 +349,7 @@ async fn revocation_stops_a_live_writer() {
 async fn workers_end_with_their_gateway() {
     let site = Site::new(1 << 20).await;
     let (_, order) = site.export().await;
-    let pid = site.worker_of(&order);
+    let pid = worker_of(&site.store, &order);
     site.gateway.stop().await;
     assert!(rustix::process::test_kill_process(pid).is_err(), "the worker outlived its gateway");
 }
@@ -411,7 +399,7 @@ async fn ten_thousand_half_open_connections_are_bounded_and_bother_nobody_else()
     assert!(answer.contains("read 4096/4096"), "{answer}");
     let status = site.gateway.status().await;
     assert!(status.exports.iter().all(|export| export.restarts == 0), "{status:?}");
-    let worker = site.worker_of(&malicious).as_raw_nonzero().get().to_string();
+    let worker = worker_of(&site.store, &malicious).as_raw_nonzero().get().to_string();
     assert!(open_files(&worker) <= 8 + 8, "{} descriptors in the worker", open_files(&worker));
     // The gateway is this process, like the initiators: what is beyond their sockets is its own.
     let own = open_files("self").saturating_sub(own_before).saturating_sub(open.len());
@@ -433,7 +421,7 @@ async fn a_worker_takes_less_than_ten_mebibytes() {
     ] {
         let done = qemu_io(site.gateway.portal, &order, &commands).await;
         assert!(done.status.success(), "{}", text(&done));
-        let resident = pss_kib(&site.worker_of(&order).as_raw_nonzero().get().to_string());
+        let resident = pss_kib(&worker_of(&site.store, &order).as_raw_nonzero().get().to_string());
         eprintln!("worker {what}: {resident} KiB");
         assert!(resident < 10 * 1024, "{what}: {resident} KiB");
     }

@@ -17,7 +17,7 @@ pub(crate) enum DiskCommand {
     Create(CreateArguments),
     /// Delete a lease's disk and all that its node wrote
     Delete(LeaseArguments),
-    /// Make an image of what a disk holds now; its node must be off
+    /// Make an image of what a disk holds now; a node that runs from it waits for a moment
     Snapshot(SnapshotArguments),
     /// Make a disk hold what an image holds; what its node wrote since goes
     Restore(RestoreArguments),

@@ -29,7 +29,7 @@ pub(crate) enum ImageCommand {
     Move(MoveArguments),
     /// Let other projects make disks of an image, or no more
     Share(ShareArguments),
-    /// Make an image of what a disk holds now; its node must be off
+    /// Make an image of what a disk holds now; a node that runs from it waits for a moment
     Snapshot(SnapshotArguments),
     /// Make a snapshot a golden image of its own
     Flatten(ImageArguments),

@@ -2,10 +2,11 @@
 
 use super::images::no_image;
 use super::{catalogue_failed, db_failed, export_failed, may_see, store_failed};
-use crate::catalogue::NewImage;
+use crate::catalogue::{CatalogueError, NewImage};
 use crate::db::DiskRecord;
+use crate::db::exports::Phase;
 use crate::db::images::ImageRecord;
-use crate::export::blocking;
+use crate::export::{ExportError, blocking};
 use crate::service::AppState;
 use assay_service::auth::Caller;
 use assay_service::error::ApiError;
@@ -100,32 +101,72 @@ async fn make(state: &AppState, lease: LeaseId, request: &DiskRequest, image: &I
     Ok(shown(state, record, image.name.clone()).await)
 }
 
-/// Makes an image of what the lease's disk holds now, in the time that it takes to write a few small files.
+/// Makes an image of what the lease's disk holds now, in the time that it takes to write a few small files. The commands of
+/// a node that runs from it wait for that long; what it has not flushed yet may be missing.
 #[utoipa::path(post, path = "/v1/disks/{lease}/snapshot", params(("lease" = String, Path, format = "uuid")),
     request_body = SnapshotRequest, responses(
     (status = 200, description = "The image", body = Image),
     (status = 403, description = "Another project's", body = Problem),
     (status = 404, description = "The lease has no disk", body = Problem),
-    (status = 409, description = "It is exported, or the name is taken", body = Problem)))]
+    (status = 409, description = "The name is taken, or the disk is being exported or on Ceph and exported", body = Problem),
+    (status = 503, description = "The gateway that exports it does not pause", body = Problem)))]
 pub(super) async fn snapshot_disk(
     State(state): State<Arc<AppState>>,
     caller: Caller,
     Path(lease): Path<LeaseId>,
     Json(request): Json<SnapshotRequest>,
 ) -> Result<Json<Image>, ApiError> {
-    let _alone = state.exporter.lock(lease).await;
-    let disk = stopped(&state, &caller, lease).await?;
+    // To its end, whether or not the caller waits for it: a node may be waiting.
+    let taken = tokio::spawn(async move { take_snapshot(&state, &caller, lease, request.name).await });
+    taken.await.map_err(|error| ApiError::internal("taking a snapshot", &error))?.map(Json)
+}
+
+async fn take_snapshot(state: &AppState, caller: &Caller, lease: LeaseId, name: ImageId) -> Result<Image, ApiError> {
+    let exporter = &state.exporter;
+    let _alone = exporter.lock(lease).await;
+    let disk = made(state, caller, lease).await?;
+    let export = exporter.db.export_of_lease(lease).await.map_err(|error| db_failed(&error))?;
+    if let Some(export) = export.as_ref().filter(|export| export.phase != Phase::Exported) {
+        let detail = format!("the disk of lease {lease} is just being exported for admission {}", export.admission);
+        return Err(ApiError::conflict("exported", detail).with_hint("try again in a moment"));
+    }
     let new = NewImage {
-        name: request.name,
+        name,
         project: disk.project,
         kind: ImageKind::Snapshot,
         source: format!("disk {} of node {}", disk.id, disk.node),
         made_by: caller.name.clone(),
         now_ms: state.clock.now_ms(),
     };
-    let image = state.catalogue.snapshot(disk.id, new).await.map_err(|error| catalogue_failed(&error))?;
-    tracing::info!(event = "disk.snapshot", disk = %disk.id, image = %image.name, by = caller.name, "snapshot taken");
-    Ok(Json(crate::catalogue::shown(image)))
+    let taken = state.catalogue.snapshot(new, async |key| {
+        let (store, disk) = (Arc::clone(&exporter.store), disk.id);
+        let taking = blocking(move || store.snapshot(disk, key));
+        let taken = match &export {
+            Some(export) => exporter.paused(export, taking).await.map_err(SnapshotError::Export)?,
+            None => taking.await,
+        };
+        taken.map_err(|error| SnapshotError::Catalogue(error.into()))
+    });
+    let image = taken.await.map_err(|error| match error {
+        SnapshotError::Catalogue(error) => catalogue_failed(&error),
+        SnapshotError::Export(error) => export_failed(&error),
+    })?;
+    let running = export.is_some();
+    tracing::info!(event = "disk.snapshot", disk = %disk.id, image = %image.name, running, by = caller.name, "snapshot taken");
+    Ok(crate::catalogue::shown(image))
+}
+
+/// Why a snapshot is not taken.
+enum SnapshotError {
+    Catalogue(CatalogueError),
+    /// The node's export cannot be paused.
+    Export(ExportError),
+}
+
+impl From<CatalogueError> for SnapshotError {
+    fn from(error: CatalogueError) -> Self {
+        Self::Catalogue(error)
+    }
 }
 
 /// Makes the lease's disk hold what an image holds; what its node wrote since goes. Idempotent.
@@ -179,12 +220,18 @@ pub(super) async fn move_disk(
 
 /// A lease's disk that is made, that the caller may change, and that no node has open.
 async fn stopped(state: &AppState, caller: &Caller, lease: LeaseId) -> Result<DiskRecord, ApiError> {
+    let disk = made(state, caller, lease).await?;
+    not_exported(state, lease).await?;
+    Ok(disk)
+}
+
+/// A lease's disk that is made, and that the caller may change.
+async fn made(state: &AppState, caller: &Caller, lease: LeaseId) -> Result<DiskRecord, ApiError> {
     let exporter = &state.exporter;
     let disk = exporter.db.disk(lease).await.map_err(|error| db_failed(&error))?;
     let disk = disk.ok_or_else(|| ApiError::not_found(format!("lease {lease} has no disk")))?;
     caller.require_project(&disk.project)?;
     exporter.prepare_disk(&disk).await.map_err(|error| export_failed(&error))?;
-    not_exported(state, lease).await?;
     Ok(disk)
 }
 
@@ -195,7 +242,7 @@ async fn not_exported(state: &AppState, lease: LeaseId) -> Result<(), ApiError> 
         "the disk of lease {lease} is exported for admission {}: its node may be writing to it",
         export.admission
     );
-    Err(ApiError::conflict("exported", detail).with_hint("end the admission first"))
+    Err(ApiError::conflict("exported", detail).with_hint("turn the node off and end its admission first"))
 }
 
 /// Lists the disks that the caller may see.

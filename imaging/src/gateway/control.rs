@@ -1,9 +1,10 @@
 //! The control socket: imaging's orders, over HTTP on a Unix socket that only this user (and root) may use.
 
 use super::exports::{Exports, OrderError};
-use super::order::{ExportOrder, GatewayStatus};
+use super::order::{CANNOT_PAUSE, ExportOrder, GatewayStatus};
+use super::supervised::PauseError;
 use assay_service::CancellationToken;
-use assay_service::error::ApiError;
+use assay_service::error::{ApiError, chain};
 use assay_wire::id::AdmissionId;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
@@ -40,6 +41,8 @@ pub(super) async fn serve(
     let router = Router::new()
         .route("/v1/exports", get(list))
         .route("/v1/exports/{admission}", put(put_up).delete(take_down))
+        .route("/v1/exports/{admission}/pause", post(pause))
+        .route("/v1/exports/{admission}/resume", post(resume))
         .route("/v1/renewals", post(renew))
         .with_state(exports);
     let own_uid = rustix::process::geteuid().as_raw();
@@ -55,13 +58,38 @@ async fn put_up(
     Path(admission): Path<AdmissionId>,
     Json(order): Json<ExportOrder>,
 ) -> Result<StatusCode, ApiError> {
-    exports.put_up(admission, order).await.map_err(|error| match &error {
+    exports.put_up(admission, order).await.map_err(failed)?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+async fn pause(
+    State(exports): State<Arc<Exports>>,
+    Path(admission): Path<AdmissionId>,
+) -> Result<StatusCode, ApiError> {
+    exports.pause(admission).await.map_err(failed)?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+async fn resume(
+    State(exports): State<Arc<Exports>>,
+    Path(admission): Path<AdmissionId>,
+) -> Result<StatusCode, ApiError> {
+    exports.resume(admission).await.map_err(failed)?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+fn failed(error: OrderError) -> ApiError {
+    match &error {
         OrderError::Differs { .. } | OrderError::Taken { .. } => ApiError::conflict("order-conflicts", error),
         OrderError::Expired { .. } => ApiError::conflict("expired", error),
-        OrderError::Worker { .. } => ApiError::unavailable("worker", assay_service::error::chain(&error)),
-        OrderError::Open { .. } => ApiError::unavailable("disk", assay_service::error::chain(&error)),
-    })?;
-    Ok(StatusCode::NO_CONTENT)
+        OrderError::Worker { .. } => ApiError::unavailable("worker", chain(&error)),
+        OrderError::Open { .. } => ApiError::unavailable("disk", chain(&error)),
+        OrderError::NotServed { .. } => ApiError::not_found(error),
+        // Nobody has its disk open then: that is what was wanted.
+        OrderError::NotPaused { source: PauseError::NoWorker, .. } => ApiError::not_found(chain(&error)),
+        OrderError::NoPause { .. } => ApiError::conflict(CANNOT_PAUSE, error),
+        OrderError::NotPaused { .. } => ApiError::unavailable("not-paused", chain(&error)),
+    }
 }
 
 async fn renew(State(exports): State<Arc<Exports>>, Json(until_ms): Json<BTreeMap<AdmissionId, i64>>) -> StatusCode {

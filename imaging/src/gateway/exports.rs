@@ -4,7 +4,7 @@
 use super::companion::{self, OpenError, Opened};
 use super::order::{ExportOrder, ExportStatus, GatewayStatus, Reservation};
 use super::process::{Launcher, StartError};
-use super::supervised::{Launch, Recipe, Supervised, WorkerError};
+use super::supervised::{Launch, PauseError, Recipe, Supervised, WorkerError};
 use crate::store::golden::GoldenFiles;
 use crate::store::overlay::DiskFiles;
 use crate::store::{DiskLocation, StoreError, Upper};
@@ -103,6 +103,26 @@ pub(super) enum OrderError {
         /// Why.
         source: StartError,
     },
+    /// It is not served here.
+    #[error("admission {admission} is not exported here")]
+    NotServed {
+        /// Whose.
+        admission: AdmissionId,
+    },
+    /// A disk on Ceph has no files to give up.
+    #[error("the disk of admission {admission} is on Ceph: its export cannot be paused")]
+    NoPause {
+        /// Whose.
+        admission: AdmissionId,
+    },
+    /// Its process does not pause.
+    #[error("pausing the export of admission {admission}")]
+    NotPaused {
+        /// Whose.
+        admission: AdmissionId,
+        /// Why.
+        source: PauseError,
+    },
     /// The clone cannot be opened.
     #[error("opening disk {disk}")]
     Open {
@@ -173,6 +193,28 @@ impl Exports {
                 let until_ms = expires_at_ms.fetch_max(*until_ms, Ordering::Relaxed).max(*until_ms);
                 worker.renew(remaining_ms(until_ms, now_ms));
             }
+        }
+    }
+
+    /// Has an export's worker give up its disk until it is resumed, or for as long as a pause may last.
+    pub(super) async fn pause(&self, admission: AdmissionId) -> Result<(), OrderError> {
+        // Not alone: an export that is taken down meanwhile takes its worker along, and nobody waits for a pause.
+        let worker = self.pausable(admission)?;
+        worker.pause().await.map_err(|source| OrderError::NotPaused { admission, source })
+    }
+
+    /// Has it go on.
+    pub(super) async fn resume(&self, admission: AdmissionId) -> Result<(), OrderError> {
+        self.pausable(admission)?.resume().await;
+        Ok(())
+    }
+
+    fn pausable(&self, admission: AdmissionId) -> Result<Arc<Supervised>, OrderError> {
+        let standing = self.standing();
+        let Standing { order, worker, .. } = standing.get(&admission).ok_or(OrderError::NotServed { admission })?;
+        match order.location.upper {
+            Upper::Files => Ok(Arc::clone(worker)),
+            Upper::Rbd(_) => Err(OrderError::NoPause { admission }),
         }
     }
 

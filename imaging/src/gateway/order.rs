@@ -4,6 +4,8 @@
 //! PUT    /v1/exports/{admission}   ExportOrder -> 204     idempotent; 409 if another order stands under that id
 //! DELETE /v1/exports/{admission}               -> 204     sessions are severed when it answers; idempotent
 //! GET    /v1/exports                           -> GatewayStatus
+//! POST   /v1/exports/{admission}/pause         -> 204     its disk's files are closed, commands wait; 404 if nobody has them open
+//! POST   /v1/exports/{admission}/resume        -> 204     it goes on with the disk as it is then; by itself after 3 s
 //! POST   /v1/renewals              {admission: expires_at_ms, …} -> 204    never sooner than before; what is not served is not put up
 //! ```
 
@@ -44,6 +46,9 @@ pub struct ExportOrder {
     /// Until then, by the gateway's own clock: milliseconds since the Unix epoch.
     pub expires_at_ms: i64,
 }
+
+/// The problem of an export that cannot be paused at all.
+pub(crate) const CANNOT_PAUSE: &str = "cannot-pause";
 
 fn one_session() -> u8 {
     1

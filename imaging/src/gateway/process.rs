@@ -4,6 +4,7 @@ use super::GatewayError;
 use super::companion::Companion;
 use super::supervised::Launch;
 use crate::rbd_disk::message::FromRbdDisk;
+use crate::worker::disk::DiskOrder;
 use crate::worker::message::{Confinement, FromWorker, MESSAGE_BYTES, ToWorker, WorkerStatus, receive, send};
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, socketpair};
 use std::io;
@@ -26,6 +27,8 @@ const START_TIMEOUT: Duration = Duration::from_secs(5);
 const END_TIMEOUT: Duration = Duration::from_millis(30);
 /// A worker answers at once, or not at all.
 const STATUS_TIMEOUT: Duration = Duration::from_secs(1);
+/// For what an initiator has under way to end, and to be flushed; or for a large map to be read.
+const TURN_TIMEOUT: Duration = Duration::from_secs(3);
 /// The worker's heap comes back to be used again, not to the kernel and zeroed anew: this much of it at most.
 const MALLOC: &str = "glibc.malloc.arena_max=1:glibc.malloc.trim_threshold=4194304:glibc.malloc.mmap_threshold=2097152";
 
@@ -103,7 +106,7 @@ impl Launcher {
         let child = child.await.map_err(|_| StartError::Ended)?.map_err(failed)?;
         // Packets, as datagrams are; but in order, and with an end.
         let socket = UnixDatagram::from_std(ours.into()).map_err(failed)?;
-        let link = Link { socket, asked: Mutex::default() };
+        let link = Link { socket, asked: Mutex::default(), turning: Mutex::default() };
         let companion = companion.map(Companion::new).transpose().map_err(failed)?;
         let ready = async {
             let fds: Vec<BorrowedFd<'_>> = files.iter().map(OwnedFd::as_fd).collect();
@@ -153,6 +156,8 @@ impl Running {
             match message {
                 FromWorker::Log { .. } | FromWorker::LoggedIn { .. } => log(&message),
                 FromWorker::Status(status) => self.link.answer(status),
+                FromWorker::Paused { problem } => self.link.turned(Turn::Pause, problem),
+                FromWorker::Resumed { problem } => self.link.turned(Turn::Resume, problem),
                 // Said twice: not a worker of ours any more.
                 FromWorker::Ready(_) | FromWorker::Refused { .. } => break,
                 #[cfg(feature = "failpoints")]
@@ -210,6 +215,26 @@ pub(super) struct Link {
     socket: UnixDatagram,
     /// Who waits for its status.
     asked: Mutex<Vec<oneshot::Sender<WorkerStatus>>>,
+    /// Who waits for it to pause, or to go on: one at a time.
+    turning: Mutex<Option<(Turn, oneshot::Sender<Option<String>>)>>,
+}
+
+/// What a worker is asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Turn {
+    Pause,
+    Resume,
+}
+
+/// Why a worker does not pause, or does not go on.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum TurnError {
+    /// It said why.
+    #[error("the export worker has a problem: {0}")]
+    Problem(String),
+    /// It is gone, or says nothing.
+    #[error("the export worker did not answer within {} s", TURN_TIMEOUT.as_secs())]
+    Silent,
 }
 
 impl Link {
@@ -238,6 +263,42 @@ impl Link {
             status.await.ok()
         };
         timeout(STATUS_TIMEOUT, asking).await.ok().flatten()
+    }
+
+    /// Has the worker hold commands and close its disk, and waits until it has.
+    pub(super) async fn pause(&self) -> Result<(), TurnError> {
+        self.turn(Turn::Pause, &ToWorker::Pause, &[]).await
+    }
+
+    /// Has the worker go on with a disk, and waits until it does.
+    pub(super) async fn resume(&self, disk: DiskOrder, files: &[OwnedFd]) -> Result<(), TurnError> {
+        self.turn(Turn::Resume, &ToWorker::Resume(disk), files).await
+    }
+
+    async fn turn(&self, turn: Turn, message: &ToWorker, files: &[OwnedFd]) -> Result<(), TurnError> {
+        let (answer, turned) = oneshot::channel();
+        *self.turning() = Some((turn, answer));
+        let fds: Vec<BorrowedFd<'_>> = files.iter().map(OwnedFd::as_fd).collect();
+        let asking = async {
+            self.tell(message, &fds).await.ok()?;
+            turned.await.ok()
+        };
+        match timeout(TURN_TIMEOUT, asking).await {
+            Ok(Some(None)) => Ok(()),
+            Ok(Some(Some(problem))) => Err(TurnError::Problem(problem)),
+            Ok(None) | Err(_) => Err(TurnError::Silent),
+        }
+    }
+
+    /// One that comes too late is nobody's answer.
+    fn turned(&self, turn: Turn, problem: Option<String>) {
+        if let Some((_, waiting)) = self.turning().take_if(|(asked, _)| *asked == turn) {
+            let _went_away = waiting.send(problem);
+        }
+    }
+
+    fn turning(&self) -> MutexGuard<'_, Option<(Turn, oneshot::Sender<Option<String>>)>> {
+        self.turning.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn answer(&self, status: WorkerStatus) {

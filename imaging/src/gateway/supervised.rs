@@ -1,7 +1,7 @@
 //! An export's worker, kept running: one that ends by itself is started anew, the clone as it was left.
 
 use super::companion::OpenError;
-use super::process::{Launcher, Link, Running, StartError};
+use super::process::{Launcher, Link, Running, StartError, TurnError};
 use crate::store::StoreError;
 use crate::worker::message::{Confinement, FromWorker, ToWorker, WorkerOrder, WorkerStatus};
 use assay_service::CancellationToken;
@@ -19,6 +19,11 @@ const FIRST_BACKOFF: Duration = Duration::from_millis(50);
 const LONGEST_BACKOFF: Duration = Duration::from_secs(5);
 /// One that ran for so long was well.
 const STEADY: Duration = Duration::from_secs(30);
+/// How long a worker pauses at most: then it goes on, whether whoever had it pause still lives or not.
+pub(super) const LONGEST_PAUSE: Duration = Duration::from_secs(3);
+/// How long the disk's files may be somebody else's after that, and how often that is looked at.
+const REOPEN_LIMIT: Duration = Duration::from_secs(10);
+const REOPEN_INTERVAL: Duration = Duration::from_millis(20);
 /// Log events that a worker may have in a row, and how many more each second.
 const LOG_BURST: u32 = 100;
 const LOG_A_SECOND: u32 = 10;
@@ -43,6 +48,27 @@ pub(super) struct Supervised {
     now: Mutex<Option<(Arc<Link>, Confinement)>>,
     restarts: AtomicU32,
     sever: CancellationToken,
+    paused: Mutex<Option<Pause>>,
+    /// Held while the worker is paused or resumed, so that the two do not cross.
+    turning: tokio::sync::Mutex<()>,
+}
+
+/// A worker that has closed its disk's files. Whoever takes this has it go on.
+struct Pause {
+    link: Arc<Link>,
+    /// Ends the wait for the pause to be long enough.
+    over: CancellationToken,
+}
+
+/// Why an export is not paused.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum PauseError {
+    /// It has no worker at the moment, and so nobody has the disk open.
+    #[error("it has no worker at the moment")]
+    NoWorker,
+    /// The worker.
+    #[error(transparent)]
+    Worker(#[from] TurnError),
 }
 
 /// Why an export has no worker.
@@ -70,6 +96,8 @@ impl Supervised {
             now: Mutex::default(),
             restarts: AtomicU32::new(0),
             sever: CancellationToken::new(),
+            paused: Mutex::default(),
+            turning: tokio::sync::Mutex::default(),
         });
         let running = supervised.launch().await?;
         let task = tokio::spawn(Arc::clone(&supervised).supervise(running));
@@ -104,6 +132,96 @@ impl Supervised {
         let Some(link) = self.link() else { return };
         // The gateway's own clock decides; a worker that does not hear of it ends early, and is started anew.
         tokio::spawn(async move { link.tell(&ToWorker::Renew { remaining_ms }, &[]).await });
+    }
+
+    /// Has the worker hold its initiators' commands and close the disk's files, until [`Supervised::resume`], or for
+    /// [`LONGEST_PAUSE`] from now. To its end, whether or not the caller waits for it.
+    pub(super) async fn pause(self: &Arc<Self>) -> Result<(), PauseError> {
+        let this = Arc::clone(self);
+        tokio::spawn(async move { this.shut().await }).await.unwrap_or(Err(PauseError::NoWorker))
+    }
+
+    /// Has a paused worker go on with the disk as it is now. To its end, whether or not the caller waits for it.
+    pub(super) async fn resume(self: &Arc<Self>) {
+        let this = Arc::clone(self);
+        if let Err(error) = tokio::spawn(async move { this.open().await }).await {
+            tracing::error!(event = "worker.not_resumed", export = self.label, %error, "resuming a worker");
+        }
+    }
+
+    async fn shut(self: Arc<Self>) -> Result<(), PauseError> {
+        let _alone = self.turning.lock().await;
+        let link = self.link().ok_or(PauseError::NoWorker)?;
+        let over = CancellationToken::new();
+        let before = self.paused().replace(Pause { link: Arc::clone(&link), over: over.clone() });
+        // Whoever had it paused before may have died since.
+        let is_paused = before.is_some_and(|before| {
+            before.over.cancel();
+            Arc::ptr_eq(&before.link, &link)
+        });
+        let turned = if is_paused { Ok(()) } else { link.pause().await };
+        if let Err(TurnError::Problem(_)) = turned {
+            *self.paused() = None;
+        } else {
+            // One that says nothing may have paused all the same.
+            let longest = if turned.is_ok() { LONGEST_PAUSE } else { Duration::ZERO };
+            tokio::spawn(Arc::clone(&self).end_of_pause(over, longest));
+        }
+        Ok(turned?)
+    }
+
+    async fn end_of_pause(self: Arc<Self>, over: CancellationToken, longest: Duration) {
+        tokio::select! {
+            () = over.cancelled() => {}
+            () = sleep(longest) => {
+                tracing::warn!(event = "worker.paused_too_long", export = self.label, "nobody had the export go on");
+                self.resume().await;
+            }
+        }
+    }
+
+    /// A worker that cannot go on is ended, and started anew.
+    async fn open(self: Arc<Self>) {
+        let _alone = self.turning.lock().await;
+        let Some(Pause { link, over }) = self.paused().take() else { return };
+        over.cancel();
+        let resumed = async {
+            let Launch { order, files, .. } = self.reopen().await.map_err(|error| chain(&error))?;
+            link.resume(order.disk, &files).await.map_err(|error| chain(&error))
+        };
+        // A worker that died meanwhile has no part in this: its successor opens the disk by itself.
+        let is_current = || self.link().is_some_and(|now| Arc::ptr_eq(&now, &link));
+        if is_current()
+            && let Err(cause) = resumed.await
+            && is_current()
+        {
+            tracing::error!(
+                event = "worker.not_resumed",
+                export = self.label,
+                cause,
+                "ending a worker that cannot go on"
+            );
+            let _gone_already = link.tell(&ToWorker::End, &[]).await;
+        }
+    }
+
+    /// Opens the disk, once nobody else has it any more.
+    async fn reopen(self: &Arc<Self>) -> Result<Launch, OpenError> {
+        let until = Instant::now() + REOPEN_LIMIT;
+        loop {
+            match self.opened().await {
+                Err(OpenError::Store(StoreError::InUse { .. })) if Instant::now() < until => {
+                    sleep(REOPEN_INTERVAL).await;
+                }
+                opened => return opened,
+            }
+        }
+    }
+
+    async fn opened(self: &Arc<Self>) -> Result<Launch, OpenError> {
+        let opening = Arc::clone(self);
+        let opened = tokio::task::spawn_blocking(move || (opening.recipe)()).await;
+        opened.unwrap_or_else(|source| Err(StoreError::Panicked { source }.into()))
     }
 
     /// Has the task end the worker.
@@ -174,10 +292,7 @@ impl Supervised {
     }
 
     async fn launch(self: &Arc<Self>) -> Result<Running, WorkerError> {
-        let opening = Arc::clone(self);
-        let opened = tokio::task::spawn_blocking(move || (opening.recipe)()).await;
-        let opened = opened.unwrap_or_else(|source| Err(StoreError::Panicked { source }.into()));
-        let launch = opened.map_err(WorkerError::Open)?;
+        let launch = self.opened().await.map_err(WorkerError::Open)?;
         let running = self.launcher.launch(launch).await.map_err(WorkerError::Start)?;
         *self.now() = Some((Arc::clone(&running.link), running.confinement));
         Ok(running)
@@ -201,6 +316,10 @@ impl Supervised {
 
     fn link(&self) -> Option<Arc<Link>> {
         self.now().as_ref().map(|(link, _)| Arc::clone(link))
+    }
+
+    fn paused(&self) -> MutexGuard<'_, Option<Pause>> {
+        self.paused.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn now(&self) -> MutexGuard<'_, Option<(Arc<Link>, Confinement)>> {

@@ -17,7 +17,7 @@
 
 use super::StoreError;
 use super::device::{BlockDevice, DeviceError, Place, check_range};
-use super::file::{has_data, read_if_cached};
+use super::file::{byte_len as byte_len_of, has_data, read_if_cached};
 use super::merkle::{self, BLOCK_BYTES, BLOCK_LEN, Hash, Shape};
 use assay_wire::id::ImageKey;
 use std::fs::File;
@@ -90,7 +90,7 @@ impl GoldenImage {
         let shape = Shape::of(byte_len);
         for (file, which, expected) in [(&disk, DISK, byte_len), (&tree, TREE, shape.file_bytes())] {
             let path = name.join(which);
-            let length = file.metadata().map_err(|source| StoreError::io("reading the size of", &path, source))?.len();
+            let length = byte_len_of(file).map_err(|source| StoreError::io("reading the size of", &path, source))?;
             if length != expected {
                 return Err(StoreError::malformed(&path, format!("has {length} octets, not {expected}")));
             }

@@ -15,8 +15,9 @@
 //! **Freezing.** A top becomes a frozen layer by flushing it and naming another top in its disk's manifest. It must not be
 //! open elsewhere: a process that serves the disk first holds its initiator's commands, flushes, and closes the files,
 //! which gives up their lock; then the snapshot is made as of a disk that is not in use; then the process is handed the
-//! files of [`DiskFiles::open`] anew, and goes on. Should the snapshot never come back, the process has no file that it
-//! could write, so no order of crashes changes a frozen layer.
+//! files of [`DiskFiles::open`] anew, and goes on (`crate::gateway`, pause and resume). Should the snapshot never come back,
+//! the process has no file that it could write, so no order of crashes changes a frozen layer. The lock is what is
+//! believed, not the process that says it has paused.
 
 use super::StoreError;
 use super::allocation::{AllocationMap, GRANULE_BYTES, GRANULE_LEN, Run, map_bytes, page_offset};
@@ -582,7 +583,7 @@ pub(super) fn disk_manifest(root: &Path, disk: DiskId) -> PathBuf {
 }
 
 fn check_length(folder: &Path, data: &File, byte_len: u64) -> Result<(), StoreError> {
-    let length = data.metadata().map_err(|source| StoreError::io("reading the size of", folder, source))?.len();
+    let length = super::file::byte_len(data).map_err(|source| StoreError::io("reading the size of", folder, source))?;
     if length == byte_len {
         return Ok(());
     }

@@ -5,7 +5,7 @@
 //! Only called while the process has one thread: users, capabilities, Landlock and seccomp are a thread's own, and
 //! threads inherit them.
 
-use super::message::{Confinement, WorkerOrder};
+use super::message::{Confinement, MESSAGE_FDS, WorkerOrder};
 use super::system_calls;
 use landlock::{
     ABI, Access as _, AccessFs, AccessNet, NetPort, Ruleset, RulesetAttr as _, RulesetCreatedAttr as _, RulesetError,
@@ -136,7 +136,8 @@ fn become_user(id: u32) -> rustix::io::Result<()> {
 fn limit_resources(order: &WorkerOrder, own_user: bool) -> Result<(), ConfineError> {
     let sessions = u64::from(order.limits.sessions);
     let memory = BASE_MEMORY_BYTES + sessions * SESSION_MEMORY_BYTES + order.disk.byte_len() / DISK_BYTES_A_MEMORY_BYTE;
-    let descriptors = BASE_DESCRIPTORS + 4 * sessions + 2 * u64::from(order.limits.half_open);
+    // The disk's files may come anew, with a layer more each time.
+    let descriptors = BASE_DESCRIPTORS + MESSAGE_FDS as u64 + 4 * sessions + 2 * u64::from(order.limits.half_open);
     // The gateway's own user has other processes, whose number is not this one's to judge.
     let tasks = own_user.then_some(TASKS);
     limit(memory, descriptors, tasks)

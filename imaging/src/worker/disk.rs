@@ -99,7 +99,12 @@ impl DiskOrder {
     }
 
     /// Puts the disk together again. Reads its maps; whatever a node wrote is not looked at.
-    pub(super) fn open(self, files: Vec<OwnedFd>, read_only: bool) -> Result<Arc<dyn BlockDevice>, DiskError> {
+    pub(super) fn open(
+        self,
+        files: Vec<OwnedFd>,
+        read_only: bool,
+        boot: HostBoot,
+    ) -> Result<Arc<dyn BlockDevice>, DiskError> {
         let count = files.len();
         let mut files = files.into_iter().map(File::from);
         let mut next = || files.next().ok_or(DiskError::Files(count));
@@ -115,7 +120,7 @@ impl DiskOrder {
                 let layers = layers.into_iter().map(layer).collect::<Result<_, _>>()?;
                 let top = TopFiles { name: top, data: next()?, map: next()?, live: next()? };
                 none_left(files, count)?;
-                Ok(Arc::new(Overlay::open(DiskFiles { golden, layers, top }, HostBoot::current()?)?))
+                Ok(Arc::new(Overlay::open(DiskFiles { golden, layers, top }, boot)?))
             }
             Self::Rbd { golden: name, byte_len, root, clone, object_bytes } => {
                 let golden = GoldenFiles { name, byte_len, root, disk: next()?, tree: next()? };

@@ -1,8 +1,9 @@
 //! What a gateway and an export worker say to each other, over the socket pair that is the worker's standard input.
 //!
 //! ```text
-//! gateway ─▶ worker   Serve + the disk's open files, once; Connection + a TCP socket; Renew; Status; End
-//! worker ─▶ gateway   Ready or Refused, once; Status when asked; LoggedIn, Log
+//! gateway ─▶ worker   Serve + the disk's open files, once; Connection + a TCP socket; Renew; Status; End;
+//!                     Pause; Resume + the disk's open files
+//! worker ─▶ gateway   Ready or Refused, once; Status when asked; Paused and Resumed, likewise; LoggedIn, Log
 //! ```
 //!
 //! A message is one packet: JSON, and descriptors beside it (SCM_RIGHTS). A worker may be its node's by now, so the
@@ -44,6 +45,10 @@ pub enum ToWorker {
     },
     /// Say how it goes.
     Status,
+    /// Hold the initiators' commands, flush, and close the disk's files.
+    Pause,
+    /// Go on with the disk, whose files come with this as they came with [`ToWorker::Serve`].
+    Resume(super::disk::DiskOrder),
     /// Ask the initiators to log out, then exit.
     End,
     /// Do what an attacker's code would do. Tests only: a shipped worker does not know this message.
@@ -64,6 +69,16 @@ pub enum FromWorker {
     },
     /// How it goes.
     Status(WorkerStatus),
+    /// It was asked to pause: it has, or goes on since there is a problem.
+    Paused {
+        /// Which.
+        problem: Option<String>,
+    },
+    /// It was asked to go on: it does, or cannot.
+    Resumed {
+        /// Why not.
+        problem: Option<String>,
+    },
     /// An initiator logged in.
     LoggedIn {
         /// From where.

@@ -10,6 +10,7 @@ pub mod attack;
 pub(crate) mod confine;
 mod connection;
 pub mod disk;
+mod gate;
 mod helpers;
 mod hub;
 mod latency;
@@ -21,8 +22,11 @@ mod rbd;
 pub(crate) mod system_calls;
 mod unit;
 
+use crate::store::StoreError;
+use crate::store::overlay::HostBoot;
 use assay_iscsi::{Authentication, ChapAlgorithms, ChapCredentials, LogicalUnitConfig, Target, TargetConfig};
 use assay_service::error::chain;
+use disk::DiskOrder;
 use hub::Hub;
 use message::{Confinement, FromWorker, MESSAGE_BYTES, ToWorker, WorkerOrder, receive, send};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -52,6 +56,9 @@ enum WorkerError {
     /// The disk.
     #[error("opening the disk")]
     Disk(#[from] disk::DiskError),
+    /// What tells this boot of the host from others.
+    #[error("asking which boot of the host this is")]
+    HostBoot(#[from] StoreError),
     /// The engine will not have it.
     #[error("putting up the target")]
     Target(#[from] assay_iscsi::ConfigError),
@@ -76,7 +83,7 @@ pub fn main() -> ExitCode {
     }));
     let gateway = rustix::process::getppid();
     match start(gateway) {
-        Ok((hub, expires_at)) => serve(&hub, expires_at),
+        Ok(serving) => serving.serve(),
         Err(error) => {
             let refused = FromWorker::Refused { reason: chain(&error) };
             let _nobody_to_tell = send(rustix::stdio::stdin(), &refused, &[], SendFlags::empty());
@@ -85,64 +92,92 @@ pub fn main() -> ExitCode {
     }
 }
 
+/// An export that is ready, and what it takes to open its disk anew when no file can be opened any more.
+struct Serving {
+    hub: Arc<Hub>,
+    expires_at: Option<Instant>,
+    boot: HostBoot,
+    read_only: bool,
+}
+
 /// From the order to readiness. Has read nothing of a node's when it returns.
-fn start(gateway: Option<rustix::process::Pid>) -> Result<(Arc<Hub>, Option<Instant>), WorkerError> {
+fn start(gateway: Option<rustix::process::Pid>) -> Result<Serving, WorkerError> {
     let mut buffer = vec![0; MESSAGE_BYTES];
     let order = receive(rustix::stdio::stdin(), &mut buffer, RecvFlags::empty()).map_err(WorkerError::Gateway)?;
     let Some((ToWorker::Serve(order), files)) = order else { return Err(WorkerError::NoOrder) };
     let expires_at = order.remaining_ms.map(|ms| Instant::now() + Duration::from_millis(ms));
     let count = files.len();
-    let unit = Unit::new(order.disk.clone().open(files, order.read_only)?);
+    let boot = HostBoot::current()?;
+    let unit = Unit::new(order.disk.clone().open(files, order.read_only, boot)?);
     let target = Target::new(target(&order, unit.blocks()))?;
     let hub = Hub::new(target, order.initiator.is_none(), unit, order.limits);
     let confinement: Confinement = confine::confine(&order, count, gateway)?;
     hub.helpers.start(&hub.unit).map_err(WorkerError::Threads)?;
     send(rustix::stdio::stdin(), &FromWorker::Ready(confinement), &[], SendFlags::empty())
         .map_err(WorkerError::Gateway)?;
-    Ok((hub, expires_at))
+    Ok(Serving { hub, expires_at, boot, read_only: order.read_only })
 }
 
-/// Does what the gateway says until it says no more.
-fn serve(hub: &Arc<Hub>, mut expires_at: Option<Instant>) -> ExitCode {
-    let mut buffer = vec![0; MESSAGE_BYTES];
-    loop {
-        if !wait_until(expires_at) {
-            tracing::info!(event = "worker.expired", "the export has expired");
-            hub.end(FAREWELL);
-            return ExitCode::SUCCESS;
-        }
-        let message = match receive(rustix::stdio::stdin(), &mut buffer, RecvFlags::DONTWAIT) {
-            Ok(Some((message, fds))) => (message, fds),
-            Ok(None) => return ExitCode::SUCCESS,
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
-            Err(_) => return ExitCode::FAILURE,
-        };
-        match message {
-            (ToWorker::Connection { peer }, mut fds) => {
-                if let Some(socket) = fds.pop() {
-                    connect(hub, socket, peer);
-                }
-            }
-            (ToWorker::Renew { remaining_ms }, _) => {
-                // Never sooner than before, in whichever order two of these come.
-                expires_at = expires_at.max(Some(Instant::now() + Duration::from_millis(remaining_ms)));
-            }
-            (ToWorker::Status, _) => {
-                let status = FromWorker::Status(hub.status());
-                let _gone_if_it_fails = send(rustix::stdio::stdin(), &status, &[], SendFlags::empty());
-            }
-            (ToWorker::End, _) => {
-                hub.end(FAREWELL);
+impl Serving {
+    /// Does what the gateway says until it says no more.
+    fn serve(mut self) -> ExitCode {
+        let mut buffer = vec![0; MESSAGE_BYTES];
+        loop {
+            if !wait_until(self.expires_at) {
+                tracing::info!(event = "worker.expired", "the export has expired");
+                self.hub.end(FAREWELL);
                 return ExitCode::SUCCESS;
             }
-            (ToWorker::Serve(_), _) => return ExitCode::FAILURE,
-            #[cfg(feature = "failpoints")]
-            (ToWorker::Attack(attack), _) => {
-                let outcome = FromWorker::Attacked(attack.run());
-                let _gone_if_it_fails = send(rustix::stdio::stdin(), &outcome, &[], SendFlags::empty());
+            let (message, fds) = match receive(rustix::stdio::stdin(), &mut buffer, RecvFlags::DONTWAIT) {
+                Ok(Some(received)) => received,
+                Ok(None) => return ExitCode::SUCCESS,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
+                Err(_) => return ExitCode::FAILURE,
+            };
+            if let Some(code) = self.obey(message, fds) {
+                return code;
             }
         }
     }
+
+    /// Does one thing; answers how to end, if that was it.
+    fn obey(&mut self, message: ToWorker, mut fds: Vec<OwnedFd>) -> Option<ExitCode> {
+        match message {
+            ToWorker::Connection { peer } => {
+                if let Some(socket) = fds.pop() {
+                    connect(&self.hub, socket, peer);
+                }
+            }
+            ToWorker::Renew { remaining_ms } => {
+                // Never sooner than before, in whichever order two of these come.
+                let until = Instant::now() + Duration::from_millis(remaining_ms);
+                self.expires_at = self.expires_at.max(Some(until));
+            }
+            ToWorker::Status => answer(&FromWorker::Status(self.hub.status())),
+            ToWorker::Pause => {
+                let problem = self.hub.unit.gate.shut().err().map(|error| chain(&error));
+                answer(&FromWorker::Paused { problem });
+            }
+            ToWorker::Resume(disk) => answer(&FromWorker::Resumed { problem: self.resume(disk, fds).err() }),
+            ToWorker::End => {
+                self.hub.end(FAREWELL);
+                return Some(ExitCode::SUCCESS);
+            }
+            ToWorker::Serve(_) => return Some(ExitCode::FAILURE),
+            #[cfg(feature = "failpoints")]
+            ToWorker::Attack(attack) => answer(&FromWorker::Attacked(attack.run())),
+        }
+        None
+    }
+
+    fn resume(&self, disk: DiskOrder, files: Vec<OwnedFd>) -> Result<(), String> {
+        let device = disk.open(files, self.read_only, self.boot).map_err(|error| chain(&error))?;
+        self.hub.unit.gate.open(device).map_err(|error| chain(&error))
+    }
+}
+
+fn answer(message: &FromWorker) {
+    let _gone_if_it_fails = send(rustix::stdio::stdin(), message, &[], SendFlags::empty());
 }
 
 /// Waits for a message. `false` if the order expired first.

@@ -1,5 +1,6 @@
 //! A logical unit: carries out the engine's [`Io`] on a [`BlockDevice`].
 
+use super::gate::Gate;
 use super::latency::Histogram;
 use super::message::WorkerStatus;
 use crate::store::device::{BlockDevice, DeviceError, Place};
@@ -20,7 +21,8 @@ use std::time::Instant;
 /// What a session reads and writes.
 #[derive(Debug)]
 pub(super) struct Unit {
-    device: Arc<dyn BlockDevice>,
+    /// Each command passes it once.
+    pub(super) gate: Gate,
     block_bytes: u64,
     /// Held alone by COMPARE AND WRITE, shared by every other write.
     comparing: RwLock<()>,
@@ -76,7 +78,7 @@ const FILL_BYTES: usize = 256 * 1024;
 impl Unit {
     pub(super) fn new(device: Arc<dyn BlockDevice>) -> Self {
         Self {
-            device,
+            gate: Gate::new(device),
             block_bytes: u64::from(BLOCK_BYTES),
             comparing: RwLock::new(()),
             read_bytes: AtomicU64::new(0),
@@ -88,12 +90,12 @@ impl Unit {
 
     /// Logical blocks on the unit.
     pub(super) fn blocks(&self) -> u64 {
-        self.device.byte_len() / self.block_bytes
+        self.gate.byte_len() / self.block_bytes
     }
 
-    /// Whether a write is for a thread that may wait.
+    /// Whether a write is for a thread that may wait: for the device, or until the gate opens.
     pub(super) fn writes_wait(&self) -> bool {
-        self.device.writes_wait()
+        self.gate.pass_now().is_none_or(|device| device.writes_wait())
     }
 
     /// Octets and operations so far; who is logged in is not the unit's to say.
@@ -110,14 +112,15 @@ impl Unit {
     /// Answers a read from the page cache, or not at all. If `in_place` says so, long ones stay there until they are sent.
     pub(super) fn read_now(&self, lba: u64, blocks: u32, in_place: bool, buffers: &mut Buffers) -> Option<IoResult> {
         let begun = Instant::now();
+        let device = &*self.gate.pass_now()?;
         let (start, length) = (lba * self.block_bytes, self.octets(blocks));
-        if in_place && length >= IN_PLACE_OCTETS && self.is_at_hand(start, length as u64) {
+        if in_place && length >= IN_PLACE_OCTETS && is_at_hand(device, start, length as u64) {
             self.reads.record(begun.elapsed());
             self.read_bytes.fetch_add(length as u64, Ordering::Relaxed);
             return Some(IoResult::InPlace(start..start + length as u64));
         }
         let mut buffer = buffers.take(length);
-        match self.device.try_read_at(start, &mut buffer) {
+        match device.try_read_at(start, &mut buffer) {
             Ok(true) => {
                 self.reads.record(begun.elapsed());
                 self.read_bytes.fetch_add(buffer.len() as u64, Ordering::Relaxed);
@@ -128,35 +131,19 @@ impl Unit {
         }
     }
 
-    /// Whether a range can be sent from where it is, without waiting and in few pieces. The page cache is asked here and
-    /// there, since files are read ahead in longer stretches: sending waits in the rare case that it has forgotten what
-    /// lies between.
-    fn is_at_hand(&self, start: u64, length: u64) -> bool {
-        let (mut at, end) = (start, start + length);
-        while at < end {
-            let Some(Place { file, offset, length }) = self.device.place_at(at, end - at) else { return false };
-            let cached = |offset| matches!(read_if_cached(file, offset, &mut [0]), Ok(true));
-            let scattered = length < PLACE_OCTETS && length < end - at;
-            if scattered || !(offset..offset + length).step_by(PROBE_STEP).all(cached) || !cached(offset + length - 1) {
-                return false;
-            }
-            at += length;
-        }
-        true
-    }
-
     /// Sends the first of these octets, which were found at hand, and answers how many. Fails where they cannot be read
     /// any more: it is too late to say so in the answer.
     pub(super) fn send(&self, socket: &OwnedFd, range: Range<u64>) -> rustix::io::Result<usize> {
         let left = range.end - range.start;
-        let sent = match self.device.place_at(range.start, left) {
+        let device = &*self.gate.pass();
+        let sent = match device.place_at(range.start, left) {
             Some(Place { file, mut offset, length }) => {
                 sendfile(socket, file, Some(&mut offset), usize::try_from(length).unwrap_or(usize::MAX))?
             }
             // The device was exchanged meanwhile, and what is below must be checked anew.
             None => {
                 let mut buffer = vec![0; usize::try_from(left).unwrap_or(usize::MAX).min(FILL_BYTES)];
-                if let Err(error) = self.device.read_at(range.start, &mut buffer) {
+                if let Err(error) = device.read_at(range.start, &mut buffer) {
                     fault("read", &error);
                     return Err(Errno::IO);
                 }
@@ -184,10 +171,11 @@ impl Unit {
     }
 
     fn carry_out(&self, io: Io) -> IoResult {
+        let device = &*self.gate.pass();
         match io {
             Io::Read { lba, blocks } => {
                 let mut buffer = vec![0; self.octets(blocks)];
-                match self.device.read_at(lba * self.block_bytes, &mut buffer) {
+                match device.read_at(lba * self.block_bytes, &mut buffer) {
                     Ok(()) => {
                         self.read_bytes.fetch_add(buffer.len() as u64, Ordering::Relaxed);
                         IoResult::Data(buffer.into())
@@ -195,14 +183,14 @@ impl Unit {
                     Err(error) => fault("read", &error),
                 }
             }
-            Io::Write { lba, data, fua } => done("write", self.write(lba, &data, fua)),
-            Io::Flush => done("flush", self.device.flush()),
-            Io::Unmap { ranges } => done("unmap", self.unmap(&ranges)),
+            Io::Write { lba, data, fua } => done("write", self.write(device, lba, &data, fua)),
+            Io::Flush => done("flush", device.flush()),
+            Io::Unmap { ranges } => done("unmap", self.unmap(device, &ranges)),
             Io::WriteSame { lba, blocks, pattern, unmap: _ } => {
-                done("write same", self.write_same(lba, blocks, &pattern))
+                done("write same", self.write_same(device, lba, blocks, &pattern))
             }
-            Io::CompareAndWrite { lba, expected, new } => self.compare_and_write(lba, &expected, &new),
-            Io::Status { lba } => match self.status_from(lba) {
+            Io::CompareAndWrite { lba, expected, new } => self.compare_and_write(device, lba, &expected, &new),
+            Io::Status { lba } => match self.status_from(device, lba) {
                 Ok((mapped, blocks)) => IoResult::Status { mapped, blocks },
                 Err(error) => fault("read", &error),
             },
@@ -210,16 +198,15 @@ impl Unit {
     }
 
     /// Whether the block at `lba` is mapped, and for how many blocks that holds, as far as is looked.
-    fn status_from(&self, lba: u64) -> Result<(bool, u64), DeviceError> {
+    fn status_from(&self, device: &dyn BlockDevice, lba: u64) -> Result<(bool, u64), DeviceError> {
         let start = lba * self.block_bytes;
-        let end = self.device.byte_len().min(start.saturating_add(STATUS_OCTETS));
-        let (first, mut at) =
-            self.device.is_mapped(start, end - start).map(|(mapped, octets)| (mapped, start + octets))?;
+        let end = device.byte_len().min(start.saturating_add(STATUS_OCTETS));
+        let (first, mut at) = device.is_mapped(start, end - start).map(|(mapped, octets)| (mapped, start + octets))?;
         for _ in 1..STATUS_RUNS {
             if at >= end {
                 break;
             }
-            let (mapped, octets) = self.device.is_mapped(at, end - at)?;
+            let (mapped, octets) = device.is_mapped(at, end - at)?;
             if mapped != first {
                 break;
             }
@@ -234,48 +221,65 @@ impl Unit {
         usize::try_from(u64::from(blocks) * self.block_bytes).unwrap_or(usize::MAX)
     }
 
-    fn write(&self, lba: u64, data: &[Bytes], fua: bool) -> Result<(), DeviceError> {
+    fn write(&self, device: &dyn BlockDevice, lba: u64, data: &[Bytes], fua: bool) -> Result<(), DeviceError> {
         let _shared = self.comparing.read().unwrap_or_else(PoisonError::into_inner);
         let written: usize = data.iter().map(Bytes::len).sum();
-        self.device.write_pieces_at(lba * self.block_bytes, data)?;
+        device.write_pieces_at(lba * self.block_bytes, data)?;
         self.written_bytes.fetch_add(written as u64, Ordering::Relaxed);
-        if fua { self.device.flush() } else { Ok(()) }
+        if fua { device.flush() } else { Ok(()) }
     }
 
-    fn unmap(&self, ranges: &[(u64, u32)]) -> Result<(), DeviceError> {
+    fn unmap(&self, device: &dyn BlockDevice, ranges: &[(u64, u32)]) -> Result<(), DeviceError> {
         let _shared = self.comparing.read().unwrap_or_else(PoisonError::into_inner);
-        ranges.iter().try_for_each(|(lba, blocks)| {
-            self.device.unmap(lba * self.block_bytes, u64::from(*blocks) * self.block_bytes)
-        })
+        ranges
+            .iter()
+            .try_for_each(|(lba, blocks)| device.unmap(lba * self.block_bytes, u64::from(*blocks) * self.block_bytes))
     }
 
-    fn write_same(&self, lba: u64, blocks: u64, pattern: &[u8]) -> Result<(), DeviceError> {
+    fn write_same(&self, device: &dyn BlockDevice, lba: u64, blocks: u64, pattern: &[u8]) -> Result<(), DeviceError> {
         let _shared = self.comparing.read().unwrap_or_else(PoisonError::into_inner);
         let (start, length) = (lba * self.block_bytes, blocks * self.block_bytes);
         if pattern.iter().all(|octet| *octet == 0) {
-            return self.device.unmap(start, length);
+            return device.unmap(start, length);
         }
         let fill = pattern.repeat(FILL_BYTES / pattern.len().max(1));
         let mut done = 0;
         while done < length {
             let part = usize::try_from(length - done).unwrap_or(usize::MAX).min(fill.len());
-            self.device.write_at(start + done, &fill[..part])?;
+            device.write_at(start + done, &fill[..part])?;
             done += part as u64;
         }
         Ok(())
     }
 
-    fn compare_and_write(&self, lba: u64, expected: &[u8], new: &[u8]) -> IoResult {
+    fn compare_and_write(&self, device: &dyn BlockDevice, lba: u64, expected: &[u8], new: &[u8]) -> IoResult {
         let _alone = self.comparing.write().unwrap_or_else(PoisonError::into_inner);
         let mut found = vec![0; expected.len()];
-        if let Err(error) = self.device.read_at(lba * self.block_bytes, &mut found) {
+        if let Err(error) = device.read_at(lba * self.block_bytes, &mut found) {
             return fault("compare", &error);
         }
         match found.iter().zip(expected).position(|(found, expected)| found != expected) {
             Some(offset) => IoResult::Miscompare { offset: u32::try_from(offset).unwrap_or(u32::MAX) },
-            None => done("write", self.device.write_at(lba * self.block_bytes, new)),
+            None => done("write", device.write_at(lba * self.block_bytes, new)),
         }
     }
+}
+
+/// Whether a range can be sent from where it is, without waiting and in few pieces. The page cache is asked here and
+/// there, since files are read ahead in longer stretches: sending waits in the rare case that it has forgotten what
+/// lies between.
+fn is_at_hand(device: &dyn BlockDevice, start: u64, length: u64) -> bool {
+    let (mut at, end) = (start, start + length);
+    while at < end {
+        let Some(Place { file, offset, length }) = device.place_at(at, end - at) else { return false };
+        let cached = |offset| matches!(read_if_cached(file, offset, &mut [0]), Ok(true));
+        let scattered = length < PLACE_OCTETS && length < end - at;
+        if scattered || !(offset..offset + length).step_by(PROBE_STEP).all(cached) || !cached(offset + length - 1) {
+            return false;
+        }
+        at += length;
+    }
+    true
 }
 
 fn done(doing: &'static str, result: Result<(), DeviceError>) -> IoResult {

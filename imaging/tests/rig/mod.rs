@@ -146,6 +146,18 @@ pub(crate) fn order(store: &LocalStore) -> ExportOrder {
     }
 }
 
+/// The process that has the order's disk open.
+pub(crate) fn worker_of(store: &LocalStore, order: &ExportOrder) -> rustix::process::Pid {
+    let data = store.top_folder(order.disk).unwrap().join("data");
+    let has_it = |pid: &i32| {
+        let open = std::fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
+        open.into_iter().any(|file| std::fs::read_link(file.path()).is_ok_and(|target| target == data))
+    };
+    let processes = std::fs::read_dir("/proc").unwrap().flatten();
+    let pid = processes.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).find(has_it);
+    rustix::process::Pid::from_raw(pid.expect("a worker has the disk open")).unwrap()
+}
+
 /// A node's address on loopback that no other node has.
 pub(crate) fn some_address() -> Ipv4Addr {
     let [a, b, c] = assay_service::secret_file::random::<3>();
