@@ -19,6 +19,7 @@ use assay_service::CancellationToken;
 use assay_service::client::ServiceClient;
 use assay_service::clock::{Clock as _, SystemClock};
 use assay_wire::id::{AdmissionId, DiskId, ImageKey};
+use assay_wire::imaging::ChapAlgorithms;
 use figure::{Better, Figure, in_turns_of, wanted};
 use initiator::{Extent, Login, Session};
 use socket2::{Domain, Socket, Type};
@@ -258,6 +259,7 @@ impl Site {
                 initiator: format!("iqn.2026-01.dev.assay:node:n{node}:boot").parse().unwrap(),
                 chap_name: format!("n{node}"),
                 chap_secret: "abcdefgh-_123456".into(),
+                chap: ChapAlgorithms::Any,
                 disk,
                 location: store.location(disk, admission).unwrap(),
                 address: Ipv4Addr::new(127, 77, 1, node + 1),

@@ -25,6 +25,7 @@ pub(crate) fn hosts(subnet: Ipv4Net) -> impl Iterator<Item = Ipv4Addr> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use assay_wire::imaging::ChapAlgorithms;
 
     fn gateway(subnet: &str) -> Gateway {
         Gateway {
@@ -34,6 +35,7 @@ mod tests {
             relay: "10.20.0.50:8443".parse().unwrap(),
             subnet: subnet.parse().unwrap(),
             router: Some("10.20.0.51".parse().unwrap()),
+            chap: ChapAlgorithms::Any,
         }
     }
 

@@ -447,7 +447,7 @@ impl Exporter {
 
     async fn bring_up(&self, cloned: Cloned) -> Result<TargetUp, ExportError> {
         let Cloned { record, gateway } = &cloned;
-        let ordered = match self.order(record).await {
+        let ordered = match self.order(record, gateway).await {
             Ok(order) => self
                 .gateways
                 .put_up(gateway, record.admission, &order)
@@ -531,7 +531,7 @@ impl Exporter {
         Ok(())
     }
 
-    async fn order(&self, record: &ExportRecord) -> Result<ExportOrder, ExportError> {
+    async fn order(&self, record: &ExportRecord, gateway: &Gateway) -> Result<ExportOrder, ExportError> {
         let disk = self.db.disk(record.lease).await?.ok_or(ExportError::NoDisk(record.lease))?;
         let secret = self.key.open(record.admission, &record.chap_secret)?;
         let location = self.locate(record).await?;
@@ -540,6 +540,7 @@ impl Exporter {
             initiator: record.initiator.clone(),
             chap_name: record.chap_name.clone(),
             chap_secret: secret.expose().to_owned(),
+            chap: gateway.chap,
             disk: record.disk,
             location,
             address: record.address.addr(),

@@ -7,7 +7,7 @@ mod rig;
 use assay_imaging::gateway::order::ExportOrder;
 use assay_imaging::store::LocalStore;
 use assay_wire::id::{AdmissionId, LeaseId};
-use assay_wire::imaging::{Disk, DiskRequest, Export, Gateway, Image, ImageChange, ImageFormat};
+use assay_wire::imaging::{ChapAlgorithms, Disk, DiskRequest, Export, Gateway, Image, ImageChange, ImageFormat};
 use assay_wire::isolation::Project;
 use assay_wire::result::{Claims, EarStatus, SignedResult, VerifierKey};
 use rig::site::{MAC, Service, Site, kind, until};
@@ -274,13 +274,16 @@ async fn projects_share_a_gateway() {
     let operator = &site.service.operator;
     let other = Project { name: "p2".parse().unwrap(), verifier_keys: vec![VerifierKey::of(&site.key).to_string()] };
     let _: Project = operator.post("v1/projects", &other).await.unwrap();
-    let same = Gateway { project: "p2".parse().unwrap(), ..site.gateway_record() };
+    // How initiators log in is each project's own to say.
+    let chap = ChapAlgorithms::Sha256;
+    let same = Gateway { project: "p2".parse().unwrap(), chap, ..site.gateway_record() };
     let differing = Gateway { relay: "127.20.0.2:8443".parse().unwrap(), ..same.clone() };
     assert_eq!(
         kind(&operator.post::<_, Gateway>("v1/gateways", &differing).await.unwrap_err()),
         (409, "gateway-differs")
     );
     let _: Gateway = operator.post("v1/gateways", &same).await.unwrap();
+    assert_eq!(operator.get::<Vec<Gateway>>("v1/gateways").await.unwrap(), [site.gateway_record(), same.clone()]);
     let public = ImageChange { public: Some(true), ..ImageChange::default() };
     let _: Image = operator.patch("v1/images/golden", &public).await.unwrap();
     let lease = LeaseId::random();

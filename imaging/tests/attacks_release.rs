@@ -11,7 +11,7 @@ use assay_tpm::seal::open_grant;
 use assay_tpm::soft_keys::{Maker, SoftKeys};
 use assay_wire::agent::Grant;
 use assay_wire::id::{AdmissionId, DiskId, ImageKey, LeaseId};
-use assay_wire::imaging::{Disk, DiskRequest, ExportAnswer};
+use assay_wire::imaging::{ChapAlgorithms, Disk, DiskRequest, ExportAnswer};
 use assay_wire::result::{Claims, SignedResult};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -72,6 +72,7 @@ fn credentials(answer: &ExportAnswer, grant: &Grant) -> ExportOrder {
         initiator: grant.initiator.clone(),
         chap_name: grant.chap_name.clone(),
         chap_secret: grant.chap_secret.clone(),
+        chap: ChapAlgorithms::Any,
         disk: DiskId::random(),
         location: DiskLocation { golden: ImageKey::random(), root: [0; 32], upper: Upper::Files },
         reservation: None,

@@ -20,6 +20,7 @@ use assay_imaging::worker::attack::{Attack, Outcome};
 use assay_imaging::worker::disk::DiskOrder;
 use assay_imaging::worker::message::{Confinement, FromWorker, MESSAGE_BYTES, ToWorker, WorkerOrder, receive, send};
 use assay_wire::id::DiskId;
+use assay_wire::imaging::ChapAlgorithms;
 use rig::{WORKER, WORKER_USERS, pattern, store_with_image};
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, socketpair};
 use std::io::{BufRead as _, BufReader};
@@ -184,6 +185,7 @@ fn start_worker_for(files: DiskFiles, without_seccomp: bool, remaining_ms: Optio
         portal: "127.0.0.1:3260".parse().unwrap(),
         initiator: None,
         chap: None,
+        chap_algorithms: ChapAlgorithms::Any,
         naa: 1,
         serial: "1".into(),
         product: "clone".into(),

@@ -115,7 +115,6 @@ fn all_are_refused(clone: &RbdClone, attacks: &[RbdAttack], arguments: &[&str]) 
             companion = Companion::start(clone, arguments);
         }
         let refused = companion.attempt(attack);
-        println!("{attack:?} {arguments:?}: {refused:?}");
         assert!(refused.is_some(), "{attack:?} succeeded {arguments:?}");
     }
 }

@@ -11,6 +11,7 @@ use assay_imaging::{ExportedFile, FileExport};
 use assay_service::CancellationToken;
 use assay_service::clock::ManualClock;
 use assay_wire::id::AdmissionId;
+use assay_wire::imaging::ChapAlgorithms;
 use rig::site::until;
 use rig::*;
 use std::sync::Arc;
@@ -39,6 +40,22 @@ impl Site {
         self.gateway.put_up(admission, &order).await.unwrap();
         (admission, order)
     }
+}
+
+/// libiscsi offers MD5 and nothing else.
+#[tokio::test]
+async fn md5_is_refused_where_chap_is_to_be_better() {
+    let site = Site::new(1 << 20).await;
+    let strict = ExportOrder { chap: ChapAlgorithms::Sha256, ..order(&site.store) };
+    let lax = order(&site.store);
+    for order in [&strict, &lax] {
+        site.gateway.put_up(AdmissionId::random(), order).await.unwrap();
+    }
+    let refused = libiscsi("iscsi-readcapacity16", site.gateway.portal, &strict).await;
+    assert!(!refused.status.success() && text(&refused).contains("Authentication"), "{}", text(&refused));
+    let taken = libiscsi("iscsi-readcapacity16", site.gateway.portal, &lax).await;
+    assert!(taken.status.success(), "{}", text(&taken));
+    site.gateway.stop().await;
 }
 
 #[tokio::test]

@@ -4,7 +4,7 @@ use super::output::{self, Row};
 use super::{BoxError, Options, Site};
 use assay_service::auth::{Role, Tokens};
 use assay_wire::id::{NetworkId, ProjectId};
-use assay_wire::imaging::Gateway;
+use assay_wire::imaging::{ChapAlgorithms, Gateway};
 use assay_wire::isolation::{Network, Project};
 use assay_wire::net::VlanId;
 use clap::{Args, Subcommand};
@@ -77,6 +77,9 @@ pub(crate) struct GatewayArguments {
     /// Default router for nodes
     #[arg(long)]
     router: Option<Ipv4Addr>,
+    /// Take no CHAP but with SHA-256: iPXE, QEMU and Debian's open-iscsi cannot log in then
+    #[arg(long)]
+    chap_sha256: bool,
     #[command(flatten)]
     options: Options,
 }
@@ -152,8 +155,10 @@ pub(crate) async fn run_network(command: NetworkCommand) -> Result<(), BoxError>
 
 pub(crate) async fn run_gateway(command: GatewayCommand) -> Result<(), BoxError> {
     match command {
-        GatewayCommand::Add(GatewayArguments { project, control, portal, relay, subnet, router, options }) => {
-            let gateway = Gateway { project, control_socket: control, portal, relay, subnet, router };
+        GatewayCommand::Add(arguments) => {
+            let GatewayArguments { project, control, portal, relay, subnet, router, chap_sha256, options } = arguments;
+            let chap = if chap_sha256 { ChapAlgorithms::Sha256 } else { ChapAlgorithms::Any };
+            let gateway = Gateway { project, control_socket: control, portal, relay, subnet, router, chap };
             let _created: serde_json::Value = Site::open(&options)?.imaging.post("/v1/gateways", &gateway).await?;
             output::done(options.output, &format!("gateway of {} registered", gateway.project), &gateway)
         }

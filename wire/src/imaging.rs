@@ -427,7 +427,7 @@ pub struct Latency {
 }
 
 /// A project's gateway on its provisioning network: `POST /v1/gateways`.
-#[derive(Debug, Clone, Serialize, Deserialize, utoipa::ToSchema)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Gateway {
     /// The project it serves: one gateway a project. Projects that share one each have a record of it, with the same
@@ -447,4 +447,19 @@ pub struct Gateway {
     /// Default router for nodes, if the network has one.
     #[schema(value_type = Option<String>)]
     pub router: Option<Ipv4Addr>,
+    /// How initiators prove that they know their secret, on exports that are put up from now on. Each project's own to
+    /// say, on a shared gateway too.
+    #[serde(default)]
+    pub chap: ChapAlgorithms,
+}
+
+/// Which CHAP algorithms an export takes; the strongest that its initiator offers is used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum ChapAlgorithms {
+    /// MD5, too: iPXE, QEMU and open-iscsi as Debian configures it offer nothing else.
+    #[default]
+    Any,
+    /// SHA-256 only.
+    Sha256,
 }

@@ -6,7 +6,7 @@ pub(crate) mod images;
 
 use assay_service::store::Store;
 use assay_wire::id::{DiskId, ImageKey, LeaseId, NodeId, ProjectId};
-use assay_wire::imaging::{DiskRequest, Gateway, NewDisk};
+use assay_wire::imaging::{ChapAlgorithms, DiskRequest, Gateway, NewDisk};
 use assay_wire::isolation::Project;
 use assay_wire::net::MacAddr;
 use assay_wire::result::VerifierKey;
@@ -204,10 +204,10 @@ impl Db {
     /// one that serves them must be told when they end.
     pub(crate) async fn put_gateway(&self, gateway: &Gateway) -> Result<bool, DbError> {
         let done = sqlx::query(
-            "INSERT INTO gateways (project, control_socket, portal, relay, subnet, router) \
-             VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT (project) DO UPDATE SET \
+            "INSERT INTO gateways (project, control_socket, portal, relay, subnet, router, chap) \
+             VALUES ($1, $2, $3, $4, $5, $6, $7) ON CONFLICT (project) DO UPDATE SET \
              control_socket = excluded.control_socket, portal = excluded.portal, relay = excluded.relay, \
-             subnet = excluded.subnet, router = excluded.router \
+             subnet = excluded.subnet, router = excluded.router, chap = excluded.chap \
              WHERE gateways.control_socket = excluded.control_socket \
              OR NOT EXISTS (SELECT 1 FROM exports WHERE exports.project = excluded.project)",
         )
@@ -217,6 +217,7 @@ impl Db {
         .bind(gateway.relay.to_string())
         .bind(gateway.subnet.to_string())
         .bind(gateway.router.map(|router| router.to_string()))
+        .bind(chap_text(gateway.chap))
         .execute(&self.pool)
         .await
         .map_err(query("recording a gateway"))?;
@@ -261,7 +262,17 @@ fn disk_of(row: &AnyRow) -> Result<DiskRecord, DbError> {
     })
 }
 
+const CHAP: [ChapAlgorithms; 2] = [ChapAlgorithms::Any, ChapAlgorithms::Sha256];
+
+fn chap_text(chap: ChapAlgorithms) -> &'static str {
+    match chap {
+        ChapAlgorithms::Any => "any",
+        ChapAlgorithms::Sha256 => "sha256",
+    }
+}
+
 fn gateway_of(row: &AnyRow) -> Result<Gateway, DbError> {
+    let chap = text(row, "chap")?;
     Ok(Gateway {
         project: parsed(row, "project")?,
         control_socket: text(row, "control_socket")?,
@@ -269,6 +280,7 @@ fn gateway_of(row: &AnyRow) -> Result<Gateway, DbError> {
         relay: parsed(row, "relay")?,
         subnet: parsed(row, "subnet")?,
         router: optional(row, "router")?,
+        chap: CHAP.into_iter().find(|known| chap_text(*known) == chap).ok_or_else(|| value("chap", chap))?,
     })
 }
 

@@ -341,6 +341,7 @@ impl Exports {
                 portal,
                 initiator: Some(order.initiator.to_string()),
                 chap: Some((order.chap_name.clone(), order.chap_secret.clone())),
+                chap_algorithms: order.chap,
                 naa: u64::from_be_bytes(naa),
                 serial: hex::encode(order.disk.as_bytes()),
                 product: "clone".to_owned(),

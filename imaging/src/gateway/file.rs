@@ -8,6 +8,7 @@ use crate::worker::BLOCK_BYTES;
 use crate::worker::disk::DiskOrder;
 use crate::worker::message::WorkerOrder;
 use assay_service::CancellationToken;
+use assay_wire::imaging::ChapAlgorithms;
 use assay_wire::net::Iqn;
 use ring::digest::{SHA256, digest};
 use std::fs::File;
@@ -150,6 +151,7 @@ fn order(export: &FileExport, portal: SocketAddr, byte_len: u64) -> WorkerOrder 
         portal,
         initiator: export.initiator.as_ref().map(Iqn::to_string),
         chap: export.chap.clone(),
+        chap_algorithms: ChapAlgorithms::Any,
         naa: u64::from_be_bytes(naa),
         serial: hex::encode(&identity[..16]),
         product: "file".to_owned(),

@@ -12,7 +12,7 @@
 use crate::store::DiskLocation;
 use crate::worker::message::Confinement;
 use assay_wire::id::{AdmissionId, DiskId};
-use assay_wire::imaging::Latency;
+use assay_wire::imaging::{ChapAlgorithms, Latency};
 use assay_wire::net::{Iqn, MacAddr};
 use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
@@ -31,6 +31,9 @@ pub struct ExportOrder {
     pub chap_name: String,
     /// CHAP secret.
     pub chap_secret: String,
+    /// How the initiator may prove that it knows it.
+    #[serde(default)]
+    pub chap: ChapAlgorithms,
     /// The clone.
     pub disk: DiskId,
     /// Where it is, below the store that the gateway is configured with: no path crosses this socket.

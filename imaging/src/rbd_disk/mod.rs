@@ -122,7 +122,7 @@ fn start() -> Result<Arc<Serving>, RbdDiskError> {
     let cluster = Cluster::connect(&Connection { monitors, user, key, patience: Patience::EXPORT })?;
     let pool_in_namespace = cluster.namespace(&pool, &namespace)?;
     #[cfg(feature = "failpoints")]
-    let _once = shared.held.set(attack::Held { cluster: cluster.clone(), pool: pool_in_namespace.clone() });
+    let _once = shared.held.set(attack::Held { cluster, pool: pool_in_namespace.clone() });
     let clone = pool_in_namespace.open_image(image)?;
     let own = assay_rbd::find_own_objects(&pool_in_namespace, &clone, &layers)?;
     if clone.byte_len() != byte_len {

@@ -246,7 +246,7 @@ mod tests {
             Ok(false)
         }
         fn data_ranges(&self) -> Result<Vec<Range<u64>>, DeviceError> {
-            Ok(vec![MIDDLE..MIDDLE + 1])
+            Ok(std::iter::once(MIDDLE..MIDDLE + 1).collect())
         }
         fn flush(&self) -> Result<(), DeviceError> {
             Ok(())

@@ -10,7 +10,7 @@
 //! gateway believes nothing of what it says but its own export's counters, and bounds how much it says.
 
 use crate::store::manifest::MAX_LAYERS;
-use assay_wire::imaging::Latency;
+use assay_wire::imaging::{ChapAlgorithms, Latency};
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer, SendAncillaryMessage,
     SendFlags,
@@ -114,6 +114,9 @@ pub struct WorkerOrder {
     pub initiator: Option<String>,
     /// CHAP name and secret to ask for.
     pub chap: Option<(String, String)>,
+    /// How initiators may prove that they know it.
+    #[serde(default)]
+    pub chap_algorithms: ChapAlgorithms,
     /// The low 60 bits of the unit's NAA designator.
     pub naa: u64,
     /// The unit's serial number.

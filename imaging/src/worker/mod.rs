@@ -26,6 +26,7 @@ use crate::store::StoreError;
 use crate::store::overlay::HostBoot;
 use assay_iscsi::{Authentication, ChapAlgorithms, ChapCredentials, LogicalUnitConfig, Target, TargetConfig};
 use assay_service::error::chain;
+use assay_wire::imaging::ChapAlgorithms as Chap;
 use disk::DiskOrder;
 use hub::Hub;
 use message::{Confinement, FromWorker, MESSAGE_BYTES, ToWorker, WorkerOrder, receive, send};
@@ -225,8 +226,10 @@ fn target(order: &WorkerOrder, blocks: u64) -> TargetConfig {
             Some((name, secret)) => Authentication::Chap {
                 initiator: ChapCredentials::new(name.clone(), secret.clone()),
                 target: None,
-                // iPXE and open-iscsi as Debian configures it have nothing else.
-                algorithms: ChapAlgorithms::WithMd5,
+                algorithms: match order.chap_algorithms {
+                    Chap::Any => ChapAlgorithms::WithMd5,
+                    Chap::Sha256 => ChapAlgorithms::Sha256,
+                },
             },
             None => Authentication::None,
         },

@@ -14,7 +14,7 @@ use assay_service::CancellationToken;
 use assay_service::client::{ClientError, ServiceClient};
 use assay_service::clock::ManualClock;
 use assay_wire::id::{AdmissionId, DiskId, ImageId, ImageKey};
-use assay_wire::imaging::ImageFormat;
+use assay_wire::imaging::{ChapAlgorithms, ImageFormat};
 use assay_wire::net::MacAddr;
 use std::io::ErrorKind;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -137,6 +137,7 @@ pub(crate) fn order(store: &LocalStore) -> ExportOrder {
         initiator: "iqn.2026-01.dev.assay:node:n1:boot".parse().unwrap(),
         chap_name: "n1".into(),
         chap_secret: "abcdefgh-_123456".into(),
+        chap: ChapAlgorithms::Any,
         disk,
         location: store.location(disk, AdmissionId::random()).unwrap(),
         address: some_address(),

@@ -124,6 +124,7 @@ impl RbdSite {
             chap_name: "n1".into(),
             chap_secret: "abcdefgh-_123456".into(),
             disk,
+            chap: ChapAlgorithms::Any,
             location,
             address: some_address(),
             sessions: 1,

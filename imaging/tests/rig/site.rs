@@ -9,8 +9,8 @@ use assay_service::tls::SiteIdentity;
 use assay_wire::agreement::Agreement;
 use assay_wire::id::{BootId, LeaseId};
 use assay_wire::imaging::{
-    Disk, DiskRequest, Export, ExportAnswer, ExportRequest, Gateway as GatewayRecord, ImportRequest, ImportSource,
-    ImportStatus,
+    ChapAlgorithms, Disk, DiskRequest, Export, ExportAnswer, ExportRequest, Gateway as GatewayRecord, ImportRequest,
+    ImportSource, ImportStatus,
 };
 use assay_wire::isolation::Project;
 use assay_wire::result::{Claims, EAR_PROFILE, EarStatus, SignedResult, Submod, VerifierId, VerifierKey};
@@ -161,6 +161,7 @@ impl Site {
             relay: "127.20.0.1:8443".parse().unwrap(),
             subnet: "127.20.0.0/24".parse().unwrap(),
             router: None,
+            chap: ChapAlgorithms::Any,
         }
     }
 
