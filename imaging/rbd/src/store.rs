@@ -19,7 +19,7 @@ pub use access::Access;
 pub use lineage::Below;
 
 use crate::keys::{self, Release};
-use crate::name::{ImageKind, ImageName, Namespace, PoolName, SnapshotName};
+use crate::name::{ImageKind, ImageName, ImageObjectId, Namespace, PoolName, SnapshotName};
 use crate::{Cluster, DEFAULT_OBJECT_ORDER, Image, Pool, RbdError};
 use lineage::{Ancestors, MOST_LAYERS, Taking, check_size, made_from};
 use std::collections::HashMap;
@@ -94,6 +94,8 @@ pub struct RbdStore {
     cluster: Cluster,
     pool: PoolName,
     places: Mutex<HashMap<ImageName, Pool>>,
+    /// Those that were made, or found, by this process.
+    namespaces: Mutex<HashMap<Namespace, Pool>>,
     /// Held for reading while a clone is made, and for writing while an image is removed.
     clones: RwLock<()>,
     /// Held while a note is changed.
@@ -115,8 +117,14 @@ impl RbdStore {
             cluster.wait_for_latest_map()?;
         }
         root.write_note(OWNER, &address)?;
-        let store =
-            Self { cluster, pool, places: Mutex::default(), clones: RwLock::default(), notes: Mutex::default() };
+        let store = Self {
+            cluster,
+            pool,
+            places: Mutex::default(),
+            namespaces: Mutex::default(),
+            clones: RwLock::default(),
+            notes: Mutex::default(),
+        };
         let namespaces = root.namespaces()?.into_iter().map(|name| store.cluster.namespace(&store.pool, &name));
         let namespaces: Vec<Pool> = namespaces.collect::<Result<_, _>>()?;
         for namespace in &namespaces {
@@ -254,9 +262,8 @@ impl RbdStore {
                 return found;
             }
         }
-        let pool = self.idle(disk)?;
-        self.without_keys(&pool, disk)?;
-        let open = pool.open_image(disk)?;
+        let pool = self.place(disk)?;
+        let open = self.open_disk(disk)?;
         let (namespace, byte_len) = (namespace_of(&pool)?, open.byte_len());
         let ancestors = Ancestors::of(self, &open)?.collect::<Result<Vec<_>, _>>()?;
         if ancestors.len() >= MOST_LAYERS {
@@ -327,7 +334,7 @@ impl RbdStore {
     /// The image is not there whole, or Ceph refuses.
     pub fn create_disk(&self, disk: ImageName, namespace: &Namespace, image: ImageName) -> Result<(), RbdError> {
         let pool = self.make_place(namespace)?;
-        self.clone_once(&pool, disk, image)
+        self.clone_once(&pool, disk, image).map(drop)
     }
 
     /// Makes a disk hold what an image holds, in constant time, and forgets what its node wrote.
@@ -372,10 +379,11 @@ impl RbdStore {
     /// # Errors
     /// It is not there, open, or has keys; or Ceph refuses.
     pub fn open_disk(&self, disk: ImageName) -> Result<Image, RbdError> {
-        let pool = self.idle(disk)?;
+        let pool = self.place(disk)?;
         self.without_keys(&pool, disk)?;
         let open = pool.open_image(disk)?;
         let clients = open.watchers()?;
+        // One is ourselves.
         if clients.len() > 1 {
             return Err(RbdError::InUse { object: pool.path(disk), clients });
         }
@@ -512,19 +520,18 @@ impl RbdStore {
         disk: ImageName,
         counted: Option<u64>,
     ) -> Result<(), RbdError> {
-        self.clone_once(pool, disk, image)?;
+        let clone = self.clone_once(pool, disk, image)?;
         let open = pool.open_image(image)?;
         let own_bytes = counted.map_or_else(|| own_bytes(&open), Ok)?;
-        let clone = pool.open_read_only(disk, None)?.id()?;
         Taking::Done { clone, own_bytes }.write(&open)
     }
 
-    /// Makes a disk, unless it is there whole.
-    fn clone_once(&self, pool: &Pool, disk: ImageName, image: ImageName) -> Result<(), RbdError> {
+    /// Makes a disk, unless it is there whole, and answers the id that librbd gave it.
+    fn clone_once(&self, pool: &Pool, disk: ImageName, image: ImageName) -> Result<ImageObjectId, RbdError> {
         match self.clone_disk(pool, disk, image) {
             Err(RbdError::Exists { .. }) if is_made(pool, disk)? => {
                 self.places().insert(disk, pool.clone());
-                Ok(())
+                pool.open_read_only(disk, None)?.id()
             }
             Err(RbdError::Exists { .. }) => {
                 self.fence(pool, disk)?;
@@ -547,13 +554,14 @@ impl RbdStore {
         if clients.is_empty() { Ok(()) } else { self.cluster.wait_for_latest_map() }
     }
 
-    fn clone_disk(&self, pool: &Pool, disk: ImageName, image: ImageName) -> Result<(), RbdError> {
+    fn clone_disk(&self, pool: &Pool, disk: ImageName, image: ImageName) -> Result<ImageObjectId, RbdError> {
         let _not_removed = self.clones.read().unwrap_or_else(PoisonError::into_inner);
         let from = self.place(image)?;
         pool.clone_image((&from, image, &self.base(image)?), disk, DEFAULT_OBJECT_ORDER)?;
-        pool.open_image(disk)?.set_metadata(MADE, &disk.to_string())?;
+        let made = pool.open_image(disk)?;
+        made.set_metadata(MADE, &disk.to_string())?;
         self.places().insert(disk, pool.clone());
-        Ok(())
+        made.id()
     }
 
     /// The snapshot of an image that disks are made from.
@@ -569,9 +577,16 @@ impl RbdStore {
         if clients.is_empty() { Ok(pool) } else { Err(RbdError::InUse { object: pool.path(disk), clients }) }
     }
 
+    /// A project's namespace, after it is there.
     fn make_place(&self, namespace: &Namespace) -> Result<Pool, RbdError> {
+        let mut made = self.namespaces.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(pool) = made.get(namespace) {
+            return Ok(pool.clone());
+        }
         self.cluster.pool(&self.pool)?.create_namespace(namespace)?;
-        self.cluster.namespace(&self.pool, namespace)
+        let pool = self.cluster.namespace(&self.pool, namespace)?;
+        made.insert(namespace.clone(), pool.clone());
+        Ok(pool)
     }
 
     fn places(&self) -> MutexGuard<'_, HashMap<ImageName, Pool>> {
