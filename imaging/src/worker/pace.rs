@@ -3,7 +3,7 @@
 //!
 //! Looking is bounded ([`PATIENCE`] for each pause, and only if the one before was shorter), so a connection without
 //! traffic costs nothing. It yields the processor between two looks; if anybody took it, processors are scarce, and the
-//! thread sleeps at once for the next [`CROWDED_WAITS`] times.
+//! thread sleeps at once for the next thousand times, for twice as many if that goes on, and so on.
 
 use rustix::thread::sched_yield;
 use std::time::{Duration, Instant};
@@ -12,8 +12,9 @@ use std::time::{Duration, Instant};
 const PATIENCE: Duration = Duration::from_micros(50);
 /// Between two looks nobody else has run if they are not farther apart.
 const UNDISTURBED: Duration = Duration::from_micros(8);
-/// How often the thread sleeps at once after somebody else wanted the processor.
-const CROWDED_WAITS: u32 = 1000;
+/// How often at least and at most the thread sleeps at once after somebody else wanted the processor.
+const LEAST_CROWDED: u32 = 1000;
+const MOST_CROWDED: u32 = 64_000;
 
 /// One connection's pace.
 #[derive(Debug, Default)]
@@ -22,8 +23,10 @@ pub(super) struct Pace {
     brisk: bool,
     /// There was none the last time.
     flowing: bool,
-    /// Waits that are left of [`CROWDED_WAITS`].
+    /// How often it still sleeps at once.
     crowded: u32,
+    /// How often it had to the last time, less what was found by looking since.
+    penalty: u32,
 }
 
 impl Pace {
@@ -39,12 +42,13 @@ impl Pace {
         let mut last = begun;
         loop {
             if let Some(found) = look() {
+                self.penalty = self.penalty.saturating_sub(1);
                 return Some(found);
             }
             sched_yield();
             let now = Instant::now();
             if now.duration_since(last) > UNDISTURBED {
-                self.crowded = CROWDED_WAITS;
+                self.crowded();
                 return None;
             }
             if now.duration_since(begun) > PATIENCE {
@@ -53,6 +57,12 @@ impl Pace {
             }
             last = now;
         }
+    }
+
+    /// Somebody else wanted the processor.
+    fn crowded(&mut self) {
+        self.penalty = (self.penalty * 2).clamp(LEAST_CROWDED, MOST_CROWDED);
+        self.crowded = self.penalty;
     }
 
     /// The thread has slept so long for want of a request.
@@ -101,7 +111,7 @@ mod tests {
 
     #[test]
     fn where_processors_are_scarce_there_is_one_look_and_only_while_requests_flow() {
-        let mut pace = Pace { brisk: true, flowing: false, crowded: 3 };
+        let mut pace = Pace { brisk: true, crowded: 3, ..Pace::default() };
         assert_eq!(looks(&mut pace), 0);
         pace.slept(Duration::ZERO);
         assert_eq!(pace.look(|| Some(7)), Some(7));
@@ -111,5 +121,22 @@ mod tests {
         }
         assert_eq!(pace.look(|| Some(7)), Some(7), "{pace:?}");
         assert!(pace.brisk && pace.crowded == 0, "{pace:?}");
+    }
+
+    #[test]
+    fn the_longer_processors_are_scarce_the_seldomer_it_looks() {
+        let mut pace = Pace::default();
+        let mut waits = Vec::new();
+        for _ in 0..8 {
+            pace.crowded();
+            waits.push(pace.crowded);
+        }
+        assert_eq!(waits, [1000, 2000, 4000, 8000, 16_000, 32_000, 64_000, 64_000]);
+        (pace.crowded, pace.brisk) = (0, true);
+        for _ in 0..MOST_CROWDED {
+            assert_eq!(pace.look(|| Some(7)), Some(7));
+        }
+        pace.crowded();
+        assert_eq!(pace.crowded, LEAST_CROWDED);
     }
 }
