@@ -187,3 +187,64 @@ fn listener(path: &Path) -> io::Result<UnixListener> {
     listen(&listener, BACKLOG)?;
     UnixListener::from_std(listener.into())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::io::Errno;
+    use rustix::net::{RecvFlags, connect, recv};
+
+    /// Connects as this user, and answers whether somebody has the other end.
+    fn is_served(socket: &Path, uid: u32) -> bool {
+        let connect = || {
+            let uid = rustix::process::Uid::from_raw(uid);
+            // This thread's, which ends.
+            rustix::thread::set_thread_res_uid(uid, uid, uid).unwrap();
+            let stream = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None).unwrap();
+            connect(&stream, &SocketAddrUnix::new(socket).unwrap()).unwrap();
+            let patience = Some(Duration::from_millis(500));
+            sockopt::set_socket_timeout(&stream, sockopt::Timeout::Recv, patience).unwrap();
+            match recv(&stream, &mut [0; 1], RecvFlags::empty()) {
+                Ok((_, 0)) => false,
+                Err(Errno::AGAIN) => true,
+                other => panic!("{other:?}"),
+            }
+        };
+        std::thread::scope(|scope| scope.spawn(connect).join().unwrap())
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn this_user_and_root_are_served_and_nobody_else() {
+        let open = |path: &Path, mode| std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let (socket, program) = (folder.path().join("socket"), folder.path().join("program"));
+        assert!(matches!(RbdDisks::bind(&socket, Some(program.clone())), Err(RbdDisksError::NoProgram { .. })));
+        std::fs::write(&program, "#!/bin/sh\nexec cat\n").unwrap();
+        open(&program, 0o755);
+        // Somebody's who was killed.
+        drop(RbdDisks::bind(&socket, Some(program.clone())).unwrap());
+        let disks = RbdDisks::bind(&socket, Some(program)).unwrap();
+        assert_eq!(std::fs::metadata(&socket).unwrap().permissions().mode() & 0o777, 0o600);
+        // As if its mode were not set yet.
+        open(folder.path(), 0o755);
+        open(&socket, 0o666);
+        let (own, shutdown) = (rustix::process::geteuid().as_raw(), CancellationToken::new());
+        let serving = tokio::spawn(disks.serve(shutdown.clone()));
+        assert!(tokio::task::block_in_place(|| is_served(&socket, own)));
+        assert!(!tokio::task::block_in_place(|| is_served(&socket, 65_534)), "another user is served");
+        assert!(tokio::task::block_in_place(|| is_served(&socket, own)));
+        shutdown.cancel();
+        serving.await.unwrap();
+    }
+
+    #[test]
+    fn users_are_as_many_as_may_be_and_come_back() {
+        let taken = Arc::default();
+        let users: Vec<User> = std::iter::from_fn(|| User::take(&taken)).collect();
+        assert_eq!(users.len(), MOST);
+        let uids: HashSet<u32> = users.iter().map(User::uid).collect();
+        assert_eq!(uids.len(), MOST);
+        drop(users);
+        assert!(User::take(&taken).is_some());
+    }
+}
