@@ -589,11 +589,24 @@ async fn relay(socket: PathBuf) -> String {
     let url = format!("https://{}/", listener.local_addr().unwrap());
     tokio::spawn(async move {
         while let Ok((mut tcp, _)) = listener.accept().await {
-            let mut unix = UnixStream::connect(&socket).await.unwrap();
+            let mut unix = connected(&socket).await;
             tokio::spawn(async move { drop(tokio::io::copy_bidirectional(&mut tcp, &mut unix).await) });
         }
     });
     url
+}
+
+/// The verifier binds its socket while it starts.
+async fn connected(socket: &std::path::Path) -> UnixStream {
+    let bound = async {
+        loop {
+            match UnixStream::connect(socket).await {
+                Ok(unix) => return unix,
+                Err(_) => tokio::time::sleep(Duration::from_millis(5)).await,
+            }
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), bound).await.expect("the verifier binds its socket")
 }
 
 async fn serve_peers(peers: Arc<ScriptedPeers>, context: ServiceContext) -> String {
