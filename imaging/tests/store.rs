@@ -48,7 +48,8 @@ impl Bench {
     }
 
     fn open(&self, disk: DiskId, boot: HostBoot) -> Overlay {
-        Overlay::open(DiskFiles::open(&self.root.join("store"), disk).unwrap(), boot).unwrap()
+        let files = store_contract::not_in_use(|| DiskFiles::open(&self.root.join("store"), disk));
+        Overlay::open(files, boot).unwrap()
     }
 
     fn left(&self, folder: &str) -> Vec<String> {

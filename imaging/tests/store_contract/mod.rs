@@ -8,6 +8,8 @@ use assay_imaging::store::{Content, Dependent, ImageStore, StoreError, StoredIma
 use assay_wire::id::{AdmissionId, DiskId, ImageKey, ProjectId};
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 /// A store of one test's own.
 pub(crate) trait Fixture: Sized {
@@ -88,13 +90,29 @@ pub(crate) fn read_all(device: &dyn BlockDevice) -> Vec<u8> {
 }
 
 fn write(store: &dyn ImageStore, disk: DiskId, at: usize, fill: u8, length: usize) {
-    let open = store.open_disk(disk).unwrap();
+    let open = opened(store, disk);
     open.write_at(at as u64, &vec![fill; length]).unwrap();
     open.flush().unwrap();
 }
 
+/// What `open` opens, once nobody has it: another test may be starting a program, which has whatever this process had
+/// open, locks and all, until it runs.
+pub(crate) fn not_in_use<T>(mut open: impl FnMut() -> Result<T, StoreError>) -> T {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    loop {
+        match open() {
+            Err(StoreError::InUse { .. }) if Instant::now() < deadline => std::thread::yield_now(),
+            opened => return opened.unwrap(),
+        }
+    }
+}
+
+fn opened(store: &dyn ImageStore, disk: DiskId) -> Arc<dyn BlockDevice> {
+    not_in_use(|| store.open_disk(disk))
+}
+
 fn held(store: &dyn ImageStore, disk: DiskId) -> Vec<u8> {
-    read_all(&*store.open_disk(disk).unwrap())
+    read_all(&*opened(store, disk))
 }
 
 fn image(store: &dyn ImageStore, image: ImageKey) -> Vec<u8> {
@@ -218,10 +236,10 @@ pub(crate) fn disks_outlive_the_process(fixture: impl Fixture) {
 pub(crate) fn a_disk_is_for_one_opener(fixture: impl Fixture) {
     let store = fixture.store();
     let disk = disk(store, import(store, &pattern(SIZE)));
-    let open = store.open_disk(disk).unwrap();
+    let open = opened(store, disk);
     assert!(matches!(store.open_disk(disk), Err(StoreError::InUse { .. })));
     drop(open);
-    store.open_disk(disk).unwrap();
+    opened(store, disk);
 }
 
 pub(crate) fn what_is_missing_is_said_so(fixture: impl Fixture) {
@@ -287,7 +305,7 @@ pub(crate) fn an_open_disk_is_not_snapshotted_restored_or_removed(fixture: impl 
     let store = fixture.store();
     let golden = import(store, &pattern(SIZE));
     let disk = disk(store, golden);
-    let open = store.open_disk(disk).unwrap();
+    let open = opened(store, disk);
     open.write_at(0, &[5; 4096]).unwrap();
     for refused in
         [store.snapshot(disk, ImageKey::random()).map(drop), store.restore(disk, golden), store.remove_disk(disk)]
