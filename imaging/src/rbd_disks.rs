@@ -2,12 +2,12 @@
 //! `Accept=yes`, which may do it in this one's place. It stands where Ceph can be reached; gateways, which cannot, connect
 //! here. What it started outlives it, and ends with its connection.
 
+use crate::owner_socket;
 use assay_service::CancellationToken;
-use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, listen, socket_with, sockopt};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, listen, socket_with};
 use std::collections::HashSet;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -103,17 +103,8 @@ impl RbdDisks {
     }
 
     fn start(&self, connection: OwnedFd) {
-        // The socket's mode says so too, but not in the moment before it is set.
-        match sockopt::socket_peercred(&connection) {
-            Ok(peer) if peer.uid.as_raw() == self.own_uid || peer.uid.is_root() => {}
-            Ok(peer) => {
-                tracing::warn!(event = "rbd_disks.refused", uid = peer.uid.as_raw(), "another user's connection");
-                return;
-            }
-            Err(error) => {
-                tracing::warn!(event = "rbd_disks.refused", %error, "cannot tell whose connection it is");
-                return;
-            }
+        if !owner_socket::is_owners(&connection, self.own_uid, "rbd_disks.refused") {
+            return;
         }
         let Some(user) = User::take(&self.users) else {
             tracing::warn!(event = "rbd_disks.refused", most = MOST, "as many disks as may be are open");
@@ -176,14 +167,12 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 /// Of packets, as gateways and their companions exchange them.
 fn listener(path: &Path) -> io::Result<UnixListener> {
-    match std::fs::remove_file(path) {
-        Err(cause) if cause.kind() != io::ErrorKind::NotFound => return Err(cause),
-        Ok(()) | Err(_) => {}
-    }
-    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-    let listener = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
-    bind(&listener, &SocketAddrUnix::new(path)?)?;
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
+    let listener = owner_socket::replace(path, |path| {
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let listener = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
+        bind(&listener, &SocketAddrUnix::new(path)?)?;
+        Ok(listener)
+    })?;
     listen(&listener, BACKLOG)?;
     UnixListener::from_std(listener.into())
 }
@@ -192,7 +181,9 @@ fn listener(path: &Path) -> io::Result<UnixListener> {
 mod tests {
     use super::*;
     use rustix::io::Errno;
+    use rustix::net::sockopt;
     use rustix::net::{RecvFlags, connect, recv};
+    use std::os::unix::fs::PermissionsExt as _;
 
     /// Connects as this user, and answers whether somebody has the other end.
     fn is_served(socket: &Path, uid: u32) -> bool {

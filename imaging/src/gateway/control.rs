@@ -3,6 +3,7 @@
 use super::exports::{Exports, OrderError};
 use super::order::{CANNOT_PAUSE, ExportOrder, GatewayStatus};
 use super::supervised::PauseError;
+use crate::owner_socket;
 use assay_service::CancellationToken;
 use assay_service::error::{ApiError, chain};
 use assay_wire::id::AdmissionId;
@@ -12,7 +13,6 @@ use axum::routing::{get, post, put};
 use axum::{Json, Router};
 use std::collections::BTreeMap;
 use std::io;
-use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path as FilePath;
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,13 +23,7 @@ const ACCEPT_BACKOFF: Duration = Duration::from_millis(50);
 
 /// Binds the control socket, in place of one that a killed predecessor left.
 pub(super) fn bind(path: &FilePath) -> io::Result<UnixListener> {
-    match std::fs::remove_file(path) {
-        Err(cause) if cause.kind() != io::ErrorKind::NotFound => return Err(cause),
-        Ok(()) | Err(_) => {}
-    }
-    let listener = UnixListener::bind(path)?;
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
-    Ok(listener)
+    owner_socket::replace(path, |path| UnixListener::bind(path))
 }
 
 /// Takes orders until `shutdown`.
@@ -102,7 +96,7 @@ async fn take_down(State(exports): State<Arc<Exports>>, Path(admission): Path<Ad
     StatusCode::NO_CONTENT
 }
 
-/// Accepts this user's and root's connections only: the file's mode says so too, but not in the moment before it is set.
+/// Accepts this user's and root's connections only.
 struct OwnerOnly {
     listener: UnixListener,
     own_uid: u32,
@@ -115,15 +109,11 @@ impl axum::serve::Listener for OwnerOnly {
     async fn accept(&mut self) -> (UnixStream, SocketAddr) {
         loop {
             match self.listener.accept().await {
-                Ok((stream, address)) => match stream.peer_cred() {
-                    Ok(peer) if peer.uid() == self.own_uid || peer.uid() == 0 => return (stream, address),
-                    Ok(peer) => {
-                        tracing::warn!(event = "control.refused", uid = peer.uid(), "another user's connection");
+                Ok((stream, address)) => {
+                    if owner_socket::is_owners(&stream, self.own_uid, "control.refused") {
+                        return (stream, address);
                     }
-                    Err(error) => {
-                        tracing::warn!(event = "control.refused", %error, "cannot tell whose connection it is");
-                    }
-                },
+                }
                 Err(error) => {
                     tracing::warn!(event = "control.accept_failed", %error, "cannot accept a connection");
                     tokio::time::sleep(ACCEPT_BACKOFF).await;
