@@ -9,7 +9,7 @@ use crate::worker::system_calls::{FilterError, argument, install, threads_and_me
 use seccompiler::{BackendError, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompRule};
 use std::collections::BTreeMap;
 
-/// Whatever arguments.
+/// Whatever arguments; beside what any process needs.
 const ALLOWED: &[libc::c_long] = &[
     // I/O on open descriptors, and closing them. What sends is below.
     libc::SYS_read,
@@ -34,34 +34,10 @@ const ALLOWED: &[libc::c_long] = &[
     libc::SYS_getsockname,
     libc::SYS_getpeername,
     libc::SYS_getsockopt,
-    // Memory; mmap and mprotect are elsewhere, as are threads.
-    libc::SYS_brk,
-    libc::SYS_munmap,
-    libc::SYS_mremap,
-    libc::SYS_madvise,
-    libc::SYS_futex,
-    libc::SYS_set_robust_list,
-    libc::SYS_rseq,
-    libc::SYS_sched_getaffinity,
-    libc::SYS_sched_yield,
-    libc::SYS_sigaltstack,
-    libc::SYS_gettid,
-    libc::SYS_getpid,
-    // Signals: handlers return, and a thread that starts or panics masks them.
-    libc::SYS_rt_sigprocmask,
-    libc::SYS_rt_sigaction,
-    libc::SYS_rt_sigreturn,
-    libc::SYS_restart_syscall,
-    // Time and chance, and the kernel's name.
-    libc::SYS_clock_gettime,
+    // Time, and the kernel's name.
     libc::SYS_clock_nanosleep,
     libc::SYS_nanosleep,
-    libc::SYS_gettimeofday,
-    libc::SYS_getrandom,
     libc::SYS_uname,
-    // The end.
-    libc::SYS_exit,
-    libc::SYS_exit_group,
 ];
 
 #[cfg(target_arch = "x86_64")]

@@ -46,7 +46,11 @@ const ALLOWED: &[libc::c_long] = &[
     libc::SYS_ppoll,
     libc::SYS_eventfd2,
     libc::SYS_close,
-    // Memory; mmap and mprotect are below.
+];
+
+/// What any process needs for its threads and its memory, with whatever arguments.
+const EVERYBODYS: &[libc::c_long] = &[
+    // Memory; mmap and mprotect have rules.
     libc::SYS_brk,
     libc::SYS_munmap,
     libc::SYS_mremap,
@@ -131,10 +135,11 @@ fn rules() -> Result<BTreeMap<i64, Vec<SeccompRule>>, BackendError> {
     Ok(rules)
 }
 
-/// Threads but no processes, memory but no code, and an end of one's own.
+/// [`EVERYBODYS`]; threads but no processes, memory but no code, and an end of one's own.
 pub(crate) fn threads_and_memory() -> Result<BTreeMap<i64, Vec<SeccompRule>>, BackendError> {
     let threads = [argument(0, SeccompCmpOp::Eq, THREAD)?, argument(0, SeccompCmpOp::Eq, THREAD | DETACHED)?];
-    let mut rules = BTreeMap::from([(libc::SYS_clone, threads.into())]);
+    let mut rules: BTreeMap<i64, Vec<SeccompRule>> = EVERYBODYS.iter().map(|call| (*call, vec![])).collect();
+    rules.insert(libc::SYS_clone, threads.into());
     for call in [libc::SYS_mmap, libc::SYS_mprotect] {
         rules.insert(call, vec![argument(2, SeccompCmpOp::MaskedEq(EXECUTABLE), 0)?]);
     }
