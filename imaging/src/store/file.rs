@@ -42,17 +42,11 @@ pub(crate) fn byte_len(file: &File) -> io::Result<u64> {
 pub(crate) fn data_ranges(file: &File, within: Range<u64>) -> io::Result<Vec<Range<u64>>> {
     let (mut ranges, mut at) = (Vec::new(), within.start);
     while at < within.end {
-        let start = match rustix::fs::seek(file, SeekFrom::Data(at)) {
-            Ok(start) => start,
-            // Nothing from here to the file's end.
-            Err(Errno::NXIO) => break,
-            Err(error) => return Err(error.into()),
-        };
-        if start >= within.end {
-            break;
+        let (data, length) = has_data(file, at, within.end - at)?;
+        if data {
+            ranges.push(at..at + length);
         }
-        at = rustix::fs::seek(file, SeekFrom::Hole(start))?;
-        ranges.push(start..at.min(within.end));
+        at += length;
     }
     Ok(ranges)
 }
