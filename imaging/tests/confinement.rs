@@ -21,7 +21,7 @@ use assay_imaging::worker::disk::DiskOrder;
 use assay_imaging::worker::message::{Confinement, FromWorker, MESSAGE_BYTES, ToWorker, WorkerOrder, receive, send};
 use assay_wire::id::DiskId;
 use assay_wire::imaging::ChapAlgorithms;
-use rig::{WORKER, WORKER_USERS, pattern, store_with_image};
+use rig::{WORKER, WORKER_USERS, assert_confined, pattern, store_with_image};
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, socketpair};
 use std::io::{BufRead as _, BufReader};
 use std::net::TcpListener;
@@ -279,16 +279,7 @@ fn what_the_kernel_says_of_a_worker(scene: &Scene) {
     assert_eq!(worker.confinement, Confinement { own_user: true, landlock_whole: true }, "on this kernel, as root");
     let proc = format!("/proc/{}", worker.child.id());
     let status = std::fs::read_to_string(format!("{proc}/status")).unwrap();
-    let field = |name: &str| {
-        let line = status.lines().find(|line| line.split(':').next() == Some(name));
-        line.unwrap_or_else(|| panic!("no {name}")).split_once(':').unwrap().1.trim().to_owned()
-    };
-    for set in ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"] {
-        assert_eq!(field(set), "0000000000000000", "{set}");
-    }
-    assert_eq!((field("NoNewPrivs"), field("Seccomp"), field("Groups")), ("1".into(), "2".into(), String::new()));
-    let user = (WORKER_USERS + 9).to_string();
-    assert!(field("Uid").split_whitespace().chain(field("Gid").split_whitespace()).all(|id| id == user));
+    assert_confined(&status, WORKER_USERS + 9);
     // Standard input, output and error; the golden disk with its hash tree, and the clone's three files.
     let open = std::fs::read_dir(format!("{proc}/fd")).unwrap().count();
     assert_eq!(open, 8, "more or less is open than the one disk");

@@ -13,8 +13,8 @@ use assay_imaging::store::RbdClone;
 use assay_imaging::worker::attack::{Attack, Outcome};
 use assay_imaging::worker::message::{Confinement, MESSAGE_BYTES, receive, send};
 use assay_rbd::testing::Ceph;
-use rig::WORKER_USERS;
 use rig::rbd::*;
+use rig::{WORKER_USERS, assert_confined};
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, socketpair};
 use std::io::{Read as _, Write as _};
 use std::net::TcpListener;
@@ -208,16 +208,7 @@ async fn the_kernel_says_that_every_thread_of_a_companion_is_confined() {
     assert!(threads.len() > CHANNELS, "librados has threads of its own");
     for thread in threads {
         let status = std::fs::read_to_string(thread.path().join("status")).unwrap();
-        let field = |name: &str| {
-            let line = status.lines().find(|line| line.split(':').next() == Some(name));
-            line.unwrap_or_else(|| panic!("no {name}")).split_once(':').unwrap().1.trim().to_owned()
-        };
-        for set in ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"] {
-            assert_eq!(field(set), "0000000000000000", "{set}");
-        }
-        assert_eq!((field("NoNewPrivs"), field("Seccomp"), field("Groups")), ("1".into(), "2".into(), String::new()));
-        let user = companion.user.to_string();
-        assert!(field("Uid").split_whitespace().chain(field("Gid").split_whitespace()).all(|id| id == user));
+        assert_confined(&status, companion.user);
     }
     assert!(std::fs::read(format!("{proc}/environ")).unwrap().is_empty());
     let arguments = std::fs::read_to_string(format!("{proc}/cmdline")).unwrap();

@@ -331,6 +331,21 @@ pub(crate) fn text(output: &Output) -> String {
     format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
 }
 
+/// Checks the kernel's own account of a confined process or thread, its `status` in `/proc`: no capabilities, no new
+/// privileges, a filter, and this user alone.
+pub(crate) fn assert_confined(status: &str, user: u32) {
+    let field = |name: &str| {
+        let line = status.lines().find(|line| line.split(':').next() == Some(name));
+        line.unwrap_or_else(|| panic!("no {name}")).split_once(':').unwrap().1.trim().to_owned()
+    };
+    for set in ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"] {
+        assert_eq!(field(set), "0000000000000000", "{set}");
+    }
+    assert_eq!((field("NoNewPrivs"), field("Seccomp"), field("Groups")), ("1".into(), "2".into(), String::new()));
+    let user = user.to_string();
+    assert!(field("Uid").split_whitespace().chain(field("Gid").split_whitespace()).all(|id| id == user));
+}
+
 /// A file system with a size, mounted while this lives.
 pub(crate) struct SmallDisk(pub(crate) PathBuf);
 
