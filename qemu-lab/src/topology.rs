@@ -87,53 +87,38 @@ impl Topology {
     }
 
     /// The built-in topology: two nodes, one project.
-    ///
-    /// # Panics
-    /// Never: a test parses it.
     #[must_use]
-    #[expect(clippy::expect_used, reason = "part of this program, and tested")]
     pub fn built_in() -> Self {
-        Self::parse(BUILT_IN).expect("the built-in topology is valid")
+        Self::own(BUILT_IN)
     }
 
     /// The built-in topology of scenarios that need no firmware.
-    ///
-    /// # Panics
-    /// Never: a test parses it.
     #[must_use]
-    #[expect(clippy::expect_used, reason = "part of this program, and tested")]
     pub fn soft() -> Self {
-        Self::parse(SOFT).expect("the built-in topology is valid")
+        Self::own(SOFT)
     }
 
     /// One tenant owns all of it.
-    ///
-    /// # Panics
-    /// Never: a test parses it.
     #[must_use]
-    #[expect(clippy::expect_used, reason = "part of this program, and tested")]
     pub fn flat() -> Self {
-        Self::parse(FLAT).expect("the built-in topology is valid")
+        Self::own(FLAT)
     }
 
     /// Tenants that trust each other share a network and its gateway.
-    ///
-    /// # Panics
-    /// Never: a test parses it.
     #[must_use]
-    #[expect(clippy::expect_used, reason = "part of this program, and tested")]
     pub fn shared() -> Self {
-        Self::parse(SHARED).expect("the built-in topology is valid")
+        Self::own(SHARED)
     }
 
     /// A network and a gateway for each project.
-    ///
-    /// # Panics
-    /// Never: a test parses it.
     #[must_use]
-    #[expect(clippy::expect_used, reason = "part of this program, and tested")]
     pub fn private() -> Self {
-        Self::parse(PRIVATE).expect("the built-in topology is valid")
+        Self::own(PRIVATE)
+    }
+
+    #[expect(clippy::expect_used, reason = "part of this program, and tested")]
+    fn own(text: &str) -> Self {
+        Self::parse(text).expect("the built-in topology is valid")
     }
 
     /// Reads a topology from TOML.
