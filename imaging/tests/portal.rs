@@ -417,7 +417,8 @@ async fn ten_thousand_half_open_connections_are_bounded_and_bother_nobody_else()
     let status = site.gateway.status().await;
     assert!(status.exports.iter().all(|export| export.restarts == 0), "{status:?}");
     let worker = worker_of(&site.store, &malicious).as_raw_nonzero().get().to_string();
-    assert!(open_files(&worker) <= 8 + 8, "{} descriptors in the worker", open_files(&worker));
+    // Standard ones, the clone's three, the golden image's four; and as many as may be half open.
+    assert!(open_files(&worker) <= 10 + 8, "{} descriptors in the worker", open_files(&worker));
     // The gateway is this process, like the initiators: what is beyond their sockets is its own.
     let own = open_files("self").saturating_sub(own_before).saturating_sub(open.len());
     assert!(own <= 16, "{own} descriptors in the gateway");

@@ -1,6 +1,7 @@
 //! The gateway's exports: each an order, and the worker that serves it. Served until ordered down, or expired by the
 //! gateway's own clock, whether or not imaging still runs.
 
+use super::checker::Checkers;
 use super::companion::{self, OpenError, Opened};
 use super::order::{ExportOrder, ExportStatus, GatewayStatus, Reservation};
 use super::process::{Launcher, StartError};
@@ -8,7 +9,7 @@ use super::supervised::{Launch, PauseError, Recipe, Supervised, WorkerError};
 use crate::store::golden::GoldenFiles;
 use crate::store::overlay::DiskFiles;
 use crate::store::{DiskLocation, StoreError, Upper};
-use crate::worker::disk::DiskOrder;
+use crate::worker::disk::{DiskOrder, GoldenOrder};
 use crate::worker::message::{Limits, WorkerOrder};
 use assay_service::clock::Clock;
 use assay_wire::id::{AdmissionId, DiskId};
@@ -34,6 +35,7 @@ pub(super) struct Exports {
     rbd_disks_socket: Option<PathBuf>,
     portal: SocketAddr,
     launcher: Arc<Launcher>,
+    checkers: Arc<Checkers>,
     /// The first user that a worker may become.
     worker_users: Option<u32>,
     limits: Limits,
@@ -140,6 +142,7 @@ impl Exports {
             rbd_disks_socket: config.rbd_disks_socket.clone(),
             portal,
             launcher: Arc::new(launcher),
+            checkers: Arc::new(Checkers::new()),
             worker_users: config.worker_users,
             limits: config.limits,
             clock: Arc::clone(&config.clock),
@@ -331,9 +334,10 @@ impl Exports {
     /// How each of an export's workers gets its order and files.
     fn recipe(&self, order: &ExportOrder, user: Option<u32>, expires_at_ms: Arc<AtomicI64>) -> Box<Recipe> {
         let (order, portal, limits, clock) = (order.clone(), self.portal, self.limits, Arc::clone(&self.clock));
-        let (store, rbd_disks) = (self.store.clone(), self.rbd_disks_socket.clone());
+        let (store, rbd_disks, checkers) =
+            (self.store.clone(), self.rbd_disks_socket.clone(), Arc::clone(&self.checkers));
         Box::new(move || {
-            let Disk { order: disk_order, files, companion } = open(&store, rbd_disks.as_deref(), &order)?;
+            let Disk { order: disk_order, files, companion } = open(&store, rbd_disks.as_deref(), &order, &checkers)?;
             let mut naa = [0; 8];
             naa.copy_from_slice(&order.disk.as_bytes()[8..]);
             let order = WorkerOrder {
@@ -370,27 +374,24 @@ struct Disk {
 }
 
 /// Opens what an order says.
-fn open(store: &Path, rbd_disks: Option<&Path>, order: &ExportOrder) -> Result<Disk, OpenError> {
+fn open(store: &Path, rbd_disks: Option<&Path>, order: &ExportOrder, checkers: &Checkers) -> Result<Disk, OpenError> {
     let ExportOrder { disk, location: DiskLocation { golden, root, upper }, .. } = order;
     match upper {
         Upper::Files => {
-            let files = DiskFiles::open(store, *disk)?;
+            let mut files = DiskFiles::open(store, *disk)?;
             files.check_root(root)?;
+            checkers.serve(&mut files.golden)?;
             let (order, files) = DiskOrder::of(files);
             Ok(Disk { order, files, companion: None })
         }
         Upper::Rbd(clone) => {
             let socket = rbd_disks.ok_or(StoreError::NoCeph { disk: *disk })?;
-            let golden = GoldenFiles::open_cached(store, *golden, clone.byte_len, *root)?;
+            let mut golden = GoldenFiles::open_cached(store, *golden, clone.byte_len, *root)?;
+            checkers.serve(&mut golden)?;
             let Opened { control, object_bytes, channels } = companion::open(socket, clone)?;
-            let order = DiskOrder::Rbd {
-                golden: golden.name,
-                byte_len: golden.byte_len,
-                root: golden.root,
-                clone: companion::path(clone),
-                object_bytes,
-            };
-            let files = [golden.disk, golden.tree].into_iter().map(OwnedFd::from).chain(channels).collect();
+            let (golden, files) = GoldenOrder::of(golden);
+            let order = DiskOrder::Rbd { golden, clone: companion::path(clone), object_bytes };
+            let files = files.into_iter().chain(channels).collect();
             Ok(Disk { order, files, companion: Some(control) })
         }
     }

@@ -5,6 +5,7 @@
 //! ([`Gateway::reservations`], for a DHCP server), and takes orders from imaging on a Unix socket ([`order`]). It knows
 //! no project, no lease and no result: an order says everything, and expires.
 
+mod checker;
 mod companion;
 mod control;
 mod exports;

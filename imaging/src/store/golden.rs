@@ -13,14 +13,19 @@
 //! A block is checked against the tree's root the first time it is read after opening: a rotten or tampered host disk
 //! becomes a medium error at the initiator, not a tenant that boots something else. SHA-256 and not a checksum, because
 //! the root is on record elsewhere and a checksum keeps no hand out; it costs 45 µs a block once, with the processor's
-//! SHA instructions.
+//! SHA instructions. A process that reads for one node has the gateway check, once for all that boot alike
+//! ([`super::checker`]).
 
 use super::StoreError;
+use super::checker::{Checker, CheckerFiles, GROUP};
 use super::device::{BlockDevice, DeviceError, Place, check_range};
 use super::file::{byte_len as byte_len_of, has_data, read_if_cached};
 use super::merkle::{self, BLOCK_BYTES, BLOCK_LEN, Hash, Shape};
+use assay_service::error::chain;
 use assay_wire::id::ImageKey;
+use rustix::fs::{Advice, fadvise};
 use std::fs::File;
+use std::num::NonZeroU64;
 use std::ops::Range;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
@@ -45,6 +50,8 @@ pub struct GoldenFiles {
     pub disk: File,
     /// [`TREE`], open to be read.
     pub tree: File,
+    /// The way to who checks blocks for this process, if anybody does.
+    pub checker: Option<CheckerFiles>,
 }
 
 impl GoldenFiles {
@@ -63,7 +70,7 @@ impl GoldenFiles {
             let path = folder.join(name);
             File::open(&path).map_err(|source| StoreError::io("opening", &path, source))
         };
-        Ok(Self { name: folder.to_owned(), byte_len, root, disk: open(DISK)?, tree: open(TREE)? })
+        Ok(Self { name: folder.to_owned(), byte_len, root, disk: open(DISK)?, tree: open(TREE)?, checker: None })
     }
 }
 
@@ -76,8 +83,9 @@ pub struct GoldenImage {
     shape: Shape,
     root: Hash,
     byte_len: u64,
-    /// One bit a block: it was found right.
+    /// One bit a block, a number a group: it was found right.
     checked: Vec<AtomicU64>,
+    checker: Option<Checker>,
 }
 
 impl GoldenImage {
@@ -86,7 +94,7 @@ impl GoldenImage {
     /// # Errors
     /// They do not fit one another.
     pub fn from_files(files: GoldenFiles) -> Result<Self, StoreError> {
-        let GoldenFiles { name, byte_len, root, disk, tree } = files;
+        let GoldenFiles { name, byte_len, root, disk, tree, checker } = files;
         let shape = Shape::of(byte_len);
         for (file, which, expected) in [(&disk, DISK, byte_len), (&tree, TREE, shape.file_bytes())] {
             let path = name.join(which);
@@ -96,15 +104,83 @@ impl GoldenImage {
             }
         }
         let blocks = usize::try_from(byte_len.div_ceil(BLOCK_BYTES)).unwrap_or(usize::MAX);
-        let checked = (0..blocks.div_ceil(64)).map(|_| AtomicU64::new(0)).collect();
-        Ok(Self { name, disk, tree, shape, root, byte_len, checked })
+        let checked = (0..blocks.div_ceil(GROUP)).map(|_| AtomicU64::new(0)).collect();
+        Ok(Self { name, disk, tree, shape, root, byte_len, checked, checker: checker.map(Checker::new) })
     }
 
-    /// The blocks that `length` octets from `offset` touch and that were not checked yet.
+    /// The blocks that `length` octets from `offset` touch and that were not checked yet, by nobody as far as that is on
+    /// the checker's board.
     fn unchecked(&self, offset: u64, length: usize) -> impl Iterator<Item = usize> + '_ {
         let end = offset.saturating_add(length as u64);
-        (block_of(offset)..block_of(end.saturating_add(BLOCK_BYTES - 1)))
-            .filter(|&block| self.checked[block / 64].load(Ordering::Relaxed) & (1 << (block % 64)) == 0)
+        (block_of(offset)..block_of(end.saturating_add(BLOCK_BYTES - 1))).filter(|&block| {
+            let checked = &self.checked[block / GROUP];
+            if checked.load(Ordering::Relaxed) & bit(block) != 0 {
+                return false;
+            }
+            let Some(checker) = &self.checker else { return true };
+            let known = checker.known(block / GROUP);
+            checked.fetch_or(known, Ordering::Relaxed);
+            known & bit(block) == 0
+        })
+    }
+
+    /// Has the checker look at what was not checked yet of `first` and the blocks behind it before `end`, in its group.
+    /// Answers whether `first` is right by now.
+    fn have_checked(&self, first: usize, end: usize) -> bool {
+        let Some(checker) = &self.checker else { return false };
+        let group = first / GROUP;
+        let wanted = (first..end.min((group + 1) * GROUP)).fold(0, |wanted, block| wanted | bit(block));
+        let known = self.checked[group].load(Ordering::Relaxed);
+        let right = checker.ask(group, wanted & !known);
+        self.checked[group].fetch_or(right, Ordering::Relaxed);
+        right & bit(first) != 0
+    }
+
+    /// Groups of blocks.
+    pub(crate) fn groups(&self) -> usize {
+        self.checked.len()
+    }
+
+    /// Which of the group's blocks were found right so far; nothing if there is no such group.
+    pub(crate) fn right(&self, group: usize) -> Option<u64> {
+        self.checked.get(group).map(|checked| checked.load(Ordering::Relaxed))
+    }
+
+    /// Looks at the wanted blocks of a group that were not found right yet, and answers which of the group are. One that
+    /// cannot be read, or is not what it should be, is in the log.
+    pub(crate) fn check_group(&self, group: usize, wanted: u64) -> u64 {
+        let Some(known) = self.right(group) else { return 0 };
+        let first = group * GROUP;
+        let count = block_of(self.byte_len + BLOCK_BYTES - 1).saturating_sub(first).min(GROUP);
+        let missing = |index: usize| index < count && wanted & !known & (1 << index) != 0;
+        let mut index = 0;
+        while index < count {
+            let run = (index..count).take_while(|&index| missing(index)).take(BLOCKS_AT_ONCE).count();
+            if run > 0
+                && let Err(error) = self.read_checked(first + index..first + index + run)
+            {
+                tracing::error!(event = "image.unreadable", image = %self.name.display(), cause = chain(&error), "checking a golden image");
+            }
+            index += run.max(1);
+        }
+        self.right(group).unwrap_or(0)
+    }
+
+    /// Has the kernel begin to read the wanted blocks of a group.
+    pub(crate) fn fetch_group(&self, group: usize, wanted: u64) {
+        let (from, count) = (wanted.trailing_zeros(), 64 - wanted.leading_zeros());
+        let Some(blocks) = count.checked_sub(from).and_then(|blocks| NonZeroU64::new(u64::from(blocks) * BLOCK_BYTES))
+        else {
+            return;
+        };
+        let offset = (group as u64 * GROUP as u64 + u64::from(from)).saturating_mul(BLOCK_BYTES);
+        // It only saves time.
+        let _read_later = fadvise(&self.disk, offset, Some(blocks), Advice::WillNeed);
+    }
+
+    /// Forgets what was found right: it may have rotted since.
+    pub(crate) fn forget(&self) {
+        self.checked.iter().for_each(|checked| checked.store(0, Ordering::Relaxed));
     }
 
     /// Reads the whole blocks `blocks` at once, checks each that was not found right yet, and answers them all.
@@ -128,7 +204,7 @@ impl GoldenImage {
             tracing::error!(event = "image.corrupt", %image, offset, "golden image block does not match its hash");
             return Err(DeviceError::Corrupt { offset });
         }
-        self.checked[block / 64].fetch_or(1 << (block % 64), Ordering::Relaxed);
+        self.checked[block / GROUP].fetch_or(bit(block), Ordering::Relaxed);
         Ok(())
     }
 
@@ -155,8 +231,12 @@ impl BlockDevice for GoldenImage {
             self.read_disk(at, known)?;
             at += known.len() as u64;
             let Some(first) = first else { return Ok(()) };
-            let end = block_of(at + left.len() as u64 + BLOCK_BYTES - 1).min(first + BLOCKS_AT_ONCE);
-            let blocks = self.read_checked(first..end)?;
+            let end = block_of(at + left.len() as u64 + BLOCK_BYTES - 1);
+            if self.have_checked(first, end) {
+                rest = left;
+                continue;
+            }
+            let blocks = self.read_checked(first..end.min(first + BLOCKS_AT_ONCE))?;
             // What was checked is what is answered.
             let skip = usize::try_from(at - offset_of(first)).unwrap_or(usize::MAX);
             let (here, after) = left.split_at_mut(left.len().min(blocks.len() - skip));
@@ -200,6 +280,11 @@ impl BlockDevice for GoldenImage {
 /// The folder of a golden image that was materialised below `store`.
 pub(super) fn cached_folder(store: &Path, golden: ImageKey) -> PathBuf {
     store.join("golden").join(golden.to_string())
+}
+
+/// A block's bit in its group.
+fn bit(block: usize) -> u64 {
+    1 << (block % GROUP)
 }
 
 fn offset_of(block: usize) -> u64 {

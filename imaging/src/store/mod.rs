@@ -7,6 +7,7 @@
 
 mod allocation;
 mod cache;
+pub mod checker;
 pub mod device;
 pub mod export;
 pub(crate) mod file;

@@ -2,6 +2,7 @@
 
 use super::rbd;
 use crate::store::StoreError;
+use crate::store::checker::CheckerFiles;
 use crate::store::device::{BlockDevice, DeviceError, Place, check_range};
 use crate::store::file::{has_data, punch_hole, read_if_cached};
 use crate::store::golden::GoldenFiles;
@@ -20,28 +21,19 @@ use std::sync::Arc;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub enum DiskOrder {
-    /// A clone; files: the golden image's disk and hash tree, data and map of each layer, the clone's data, map and live
-    /// map.
+    /// A clone; files: the golden image's, data and map of each layer, the clone's data, map and live map.
     Clone {
-        /// What messages call the golden image.
-        golden: PathBuf,
-        /// Its size in octets.
-        golden_bytes: u64,
-        /// The root of its hash tree.
-        root: Hash,
+        /// The golden image.
+        golden: GoldenOrder,
         /// What messages call the frozen layers, lowest first.
         layers: Vec<PathBuf>,
         /// What messages call the clone.
         top: PathBuf,
     },
-    /// A clone on Ceph; files: the golden image's disk and hash tree, and channels to the process that has the clone.
+    /// A clone on Ceph; files: the golden image's, and channels to the process that has the clone.
     Rbd {
-        /// What messages call the golden image.
-        golden: PathBuf,
-        /// Size of both in octets.
-        byte_len: u64,
-        /// The root of the golden image's hash tree.
-        root: Hash,
+        /// The golden image, as large as the clone.
+        golden: GoldenOrder,
         /// What messages call the clone.
         clone: String,
         /// Octets of each of its objects but the last.
@@ -52,6 +44,40 @@ pub enum DiskOrder {
         /// Octets of it that are seen: whole blocks.
         byte_len: u64,
     },
+}
+
+/// What is said of a golden image; files: its disk, its hash tree, and the two that lead to who checks its blocks, if
+/// anybody does.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GoldenOrder {
+    /// What messages call it.
+    pub name: PathBuf,
+    /// Its size in octets.
+    pub byte_len: u64,
+    /// The root of its hash tree.
+    pub root: Hash,
+    /// Whether somebody checks its blocks.
+    pub checked: bool,
+}
+
+impl GoldenOrder {
+    /// Takes an open golden image apart.
+    #[must_use]
+    pub fn of(files: GoldenFiles) -> (Self, Vec<OwnedFd>) {
+        let GoldenFiles { name, byte_len, root, disk, tree, checker } = files;
+        let order = Self { name, byte_len, root, checked: checker.is_some() };
+        let checker = checker.map(|CheckerFiles { socket, board }| [socket, board.into()]);
+        (order, [disk, tree].into_iter().map(OwnedFd::from).chain(checker.into_iter().flatten()).collect())
+    }
+
+    /// Puts it together again.
+    fn open(self, mut next: impl FnMut() -> Result<File, DiskError>) -> Result<GoldenFiles, DiskError> {
+        let Self { name, byte_len, root, checked } = self;
+        let (disk, tree) = (next()?, next()?);
+        let checker = if checked { Some(CheckerFiles { socket: next()?.into(), board: next()? }) } else { None };
+        Ok(GoldenFiles { name, byte_len, root, disk, tree, checker })
+    }
 }
 
 /// Why the files make no disk.
@@ -73,28 +99,21 @@ impl DiskOrder {
     #[must_use]
     pub fn of(files: DiskFiles) -> (Self, Vec<OwnedFd>) {
         let DiskFiles { golden, layers, top } = files;
-        let mut open = vec![golden.disk, golden.tree];
+        let (golden, mut open) = GoldenOrder::of(golden);
         let mut names = Vec::with_capacity(layers.len());
         for LayerFiles { name, data, map } in layers {
             names.push(name);
-            open.extend([data, map]);
+            open.extend([data, map].map(OwnedFd::from));
         }
-        open.extend([top.data, top.map, top.live]);
-        let order = Self::Clone {
-            golden: golden.name,
-            golden_bytes: golden.byte_len,
-            root: golden.root,
-            layers: names,
-            top: top.name,
-        };
-        (order, open.into_iter().map(OwnedFd::from).collect())
+        open.extend([top.data, top.map, top.live].map(OwnedFd::from));
+        (Self::Clone { golden, layers: names, top: top.name }, open)
     }
 
     /// Its size in octets.
     pub(super) fn byte_len(&self) -> u64 {
         match self {
-            Self::Clone { golden_bytes, .. } => *golden_bytes,
-            Self::Rbd { byte_len, .. } | Self::Raw { byte_len } => *byte_len,
+            Self::Clone { golden, .. } | Self::Rbd { golden, .. } => golden.byte_len,
+            Self::Raw { byte_len } => *byte_len,
         }
     }
 
@@ -109,8 +128,8 @@ impl DiskOrder {
         let mut files = files.into_iter().map(File::from);
         let mut next = || files.next().ok_or(DiskError::Files(count));
         match self {
-            Self::Clone { golden: name, golden_bytes: byte_len, root, layers, top } => {
-                let golden = GoldenFiles { name, byte_len, root, disk: next()?, tree: next()? };
+            Self::Clone { golden, layers, top } => {
+                let golden = golden.open(&mut next)?;
                 // Its initiator reads ahead by itself, and says how far. What the host's kernel would add was read in vain
                 // for each boot that does not need it.
                 if let Err(error) = fadvise(&golden.disk, 0, None, Advice::Random) {
@@ -122,8 +141,8 @@ impl DiskOrder {
                 none_left(files, count)?;
                 Ok(Arc::new(Overlay::open(DiskFiles { golden, layers, top }, boot)?))
             }
-            Self::Rbd { golden: name, byte_len, root, clone, object_bytes } => {
-                let golden = GoldenFiles { name, byte_len, root, disk: next()?, tree: next()? };
+            Self::Rbd { golden, clone, object_bytes } => {
+                let golden = golden.open(&mut next)?;
                 let channels = [next()?].into_iter().chain(files).map(OwnedFd::from).collect();
                 Ok(Arc::new(rbd::open(clone, object_bytes, channels, golden)?))
             }

@@ -25,7 +25,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 /// The longest message.
 pub const MESSAGE_BYTES: usize = 32 * 1024;
 /// Descriptors beside one message: the files of a disk with as many layers as there may be.
-pub const MESSAGE_FDS: usize = 5 + 2 * MAX_LAYERS;
+pub const MESSAGE_FDS: usize = 7 + 2 * MAX_LAYERS;
 
 /// To the worker.
 #[derive(Debug, Serialize, Deserialize)]
