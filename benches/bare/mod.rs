@@ -1,30 +1,35 @@
-//! What no target can do without: a process that receives a command's 48 octets, reads 4 KiB of a file, and sends them with a
-//! header, one exchange after another. What it costs is the kernel's TCP, and the wake-ups.
+//! What no target can do without: a process that receives a command's 48 octets, and sends part of a file with a header, one
+//! exchange after another; short parts are read, long ones go from the page cache as they are. What it costs is the kernel's
+//! TCP, and the wake-ups. Its client only receives.
 
 use super::{BARE, Reads, SECONDS};
 use crate::targets::{Running, free_port, within};
 use std::fs::File;
-use std::io::{Read as _, Write as _};
+use std::io::{Read as _, Seek as _, SeekFrom, Write as _};
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 const COMMAND: usize = 48;
-const ANSWER: usize = COMMAND + 4096;
+/// Parts from this length on are long.
+const LONG: usize = 32 << 10;
 
 /// The server, in a process of its own, and a connection to it.
 pub(crate) struct Exchanges {
     process: Running,
     stream: TcpStream,
+    part: usize,
+    depth: usize,
 }
 
 impl Exchanges {
-    pub(crate) fn start(disk: &Path) -> Self {
+    /// Parts of `part` octets each, `depth` of them asked for at once.
+    pub(crate) fn start(disk: &Path, part: usize, depth: usize) -> Self {
         let address = free_port();
         let program = std::env::current_exe().unwrap();
         let process = Running::start(program.to_str().unwrap(), |command| {
-            command.args([BARE, &address.to_string()]).arg(disk);
+            command.args([BARE, &address.to_string(), &part.to_string()]).arg(disk);
         });
         let mut stream = None;
         within("the bare server does not listen", || {
@@ -33,17 +38,21 @@ impl Exchanges {
         });
         let stream = stream.unwrap();
         stream.set_nodelay(true).unwrap();
-        Self { process, stream }
+        Self { process, stream, part, depth }
     }
 
     pub(crate) fn run(&self) -> Reads {
         let (before, begun) = (self.process.cpu(), Instant::now());
         let long = Duration::from_secs(SECONDS.parse().unwrap());
-        let (mut stream, mut answer, mut exchanges) = (&self.stream, [0; ANSWER], 0.0);
+        let (mut stream, mut answer, mut exchanges) = (&self.stream, vec![0; COMMAND + self.part], 0.0);
+        stream.write_all(&vec![0; COMMAND * (self.depth - 1)]).unwrap();
         while begun.elapsed() < long {
             stream.write_all(&[0; COMMAND]).unwrap();
             stream.read_exact(&mut answer).unwrap();
             exchanges += 1.0;
+        }
+        for _ in 1..self.depth {
+            stream.read_exact(&mut answer).unwrap();
         }
         let spent = self.process.cpu() - before;
         Reads {
@@ -54,17 +63,25 @@ impl Exchanges {
 }
 
 /// The server: ends with its connection.
-pub(crate) fn serve(listen: &str, disk: &Path) {
+pub(crate) fn serve(listen: &str, part: &str, disk: &Path) {
     let (mut stream, _) = TcpListener::bind(listen).unwrap().accept().unwrap();
     stream.set_nodelay(true).unwrap();
-    let disk = File::open(disk).unwrap();
-    let (mut command, mut answer) = ([0; COMMAND], [0; ANSWER]);
-    let pages = disk.metadata().unwrap().len() / 4096;
-    // Far from one another, as random reads are.
-    let mut page = 0;
+    let part: usize = part.parse().unwrap();
+    let (mut disk, mut command, mut answer) = (File::open(disk).unwrap(), [0; COMMAND], vec![0; COMMAND + part]);
+    let parts = disk.metadata().unwrap().len() / part as u64;
+    let mut number = 0;
     while stream.read_exact(&mut command).is_ok() {
-        page = (page + 40_503) % pages;
-        disk.read_exact_at(&mut answer[COMMAND..], page * 4096).unwrap();
-        stream.write_all(&answer).unwrap();
+        if part < LONG {
+            // Far from one another, as random reads are.
+            number = (number + 40_503) % parts;
+            disk.read_exact_at(&mut answer[COMMAND..], number * part as u64).unwrap();
+            stream.write_all(&answer).unwrap();
+        } else {
+            number = (number + 1) % parts;
+            disk.seek(SeekFrom::Start(number * part as u64)).unwrap();
+            stream.write_all(&answer[..COMMAND]).unwrap();
+            // On Linux, `sendfile`.
+            std::io::copy(&mut (&disk).take(part as u64), &mut stream).unwrap();
+        }
     }
 }

@@ -210,6 +210,13 @@ impl<G: GoldenFile, C: CloneObjects> CloneDisk<G, C> {
         self.golden.try_read_at(offset, buffer).map_err(self.golden_failed())
     }
 
+    /// The golden image's file, if what lies at `offset` is read from there, and for how many octets that holds, `length` at
+    /// most. The range lies on the disk and is not empty.
+    pub fn golden_at(&self, offset: u64, length: u64) -> Option<(&G, u64)> {
+        let run = self.own.runs(offset..offset + length).next()?;
+        (!run.own).then(|| (&self.golden, run.range.end - run.range.start))
+    }
+
     /// Writes `data` at `offset`. When this returns it is on the OSDs' disks.
     ///
     /// # Errors

@@ -273,6 +273,24 @@ mod tests {
     }
 
     #[tokio::test(flavor = "multi_thread")]
+    async fn what_was_checked_for_a_reader_can_be_sent_from_where_it_is() {
+        let host = Host::new();
+        host.rot(3);
+        let reader = GoldenImage::from_files(host.files()).unwrap();
+        blocking(move || {
+            let (start, length) = (66 * BLOCK as u64 - 1, 4 * BLOCK as u64);
+            assert!(reader.place_at(start, length).is_none());
+            assert!(reader.fetch(start, length).unwrap());
+            assert!(
+                reader.place_at(start, length).is_some_and(|place| (place.offset, place.length) == (start, length))
+            );
+            assert!(!reader.fetch(0, length).unwrap(), "reading says what is wrong with it");
+            assert!(reader.place_at(0, length).is_none());
+        })
+        .await;
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
     async fn a_block_that_rots_is_vouched_for_to_nobody_and_one_found_right_not_for_ever() {
         let host = Host::new();
         host.rot(9);

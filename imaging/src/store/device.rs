@@ -44,6 +44,15 @@ pub trait BlockDevice: fmt::Debug + Send + Sync + 'static {
         None
     }
 
+    /// Has a range checked and brought into the page cache, so that [`BlockDevice::place_at`] is likely to find it;
+    /// answers whether it could. The range lies on the device and is not empty.
+    ///
+    /// # Errors
+    /// As [`BlockDevice::read_at`].
+    fn fetch(&self, _offset: u64, _length: u64) -> Result<bool, DeviceError> {
+        Ok(false)
+    }
+
     /// Whether the octet at `offset` takes room of a disk, and for how many octets from there on that holds, `length` at
     /// most and at least one; all the rest reads as zeros. The range lies on the device and is not empty. A device that
     /// cannot tell says that everything does.

@@ -262,6 +262,18 @@ impl BlockDevice for GoldenImage {
         checked.then_some(Place { file: &self.disk, offset, length })
     }
 
+    /// By the checker, who reads what it looks at.
+    fn fetch(&self, offset: u64, length: u64) -> Result<bool, DeviceError> {
+        let octets = usize::try_from(length).unwrap_or(usize::MAX);
+        let end = block_of(offset + length + BLOCK_BYTES - 1);
+        while let Some(first) = self.unchecked(offset, octets).next() {
+            if !self.have_checked(first, end) {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
     fn is_mapped(&self, offset: u64, length: u64) -> Result<(bool, u64), DeviceError> {
         let failed = |source| DeviceError::Io { doing: "finding the holes of a golden image", offset, source };
         has_data(&self.disk, offset, length).map_err(failed)

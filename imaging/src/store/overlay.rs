@@ -234,6 +234,10 @@ impl BlockDevice for Layer {
         place_layered(&self.map, &self.data, &*self.lower, offset, length)
     }
 
+    fn fetch(&self, offset: u64, length: u64) -> Result<bool, DeviceError> {
+        fetch_layered(&self.map, &*self.lower, offset, length)
+    }
+
     fn is_mapped(&self, offset: u64, length: u64) -> Result<(bool, u64), DeviceError> {
         is_mapped_layered(&self.map, &self.data, &*self.lower, offset, length)
     }
@@ -443,6 +447,10 @@ impl BlockDevice for Overlay {
         place_layered(&self.map, &self.data, &*self.lower, offset, length)
     }
 
+    fn fetch(&self, offset: u64, length: u64) -> Result<bool, DeviceError> {
+        fetch_layered(&self.map, &*self.lower, offset, length)
+    }
+
     fn is_mapped(&self, offset: u64, length: u64) -> Result<(bool, u64), DeviceError> {
         is_mapped_layered(&self.map, &self.data, &*self.lower, offset, length)
     }
@@ -549,6 +557,12 @@ fn place_layered<'a>(
     let run = map.runs(offset..offset + length).next()?;
     let length = run.range.end - run.range.start;
     if run.own { Some(Place { file: data, offset, length }) } else { lower.place_at(offset, length) }
+}
+
+/// Has what is below fetched, if none of it is a layer's own.
+fn fetch_layered(map: &AllocationMap, lower: &dyn BlockDevice, offset: u64, length: u64) -> Result<bool, DeviceError> {
+    let own = map.runs(offset..offset + length).any(|run| run.own);
+    if own { Ok(false) } else { lower.fetch(offset, length) }
 }
 
 /// Whether a layer's own granules are more than holes, or what is below them is.

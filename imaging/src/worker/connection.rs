@@ -176,8 +176,8 @@ impl Driver<'_> {
                 Some(result) => result,
                 None => return self.hand(IoRequest { tag, io, in_place }, begun),
             },
-            Io::Write { fua: false, .. } if !self.hub.unit.writes_wait() => self.hub.unit.perform(io, begun),
-            Io::Status { .. } => self.hub.unit.perform(io, begun),
+            Io::Write { fua: false, .. } if !self.hub.unit.writes_wait() => self.hub.unit.perform(io, in_place, begun),
+            Io::Status { .. } => self.hub.unit.perform(io, in_place, begun),
             Io::Write { .. } | Io::Flush | Io::Unmap { .. } | Io::WriteSame { .. } | Io::CompareAndWrite { .. } => {
                 return self.hand(IoRequest { tag, io, in_place }, begun);
             }

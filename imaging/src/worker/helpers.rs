@@ -65,7 +65,7 @@ impl Queue {
             let mut jobs = self.more.wait_while(jobs, |jobs| jobs.is_empty()).unwrap_or_else(PoisonError::into_inner);
             let Some(Job { request, begun, done }) = jobs.pop_front() else { continue };
             drop(jobs);
-            let result = unit.perform(request.io, begun);
+            let result = unit.perform(request.io, request.in_place, begun);
             done.add(request.tag, result);
         }
     }

@@ -114,10 +114,17 @@ impl Unit {
         let begun = Instant::now();
         let device = &*self.gate.pass_now()?;
         let (start, length) = (lba * self.block_bytes, self.octets(blocks));
-        if in_place && length >= IN_PLACE_OCTETS && is_at_hand(device, start, length as u64) {
-            self.reads.record(begun.elapsed());
-            self.read_bytes.fetch_add(length as u64, Ordering::Relaxed);
-            return Some(IoResult::InPlace(start..start + length as u64));
+        if in_place && length >= IN_PLACE_OCTETS {
+            match whereabouts(device, start, length as u64) {
+                Whereabouts::AtHand => {
+                    self.reads.record(begun.elapsed());
+                    self.read_bytes.fetch_add(length as u64, Ordering::Relaxed);
+                    return Some(IoResult::InPlace(start..start + length as u64));
+                }
+                // To be looked for in vain, it would need a buffer.
+                Whereabouts::Away => return None,
+                Whereabouts::Scattered => {}
+            }
         }
         let mut buffer = buffers.take(length);
         match device.try_read_at(start, &mut buffer) {
@@ -154,8 +161,9 @@ impl Unit {
         if sent == 0 { Err(Errno::IO) } else { Ok(sent) }
     }
 
-    /// Carries out `io`, which was asked for at `begun`. Blocks.
-    pub(super) fn perform(&self, io: Io, begun: Instant) -> IoResult {
+    /// Carries out `io`, which was asked for at `begun`. Blocks. If `in_place` says so, what is long stays in the page cache
+    /// until it is sent.
+    pub(super) fn perform(&self, io: Io, in_place: bool, begun: Instant) -> IoResult {
         let took = match io {
             Io::Read { .. } => Some(&self.reads),
             Io::Write { .. } => Some(&self.writes),
@@ -163,22 +171,22 @@ impl Unit {
                 None
             }
         };
-        let result = self.carry_out(io);
+        let result = self.carry_out(io, in_place);
         if let Some(histogram) = took {
             histogram.record(begun.elapsed());
         }
         result
     }
 
-    fn carry_out(&self, io: Io) -> IoResult {
+    fn carry_out(&self, io: Io, in_place: bool) -> IoResult {
         let device = &*self.gate.pass();
         match io {
             Io::Read { lba, blocks } => {
-                let mut buffer = vec![0; self.octets(blocks)];
-                match device.read_at(lba * self.block_bytes, &mut buffer) {
-                    Ok(()) => {
-                        self.read_bytes.fetch_add(buffer.len() as u64, Ordering::Relaxed);
-                        IoResult::Data(buffer.into())
+                let (start, length) = (lba * self.block_bytes, self.octets(blocks));
+                match fetch_or_read(device, start, length, in_place && length >= IN_PLACE_OCTETS) {
+                    Ok(result) => {
+                        self.read_bytes.fetch_add(length as u64, Ordering::Relaxed);
+                        result
                     }
                     Err(error) => fault("read", &error),
                 }
@@ -265,21 +273,47 @@ impl Unit {
     }
 }
 
-/// Whether a range can be sent from where it is, without waiting and in few pieces. The page cache is asked here and
-/// there, since files are read ahead in longer stretches: sending waits in the rare case that it has forgotten what
-/// lies between.
-fn is_at_hand(device: &dyn BlockDevice, start: u64, length: u64) -> bool {
+/// Has a range be where it can be sent from, or reads it.
+fn fetch_or_read(device: &dyn BlockDevice, start: u64, length: usize, in_place: bool) -> Result<IoResult, DeviceError> {
+    let end = start + length as u64;
+    if in_place
+        && device.fetch(start, length as u64)?
+        && matches!(whereabouts(device, start, length as u64), Whereabouts::AtHand)
+    {
+        return Ok(IoResult::InPlace(start..end));
+    }
+    let mut buffer = vec![0; length];
+    device.read_at(start, &mut buffer)?;
+    Ok(IoResult::Data(buffer.into()))
+}
+
+/// How a range can be sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Whereabouts {
+    /// From where it is, without waiting and in few pieces.
+    AtHand,
+    /// In too many pieces.
+    Scattered,
+    /// Not without waiting.
+    Away,
+}
+
+/// The page cache is asked here and there, since files are read ahead in longer stretches: sending waits in the rare case
+/// that it has forgotten what lies between.
+fn whereabouts(device: &dyn BlockDevice, start: u64, length: u64) -> Whereabouts {
     let (mut at, end) = (start, start + length);
     while at < end {
-        let Some(Place { file, offset, length }) = device.place_at(at, end - at) else { return false };
+        let Some(Place { file, offset, length }) = device.place_at(at, end - at) else { return Whereabouts::Away };
+        if length < PLACE_OCTETS && length < end - at {
+            return Whereabouts::Scattered;
+        }
         let cached = |offset| matches!(read_if_cached(file, offset, &mut [0]), Ok(true));
-        let scattered = length < PLACE_OCTETS && length < end - at;
-        if scattered || !(offset..offset + length).step_by(PROBE_STEP).all(cached) || !cached(offset + length - 1) {
-            return false;
+        if !(offset..offset + length).step_by(PROBE_STEP).all(cached) || !cached(offset + length - 1) {
+            return Whereabouts::Away;
         }
         at += length;
     }
-    true
+    Whereabouts::AtHand
 }
 
 fn done(doing: &'static str, result: Result<(), DeviceError>) -> IoResult {
@@ -363,9 +397,9 @@ mod tests {
         assert_eq!(unit.read_now(0, blocks, true, &mut buffers), None, "nothing is checked yet");
         for (lba, data) in [(128, vec![1; 64 << 10]), (1024, vec![2; 128 << 10])] {
             let write = Io::Write { lba, data: vec![data.into()], fua: false };
-            assert_eq!(unit.perform(write, Instant::now()), IoResult::Done);
+            assert_eq!(unit.perform(write, false, Instant::now()), IoResult::Done);
         }
-        let IoResult::Data(data) = unit.perform(Io::Read { lba: 0, blocks }, Instant::now()) else { panic!() };
+        let IoResult::Data(data) = unit.perform(Io::Read { lba: 0, blocks }, false, Instant::now()) else { panic!() };
         assert_eq!(unit.read_now(0, blocks, true, &mut buffers), Some(IoResult::InPlace(0..OCTETS as u64)));
         assert_eq!(sent(&unit, 0..OCTETS as u64), data);
         assert_eq!(sent(&unit, 70_001..200_000), data[70_001..200_000]);
@@ -377,7 +411,7 @@ mod tests {
     fn what_takes_no_room_is_not_mapped() {
         let folder = tempfile::tempdir().unwrap();
         let unit = clone_of(folder.path(), |at| if (256 << 10..512 << 10).contains(&at) { 0 } else { 7 });
-        let status = |lba| match unit.perform(Io::Status { lba }, Instant::now()) {
+        let status = |lba| match unit.perform(Io::Status { lba }, false, Instant::now()) {
             IoResult::Status { mapped, blocks } => (mapped, blocks),
             other => panic!("{other:?}"),
         };
@@ -387,11 +421,13 @@ mod tests {
         assert_eq!(status(1024), (true, blocks - 1024));
         // Written over the end of the hole, and unmapped after it: one stretch each, whatever file it is in.
         let write = Io::Write { lba: 1016, data: vec![vec![3; 4096].into()], fua: false };
-        assert_eq!(unit.perform(write, Instant::now()), IoResult::Done);
-        assert_eq!(unit.perform(Io::Unmap { ranges: vec![(1536, 512)] }, Instant::now()), IoResult::Done);
+        assert_eq!(unit.perform(write, false, Instant::now()), IoResult::Done);
+        assert_eq!(unit.perform(Io::Unmap { ranges: vec![(1536, 512)] }, false, Instant::now()), IoResult::Done);
         assert_eq!((status(512), status(1016)), ((false, 504), (true, 520)));
         assert_eq!(status(1536), (false, blocks - 1536));
-        let IoResult::Data(data) = unit.perform(Io::Read { lba: 1536, blocks: 512 }, Instant::now()) else { panic!() };
+        let IoResult::Data(data) = unit.perform(Io::Read { lba: 1536, blocks: 512 }, false, Instant::now()) else {
+            panic!()
+        };
         assert!(data.iter().all(|octet| *octet == 0));
     }
 
@@ -401,9 +437,11 @@ mod tests {
         let (unit, mut buffers) = (clone_in(folder.path()), Buffers::default());
         for granule in (0..32).step_by(2) {
             let write = Io::Write { lba: granule * 8, data: vec![vec![3; 4096].into()], fua: false };
-            assert_eq!(unit.perform(write, Instant::now()), IoResult::Done);
+            assert_eq!(unit.perform(write, false, Instant::now()), IoResult::Done);
         }
-        let IoResult::Data(data) = unit.perform(Io::Read { lba: 0, blocks: 256 }, Instant::now()) else { panic!() };
+        let IoResult::Data(data) = unit.perform(Io::Read { lba: 0, blocks: 256 }, false, Instant::now()) else {
+            panic!()
+        };
         assert_eq!(unit.read_now(0, 256, true, &mut buffers), Some(IoResult::Data(data)));
     }
 
@@ -411,7 +449,9 @@ mod tests {
     fn what_is_not_checked_any_more_is_checked_before_it_is_sent() {
         let folder = tempfile::tempdir().unwrap();
         let unit = clone_in(folder.path());
-        let IoResult::Data(data) = unit.perform(Io::Read { lba: 0, blocks: 256 }, Instant::now()) else { panic!() };
+        let IoResult::Data(data) = unit.perform(Io::Read { lba: 0, blocks: 256 }, false, Instant::now()) else {
+            panic!()
+        };
         // Opened anew, the device knows of no block that was checked.
         let anew = clone_in(&folder.path().join("store"));
         assert_eq!(sent(&anew, 512..100_000), data[512..100_000]);

@@ -2,7 +2,7 @@
 //! host, each block checked.
 
 use super::sweeper::Reader;
-use crate::store::device::{BlockDevice, DeviceError};
+use crate::store::device::{BlockDevice, DeviceError, Place};
 use crate::store::golden::GoldenImage;
 use assay_rbd::{CloneDisk, CloneObjects, GoldenFile, RbdError};
 use bytes::Bytes;
@@ -34,6 +34,18 @@ impl<C: CloneObjects + 'static> BlockDevice for CloneDisk<GoldenImage, C> {
 
     fn try_read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<bool, DeviceError> {
         self.try_read_at(offset, buffer).map_err(at(offset))
+    }
+
+    fn place_at(&self, offset: u64, length: u64) -> Option<Place<'_>> {
+        let (golden, octets) = self.golden_at(offset, length)?;
+        golden.place_at(offset, octets)
+    }
+
+    fn fetch(&self, offset: u64, length: u64) -> Result<bool, DeviceError> {
+        match self.golden_at(offset, length) {
+            Some((golden, octets)) if octets == length => golden.fetch(offset, length),
+            _ => Ok(false),
+        }
     }
 
     fn writes_wait(&self) -> bool {
