@@ -24,7 +24,6 @@ mod db;
 mod export;
 pub mod gateway;
 mod gateways;
-mod owner_socket;
 pub mod rbd_disk;
 pub mod rbd_disks;
 mod renewal;

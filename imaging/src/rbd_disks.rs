@@ -2,8 +2,7 @@
 //! `Accept=yes`, which may do it in this one's place. It stands where Ceph can be reached; gateways, which cannot, connect
 //! here. What it started outlives it, and ends with its connection.
 
-use crate::owner_socket;
-use assay_service::CancellationToken;
+use assay_service::{CancellationToken, owner_socket};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, listen, socket_with};
 use std::collections::HashSet;
 use std::io;

@@ -3,6 +3,7 @@
 
 use crate::auth::Tokens;
 use crate::clock::Clock;
+use crate::owner_socket;
 use crate::tls::SiteIdentity;
 use axum::body::{Body, HttpBody as _};
 use axum::extract::{DefaultBodyLimit, Request};
@@ -18,7 +19,7 @@ use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::io;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -304,16 +305,9 @@ where
     }
 }
 
-fn bind_unix(path: &PathBuf) -> Result<UnixListener, HttpError> {
-    use std::os::unix::fs::PermissionsExt as _;
-    // A socket file that a killed predecessor left behind would make bind fail for ever.
-    let _was_there = std::fs::remove_file(path);
-    UnixListener::bind(path)
-        .and_then(|listener| {
-            std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
-            Ok(listener)
-        })
-        .map_err(|source| HttpError { address: path.display().to_string(), source })
+fn bind_unix(path: &Path) -> Result<UnixListener, HttpError> {
+    let bound = owner_socket::replace(path, |path| UnixListener::bind(path));
+    bound.map_err(|source| HttpError { address: path.display().to_string(), source })
 }
 
 async fn back_off(error: &io::Error) {

@@ -3,9 +3,8 @@
 use super::exports::{Exports, OrderError};
 use super::order::{CANNOT_PAUSE, ExportOrder, GatewayStatus};
 use super::supervised::PauseError;
-use crate::owner_socket;
-use assay_service::CancellationToken;
 use assay_service::error::{ApiError, chain};
+use assay_service::{CancellationToken, owner_socket};
 use assay_wire::id::AdmissionId;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;

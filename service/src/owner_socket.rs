@@ -7,7 +7,10 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
 /// Has `bind` make a socket at `path`, in place of one that a killed predecessor left.
-pub(crate) fn replace<S>(path: &Path, bind: impl FnOnce(&Path) -> io::Result<S>) -> io::Result<S> {
+///
+/// # Errors
+/// What is there cannot be removed, or the operating system refuses the socket.
+pub fn replace<S>(path: &Path, bind: impl FnOnce(&Path) -> io::Result<S>) -> io::Result<S> {
     match std::fs::remove_file(path) {
         Err(cause) if cause.kind() != io::ErrorKind::NotFound => return Err(cause),
         Ok(()) | Err(_) => {}
@@ -19,7 +22,8 @@ pub(crate) fn replace<S>(path: &Path, bind: impl FnOnce(&Path) -> io::Result<S>)
 
 /// Whether a connection is this user's or root's: the file's mode says so too, but not in the moment before it is set. One
 /// that is not is logged as `event`.
-pub(crate) fn is_owners(connection: impl AsFd, own_uid: u32, event: &'static str) -> bool {
+#[must_use]
+pub fn is_owners(connection: impl AsFd, own_uid: u32, event: &'static str) -> bool {
     match sockopt::socket_peercred(connection) {
         Ok(peer) if peer.uid.as_raw() == own_uid || peer.uid.is_root() => return true,
         Ok(peer) => tracing::warn!(event, uid = peer.uid.as_raw(), "another user's connection"),
