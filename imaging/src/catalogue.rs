@@ -6,6 +6,7 @@
 use crate::db::images::ImageRecord;
 use crate::db::{Db, DbError};
 use crate::export::blocking;
+use crate::lock::lock;
 use crate::store::device::BlockDevice;
 use crate::store::import::in_chunks;
 use crate::store::{Content, Dependent, ImageStore, StoreError, StoredImage, StoredKind};
@@ -17,7 +18,7 @@ use std::collections::{BTreeSet, HashSet};
 use std::io::ErrorKind;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 /// The catalogue and its store.
 #[derive(Debug)]
@@ -114,7 +115,7 @@ pub(crate) struct Working {
 
 impl Drop for Working {
     fn drop(&mut self) {
-        self.images.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.image);
+        lock(&self.images).remove(&self.image);
     }
 }
 
@@ -184,7 +185,7 @@ impl Catalogue {
 
     /// The one right to work on an image.
     pub(crate) fn begin(&self, record: &ImageRecord) -> Result<Working, CatalogueError> {
-        let fresh = self.working.lock().unwrap_or_else(PoisonError::into_inner).insert(record.key);
+        let fresh = lock(&self.working).insert(record.key);
         if fresh {
             Ok(Working { images: Arc::clone(&self.working), image: record.key })
         } else {

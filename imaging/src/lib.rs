@@ -24,6 +24,7 @@ mod db;
 mod export;
 pub mod gateway;
 mod gateways;
+mod lock;
 pub mod rbd_disk;
 pub mod rbd_disks;
 mod renewal;

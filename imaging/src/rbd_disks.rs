@@ -2,6 +2,7 @@
 //! `Accept=yes`, which may do it in this one's place. It stands where Ceph can be reached; gateways, which cannot, connect
 //! here. What it started outlives it, and ends with its connection.
 
+use crate::lock::lock;
 use assay_service::{CancellationToken, owner_socket};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, listen, socket_with};
 use std::collections::HashSet;
@@ -9,7 +10,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::net::UnixListener;
 use tokio::process::Command;
@@ -158,10 +159,6 @@ impl Drop for User {
     fn drop(&mut self) {
         lock(&self.taken).remove(&self.offset);
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Of packets, as gateways and their companions exchange them.

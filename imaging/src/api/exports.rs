@@ -1,6 +1,7 @@
 //! Exports: step 7 of the boot path.
 
 use super::{db_failed, export_failed};
+use crate::lock::lock;
 use crate::service::AppState;
 use assay_service::auth::Caller;
 use assay_service::error::ApiError;
@@ -14,7 +15,7 @@ use assay_wire::step::Step;
 use axum::Json;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 use std::time::Instant;
 
 /// Exports the disk of the lease that a signed attestation result is for. Idempotent by the result's id.
@@ -51,7 +52,7 @@ pub(super) async fn get_exports(
 ) -> Result<Json<Vec<Export>>, ApiError> {
     caller.require_service()?;
     let records = state.exporter.db.exports().await.map_err(|error| db_failed(&error))?;
-    let served = state.served.lock().unwrap_or_else(PoisonError::into_inner);
+    let served = lock(&state.served);
     let exports = records.into_iter().map(|record| {
         let status = served.get(&record.admission);
         Export {
@@ -88,7 +89,7 @@ pub(super) async fn delete_export(
         .await
         .map_err(|error| ApiError::internal("ending an export", &error))?
         .map_err(|error| export_failed(&error))?;
-    state.served.lock().unwrap_or_else(PoisonError::into_inner).remove(&admission);
+    lock(&state.served).remove(&admission);
     Ok(StatusCode::NO_CONTENT)
 }
 

@@ -6,6 +6,7 @@ use super::companion::{self, OpenError, Opened};
 use super::order::{ExportOrder, ExportStatus, GatewayStatus, Reservation};
 use super::process::{Launcher, StartError};
 use super::supervised::{Launch, PauseError, Recipe, Supervised, WorkerError};
+use crate::lock::lock;
 use crate::store::golden::GoldenFiles;
 use crate::store::overlay::DiskFiles;
 use crate::store::{DiskLocation, StoreError, Upper};
@@ -401,10 +402,6 @@ impl Drop for Claimed {
     fn drop(&mut self) {
         lock(&self.claims).remove(&self.admission);
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn remaining_ms(until_ms: i64, now_ms: i64) -> u64 {

@@ -15,12 +15,13 @@ use super::golden::{GoldenFiles, GoldenImage, cached_folder};
 use super::import::{self, Copied, NewGolden};
 use super::merkle::Hash;
 use super::{Content, StoreError};
+use crate::lock::lock;
 use assay_wire::id::ImageKey;
 use std::collections::{HashMap, HashSet};
 use std::io::ErrorKind;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 const MAKING: &str = ".making-";
 const IMPORTING: &str = ".import-";
@@ -64,8 +65,8 @@ impl GoldenCache {
         recorded: &Recorded,
         content: impl FnOnce() -> Result<C, StoreError>,
     ) -> Result<GoldenImage, StoreError> {
-        let lock = self.lock(recorded.image);
-        let _alone = lock.lock().unwrap_or_else(PoisonError::into_inner);
+        let turn = self.turn(recorded.image);
+        let _alone = lock(&turn);
         if let Some(found) = self.found(recorded)? {
             return Ok(found);
         }
@@ -110,18 +111,18 @@ impl GoldenCache {
 
     /// Keeps what an import has written, all of it.
     pub(super) fn keep(&self, staged: &Staged, image: ImageKey) -> Result<(), StoreError> {
-        let lock = self.lock(image);
-        let _alone = lock.lock().unwrap_or_else(PoisonError::into_inner);
+        let turn = self.turn(image);
+        let _alone = lock(&turn);
         if staged.copied.is_some() { self.publish(&staged.folder, image) } else { Ok(()) }
     }
 
     /// Forgets an image: it was removed, and its key is never used again.
     pub(super) fn evict(&self, image: ImageKey) -> Result<(), StoreError> {
-        let lock = self.lock(image);
-        let _alone = lock.lock().unwrap_or_else(PoisonError::into_inner);
+        let turn = self.turn(image);
+        let _alone = lock(&turn);
         remove_folder(&self.folder(MAKING, image))?;
         remove_folder(&cached_folder(&self.store, image))?;
-        self.images.lock().unwrap_or_else(PoisonError::into_inner).remove(&image);
+        lock(&self.images).remove(&image);
         Ok(())
     }
 
@@ -137,8 +138,8 @@ impl GoldenCache {
         self.store.join("golden").join(format!("{prefix}{image}"))
     }
 
-    fn lock(&self, image: ImageKey) -> Arc<Mutex<()>> {
-        Arc::clone(self.images.lock().unwrap_or_else(PoisonError::into_inner).entry(image).or_default())
+    fn turn(&self, image: ImageKey) -> Arc<Mutex<()>> {
+        Arc::clone(lock(&self.images).entry(image).or_default())
     }
 }
 

@@ -26,6 +26,7 @@ use super::file::{data_ranges, has_data, punch_hole, read_if_cached, reserve, sy
 use super::golden::{GoldenFiles, GoldenImage};
 use super::manifest::{self, Chain, DiskManifest, ImageContent, ImageManifest, LayerId};
 use super::merkle::Hash;
+use crate::lock::lock;
 use assay_wire::id::DiskId;
 use bytes::Bytes;
 use std::fs::{File, OpenOptions, TryLockError};
@@ -34,7 +35,7 @@ use std::ops::Range;
 use std::os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 const DATA: &str = "data";
 const MAP: &str = "map";
@@ -693,8 +694,4 @@ fn granule_start(offset: u64) -> u64 {
 /// Lengths here are of buffers in memory, or were checked to fit one.
 fn length(octets: u64) -> usize {
     usize::try_from(octets).unwrap_or(usize::MAX)
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
