@@ -11,7 +11,7 @@
 //! is checked again when it is first read.
 
 use super::folder::{names, remove_folder, sync};
-use super::golden::{GoldenFiles, GoldenImage, cached_folder};
+use super::golden::{self, GoldenFiles, GoldenImage, cached_folder};
 use super::import::{self, Copied, NewGolden};
 use super::merkle::Hash;
 use super::{Content, StoreError};
@@ -84,6 +84,22 @@ impl GoldenCache {
         self.publish(&making, image)?;
         tracing::info!(event = "image.materialised", %image, octets = copied.data_bytes, "golden image is on this host");
         self.found(recorded)?.ok_or(StoreError::NoImage { image })
+    }
+
+    /// Has the image here, for others to open: costs no more than a look where it is.
+    ///
+    /// # Errors
+    /// As [`GoldenCache::get`].
+    pub(super) fn have<C: Content>(
+        &self,
+        recorded: &Recorded,
+        content: impl FnOnce() -> Result<C, StoreError>,
+    ) -> Result<(), StoreError> {
+        // What is there with other sizes, `get` sees to.
+        if golden::is_cached(&self.store, recorded.image, recorded.byte_len) {
+            return Ok(());
+        }
+        self.get(recorded, content).map(drop)
     }
 
     /// What is there of the image, if it is whole. What cannot be the image goes.
@@ -259,6 +275,26 @@ mod tests {
         });
         assert_eq!(host.read(), BYTES, "read once, from the first octet to the last");
         assert_eq!(host.left(), [host.recorded.image.to_string()]);
+    }
+
+    #[test]
+    fn who_has_it_only_looks_and_has_what_cannot_be_it_made_anew() {
+        let host = Host::new(7);
+        let cache = host.open();
+        let have = || cache.have(&host.recorded, || host.content(7, BYTES)).unwrap();
+        have();
+        assert_eq!(host.read(), BYTES);
+        have();
+        assert_eq!(host.read(), 0);
+        let folder = cached_folder(host.folder.path(), host.recorded.image);
+        for file in ["disk.raw", "tree.sha256"] {
+            std::fs::OpenOptions::new().write(true).open(folder.join(file)).unwrap().set_len(512).unwrap();
+            have();
+            assert_eq!(host.read(), BYTES, "{file}");
+            std::fs::remove_file(folder.join(file)).unwrap();
+            have();
+            assert_eq!(host.read(), BYTES, "{file}");
+        }
     }
 
     #[test]

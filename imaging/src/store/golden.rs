@@ -289,6 +289,15 @@ impl BlockDevice for GoldenImage {
     }
 }
 
+/// Whether a golden image of that size was materialised below the folder `store`: its files are there, and as long as they
+/// must be.
+pub(super) fn is_cached(store: &Path, golden: ImageKey, byte_len: u64) -> bool {
+    let folder = cached_folder(store, golden);
+    [(DISK, byte_len), (TREE, Shape::of(byte_len).file_bytes())].into_iter().all(|(name, expected)| {
+        std::fs::metadata(folder.join(name)).is_ok_and(|found| found.is_file() && found.len() == expected)
+    })
+}
+
 /// The folder of a golden image that was materialised below `store`.
 pub(super) fn cached_folder(store: &Path, golden: ImageKey) -> PathBuf {
     store.join("golden").join(golden.to_string())

@@ -103,10 +103,12 @@ impl RbdImageStore {
     }
 
     /// A golden image as this host has it, after it has it.
-    fn golden(&self, image: ImageKey) -> Result<(Recorded, GoldenImage), StoreError> {
-        let recorded = self.recorded(image)?;
-        let content = || Ok(OnCeph { image: self.store.open_image(image_name(image))?, key: image });
-        Ok((recorded, self.cache.get(&recorded, content)?))
+    fn golden(&self, image: ImageKey) -> Result<GoldenImage, StoreError> {
+        self.cache.get(&self.recorded(image)?, || self.on_ceph(image))
+    }
+
+    fn on_ceph(&self, image: ImageKey) -> Result<OnCeph, StoreError> {
+        Ok(OnCeph { image: self.store.open_image(image_name(image))?, key: image })
     }
 
     /// A disk or a snapshot, which `open` opens, over the golden image at its bottom.
@@ -121,7 +123,7 @@ impl RbdImageStore {
         let Some(golden) = golden.and_then(key_of) else {
             return Err(malformed(&name, "stands on no golden image".to_owned()));
         };
-        let (_, golden) = self.golden(golden)?;
+        let golden = self.golden(golden)?;
         let disk = CloneDisk::over(&self.store.place(name)?, open, &layers, golden)?;
         Ok(Arc::new(CloneDevice::new(disk, reader)))
     }
@@ -192,7 +194,7 @@ impl ImageStore for RbdImageStore {
 
     fn open_image(&self, image: ImageKey) -> Result<Arc<dyn BlockDevice>, StoreError> {
         match self.image(image)?.kind {
-            StoredKind::Golden { .. } => Ok(Arc::new(self.golden(image)?.1)),
+            StoredKind::Golden { .. } => Ok(Arc::new(self.golden(image)?)),
             StoredKind::Snapshot { .. } => {
                 let name = image_name(image);
                 self.layered(name, || Ok(self.store.open_image(name)?))
@@ -285,7 +287,8 @@ impl ImageStore for RbdImageStore {
             return Err(malformed(&name, "stands on no golden image".to_owned()));
         };
         // Before there is a key: it takes as long as reading all of the image, once on this host.
-        let (recorded, _) = self.golden(golden)?;
+        let recorded = self.recorded(golden)?;
+        self.cache.have(&recorded, || self.on_ceph(golden))?;
         let user = user(admission)?;
         let (key, access) = self.store.issue(name, &user)?;
         let layers = access.scope.layers();
