@@ -1,15 +1,16 @@
-//! Files that are being uploaded: `<store>/uploads/<id>` with the octets that have come, and `<id>.json` with what was said
-//! of it. Whatever was written survives the end of this process; the digest is checked when the file is imported, so what
-//! a power cut took is found then. One that nobody goes on with is forgotten after a while.
+//! Files that are being uploaded: `<store>/uploads/<id>` with the octets that have come, modified when the last of them did,
+//! and `<id>.json` with what was said of it. Whatever was written survives the end of this process; the digest is checked
+//! when the file is imported, so what a power cut took is found then. One that nobody goes on with is forgotten after a while.
 
+use crate::lock::lock;
 use assay_wire::id::{ProjectId, UploadId};
 use assay_wire::imaging::{Upload, UploadRequest};
-use serde::{Deserialize, Serialize};
 use std::fs::{File, OpenOptions};
 use std::io::{self, ErrorKind};
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
+use std::time::{Duration, SystemTime};
 
 /// Octets of one piece.
 pub(crate) const MAX_PIECE_BYTES: usize = 4 << 20;
@@ -23,16 +24,6 @@ const MAX_UPLOADS: usize = 8;
 pub(crate) struct Uploads {
     folder: PathBuf,
     changing: Mutex<()>,
-}
-
-/// `<id>.json`.
-#[derive(Debug, Serialize, Deserialize)]
-struct Described {
-    #[serde(flatten)]
-    upload: Upload,
-    /// When it was begun, or its last piece came: milliseconds since the Unix epoch.
-    #[serde(default)]
-    touched_at_ms: i64,
 }
 
 /// Why it was not done.
@@ -96,8 +87,9 @@ impl Uploads {
         let (id, project, bytes) = (UploadId::random(), request.project.clone(), request.bytes);
         let upload = Upload { id, project, bytes, sha256, received: 0 };
         let path = self.path(id);
-        File::create_new(&path).map_err(|source| failed("making", &path, source))?;
-        self.describe(&upload, now_ms)?;
+        let file = File::create_new(&path).map_err(|source| failed("making", &path, source))?;
+        touch(&file, &path, now_ms)?;
+        self.describe(&upload)?;
         Ok(upload)
     }
 
@@ -116,13 +108,13 @@ impl Uploads {
             let _ = file.set_len(received);
             return Err(failed("writing", &path, source));
         }
-        self.describe(&upload, now_ms)?;
+        touch(&file, &path, now_ms)?;
         Ok(Upload { received: end, ..upload })
     }
 
     /// How far an upload has come.
     pub(crate) fn get(&self, upload: UploadId) -> Result<Option<Upload>, UploadError> {
-        let Some(Described { upload, .. }) = self.described(upload)? else { return Ok(None) };
+        let Some(upload) = self.described(upload)? else { return Ok(None) };
         let path = self.path(upload.id);
         let received = std::fs::metadata(&path).map_err(|source| failed("reading the size of", &path, source))?.len();
         Ok(Some(Upload { received, ..upload }))
@@ -140,9 +132,9 @@ impl Uploads {
         let _alone = self.alone();
         let mut swept = Vec::new();
         for id in self.ids("")? {
-            // A description that cannot be read is of no use to anybody.
-            let touched_at_ms = self.described(id).ok().flatten().map(|described| described.touched_at_ms);
-            if touched_at_ms.is_none_or(|touched_at_ms| touched_at_ms < before_ms) {
+            // Without a description that can be read it is of no use to anybody.
+            let described = self.described(id).is_ok_and(|described| described.is_some());
+            if !described || touched_at_ms(&self.path(id)).is_none_or(|at_ms| at_ms < before_ms) {
                 self.forget(id)?;
                 swept.push(id);
             }
@@ -182,16 +174,15 @@ impl Uploads {
         Ok(ids)
     }
 
-    fn describe(&self, upload: &Upload, touched_at_ms: i64) -> Result<(), UploadError> {
+    fn describe(&self, upload: &Upload) -> Result<(), UploadError> {
         let path = self.path(upload.id).with_extension("json");
-        let described = Described { upload: upload.clone(), touched_at_ms };
-        let json = serde_json::to_vec(&described).map_err(|cause| failed("writing", &path, cause.into()))?;
+        let json = serde_json::to_vec(upload).map_err(|cause| failed("writing", &path, cause.into()))?;
         let staged = path.with_extension("json-new");
         let written = std::fs::write(&staged, json).and_then(|()| std::fs::rename(&staged, &path));
         written.map_err(|source| failed("writing", &path, source))
     }
 
-    fn described(&self, upload: UploadId) -> Result<Option<Described>, UploadError> {
+    fn described(&self, upload: UploadId) -> Result<Option<Upload>, UploadError> {
         let path = self.path(upload).with_extension("json");
         let json = match std::fs::read(&path) {
             Err(source) if source.kind() == ErrorKind::NotFound => return Ok(None),
@@ -205,8 +196,19 @@ impl Uploads {
     }
 
     fn alone(&self) -> MutexGuard<'_, ()> {
-        self.changing.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.changing)
     }
+}
+
+/// Says when the file was begun, or its last piece came: by the service's clock, in milliseconds since the Unix epoch.
+fn touch(file: &File, path: &Path, now_ms: i64) -> Result<(), UploadError> {
+    let now = SystemTime::UNIX_EPOCH + Duration::from_millis(u64::try_from(now_ms).unwrap_or(0));
+    file.set_modified(now).map_err(|source| failed("setting the time of", path, source))
+}
+
+fn touched_at_ms(path: &Path) -> Option<i64> {
+    let at = std::fs::metadata(path).ok()?.modified().ok()?;
+    at.duration_since(SystemTime::UNIX_EPOCH).ok()?.as_millis().try_into().ok()
 }
 
 fn failed(doing: &'static str, path: &Path, source: io::Error) -> UploadError {
