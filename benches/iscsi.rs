@@ -5,15 +5,17 @@
 
 mod bare;
 mod figure;
+mod folder;
 mod targets;
 
 use figure::{Better, Figure, in_turns, wanted};
-use std::fs::{self, File};
+use folder::folder;
+use std::fs::File;
 use std::io::{BufWriter, Write as _};
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use targets::{Running, TGT_LUN, Tgt, free_port, within};
+use targets::{Running, TGT_LUN, Tgt, file_lun, free_port, within};
 
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -23,9 +25,9 @@ fn main() {
     if !wanted("iscsi") {
         return;
     }
-    let folder = Folder::new();
-    let disk = folder.disk();
-    let (ours, theirs) = (Target::ours(&disk), Target::tgt(&folder.0, &disk));
+    let folder = folder("iscsi-bench-");
+    let disk = make_disk(folder.path());
+    let (ours, theirs) = (Target::ours(&disk), Target::tgt(folder.path(), &disk));
     for depth in [1, 32] {
         let reads = |target: &Target| random_reads(target, depth).a_second;
         let (our_rate, their_rate) = in_turns(|| reads(&ours), || reads(&theirs));
@@ -157,38 +159,20 @@ impl Target {
     }
 
     fn tgt(folder: &Path, disk: &Path) -> Self {
-        let Tgt { process, address } = Tgt::start(folder, disk, NAME, 1, false);
+        let Tgt { process, address } = Tgt::start(folder, NAME, &[file_lun(disk)], false);
         Self { process, url: format!("iscsi://{address}/{NAME}1/{TGT_LUN}") }
     }
 }
 
-/// Where the disk is; gone when dropped.
-struct Folder(PathBuf);
-
-impl Folder {
-    fn new() -> Self {
-        let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("iscsi-bench-{}", std::process::id()));
-        fs::create_dir_all(&path).unwrap();
-        Self(path)
+/// A quarter of a gigabyte without holes.
+fn make_disk(folder: &Path) -> PathBuf {
+    let path = folder.join("disk");
+    let mut file = BufWriter::new(File::create(&path).unwrap());
+    for mebibyte in 0..256_u32 {
+        file.write_all(&mebibyte.to_le_bytes().repeat(1 << 18)).unwrap();
     }
-
-    /// A quarter of a gigabyte without holes.
-    fn disk(&self) -> PathBuf {
-        let path = self.0.join("disk");
-        let mut file = BufWriter::new(File::create(&path).unwrap());
-        for mebibyte in 0..256_u32 {
-            file.write_all(&mebibyte.to_le_bytes().repeat(1 << 18)).unwrap();
-        }
-        file.into_inner().unwrap().sync_all().unwrap();
-        path
-    }
-}
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        // What is left is below target/tmp.
-        let _ = fs::remove_dir_all(&self.0);
-    }
+    file.into_inner().unwrap().sync_all().unwrap();
+    path
 }
 
 /// From one request to the next: far, and never on the same blocks before the disk's end.

@@ -49,7 +49,7 @@ impl Drop for Running {
     }
 }
 
-/// tgt, with so many targets on one file.
+/// tgt, with as many targets as it was given disks.
 pub(crate) struct Tgt {
     pub(crate) process: Running,
     pub(crate) address: SocketAddr,
@@ -59,8 +59,9 @@ pub(crate) struct Tgt {
 pub(crate) const TGT_LUN: u8 = 1;
 
 impl Tgt {
-    /// What is called `name` followed by the number of each from 1 on is served, read-only if that is said.
-    pub(crate) fn start(folder: &Path, disk: &Path, name: &str, targets: u8, read_only: bool) -> Self {
+    /// Serves each of `luns`, what `tgtadm` is told of a disk, as a target of its own: called `name` followed by its number,
+    /// from 1 on; read-only if that is said.
+    pub(crate) fn start(folder: &Path, name: &str, luns: &[Vec<String>], read_only: bool) -> Self {
         let (address, socket) = (free_port(), folder.join("tgtd"));
         let process = Running::start("tgtd", |command| {
             command.args(["-f", "-C", CONTROL, "--iscsi", &format!("portal={address}")]).env("TGT_IPC_SOCKET", &socket);
@@ -71,10 +72,11 @@ impl Tgt {
             admin.env("TGT_IPC_SOCKET", &socket).stderr(Stdio::null());
             within("tgtadm is refused", || admin.status().is_ok_and(|status| status.success()));
         };
-        for number in 1..=targets {
-            let target = number.to_string();
+        for (lun, number) in luns.iter().zip(1..) {
+            let target = u32::to_string(&number);
             order("target", &target, "new", &["-T", &format!("{name}{number}")]);
-            order("logicalunit", &target, "new", &["--lun", "1", "-b", disk.to_str().unwrap()]);
+            let lun: Vec<&str> = ["--lun", "1"].into_iter().chain(lun.iter().map(String::as_str)).collect();
+            order("logicalunit", &target, "new", &lun);
             if read_only {
                 order("logicalunit", &target, "update", &["--lun", "1", "--params", "readonly=1"]);
             }
@@ -82,6 +84,11 @@ impl Tgt {
         }
         Self { process, address }
     }
+}
+
+/// A disk that is a file.
+pub(crate) fn file_lun(disk: &Path) -> Vec<String> {
+    vec!["-b".to_owned(), disk.display().to_string()]
 }
 
 /// Free a moment ago.
