@@ -2,7 +2,7 @@
 # Benchmarks, one after another. Each figure stands beside a peer's or a ceiling's from the same run.
 #
 #   scripts/bench.sh            all of them
-#   scripts/bench.sh FILTER     those whose name has FILTER in it: verifier, ima, netboot, imaging, iscsi, boot-storm, fleet
+#   scripts/bench.sh FILTER     those whose name has FILTER in it: verifier, ima, netboot, imaging, iscsi, boot-storm, ceph, ceph-boot-storm, fleet
 #
 # Ends with a table; target/bench/results.jsonl has the same for programs.
 set -eu
@@ -12,7 +12,7 @@ results=target/bench/results.jsonl
 mkdir -p target/bench
 
 # The peers come with services that listen everywhere. We start them ourselves, on loopback.
-if ! dpkg-query --show tgt tftpd-hpa libefivar1 >/dev/null 2>&1; then
+if ! dpkg-query --show tgt tgt-rbd tftpd-hpa libefivar1 >/dev/null 2>&1; then
     scripts/install-dependencies.sh scripts/bench-packages.txt
     if [ -d /run/systemd/system ]; then
         sudo=''
@@ -37,13 +37,13 @@ fi
 
 # One selection of crates for all, so that nothing is compiled twice.
 crates='-p assay -p assay-imaging -p assay-qemu-lab -p assay-verifier -p assay-netboot'
-benches='--bench verifier --bench ima --bench netboot --bench imaging --bench iscsi --bench boot_storm'
+benches='--bench verifier --bench ima --bench netboot --bench imaging --bench iscsi --bench boot_storm --bench ceph'
 # shellcheck disable=SC2086
 cargo bench --locked $crates $benches --no-run
 
-# An exported file's process, which `assay` finds beside itself.
+# An export's process and its companion, which `assay` finds beside itself.
 # shellcheck disable=SC2086
-cargo build --release --locked $crates --bin assay-export
+cargo build --release --locked $crates --bin assay-export --bin assay-rbd-disk
 
 # The fleet is programs, not a bench target: a verifier as it ships, and the tool that drives it.
 fleet=no
@@ -58,7 +58,7 @@ fi
 # shellcheck disable=SC2086
 timeout 1200 cargo bench --locked $crates $benches -- ${1:-} >>"$results" &
 running=$!
-trap 'kill "$running" 2>/dev/null || true; rm -rf target/tmp/iscsi-bench-* target/tmp/imaging-bench-* target/tmp/storm-bench-*' EXIT
+trap 'kill "$running" 2>/dev/null || true; rm -rf target/tmp/iscsi-bench-* target/tmp/imaging-bench-* target/tmp/storm-bench-* target/tmp/ceph-bench-*' EXIT
 trap 'exit 130' INT TERM
 wait "$running" || {
     echo "bench: a benchmark failed, or all took more than 20 minutes; what it said is above" >&2
@@ -69,7 +69,7 @@ if [ $fleet = yes ]; then
     rm -rf target/tmp/fleet-bench
 fi
 [ -s "$results" ] || {
-    echo "bench: none is called '${1:-}'; there are verifier, ima, netboot, imaging, iscsi, boot-storm and fleet" >&2
+    echo "bench: none is called '${1:-}'; there are verifier, ima, netboot, imaging, iscsi, boot-storm, ceph, ceph-boot-storm and fleet" >&2
     exit 2
 }
 scripts/bench-table.py "$results"
