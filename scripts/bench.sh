@@ -56,12 +56,12 @@ fi
 
 # In a process group of its own, which `timeout` ends as one; what the benchmarks start ends with them.
 # shellcheck disable=SC2086
-timeout 1200 cargo bench --locked $crates $benches -- ${1:-} >>"$results" &
+timeout 1800 cargo bench --locked $crates $benches -- ${1:-} >>"$results" &
 running=$!
 trap 'kill "$running" 2>/dev/null || true; rm -rf target/tmp/iscsi-bench-* target/tmp/imaging-bench-* target/tmp/storm-bench-* target/tmp/ceph-bench-*' EXIT
 trap 'exit 130' INT TERM
 wait "$running" || {
-    echo "bench: a benchmark failed, or all took more than 20 minutes; what it said is above" >&2
+    echo "bench: a benchmark failed, or all took more than 30 minutes; what it said is above" >&2
     exit 1
 }
 if [ $fleet = yes ]; then
