@@ -1,4 +1,4 @@
-//! An iSCSI initiator that only reads (RFC 7143): login with or without CHAP, then READ(10) with several under way. The
+//! A small iSCSI initiator (RFC 7143): login with or without CHAP, then READ(10) or WRITE(10) with several under way. The
 //! same for every target that is measured, and not worth measuring itself.
 
 use ring::digest::{Context, SHA256};
@@ -117,20 +117,61 @@ impl Session {
         }
     }
 
+    /// Writes `data` to each of these offsets in order, `depth` at once, each with its command: no more than a target takes so.
+    /// Answers how many there were.
+    #[allow(dead_code, reason = "boots only read")]
+    pub(crate) fn write(
+        &mut self,
+        mut offsets: impl Iterator<Item = u64>,
+        data: &[u8],
+        depth: usize,
+    ) -> io::Result<u32> {
+        let length = u32::try_from(data.len()).unwrap_or(u32::MAX);
+        let (mut sent, mut under_way) = (0, 0);
+        let mut commands = Vec::new();
+        loop {
+            commands.clear();
+            for offset in offsets.by_ref().take(depth - under_way) {
+                let mut header = self.header_of(cdb(0x2a, Extent { offset, length }), sent, length, 0xa0);
+                header[5..8].copy_from_slice(&length.to_be_bytes()[1..]);
+                commands.extend_from_slice(&header);
+                commands.extend_from_slice(data);
+                sent += 1;
+                under_way += 1;
+            }
+            if under_way == 0 {
+                return Ok(sent);
+            }
+            self.stream.get_mut().write_all(&commands)?;
+            // One that is waited for, and whatever came with it.
+            while under_way > 0 {
+                let header = self.header()?;
+                if header[0] & 0x3f != 0x21 || header[3] != 0 || data_octets(&header) > 0 {
+                    return Err(unexpected("the answer to a WRITE"));
+                }
+                self.expected_status = word(&header, 24).wrapping_add(1);
+                under_way -= 1;
+                if self.stream.buffer().len() < HEADER {
+                    break;
+                }
+            }
+        }
+    }
+
     fn send_read(&mut self, tag: u32, extent: Extent) -> io::Result<()> {
-        let lba = u32::try_from(extent.offset / u64::from(BLOCK_BYTES)).unwrap_or(u32::MAX);
-        let blocks = u16::try_from(extent.length / BLOCK_BYTES).unwrap_or(u16::MAX);
-        let mut cdb = [0; 16];
-        cdb[0] = 0x28;
-        cdb[2..6].copy_from_slice(&lba.to_be_bytes());
-        cdb[7..9].copy_from_slice(&blocks.to_be_bytes());
-        self.command(cdb, tag, extent.length)
+        self.command(cdb(0x28, extent), tag, extent.length)
     }
 
     fn command(&mut self, cdb: [u8; 16], tag: u32, expected: u32) -> io::Result<()> {
+        let header = self.header_of(cdb, tag, expected, if expected > 0 { 0xc0 } else { 0x80 });
+        self.stream.get_mut().write_all(&header)
+    }
+
+    /// The next command's. `flags`: final, and whether it reads or writes.
+    fn header_of(&mut self, cdb: [u8; 16], tag: u32, expected: u32, flags: u8) -> [u8; HEADER] {
         let mut header = [0; HEADER];
         header[0] = 0x01;
-        header[1] = if expected > 0 { 0xc0 } else { 0x80 };
+        header[1] = flags;
         header[9] = self.lun;
         header[16..20].copy_from_slice(&tag.to_be_bytes());
         header[20..24].copy_from_slice(&expected.to_be_bytes());
@@ -138,7 +179,7 @@ impl Session {
         header[28..32].copy_from_slice(&self.expected_status.to_be_bytes());
         header[32..].copy_from_slice(&cdb);
         self.command_number = self.command_number.wrapping_add(1);
-        self.stream.get_mut().write_all(&header)
+        header
     }
 
     /// One login request; answers with the keys of the answer.
@@ -181,6 +222,17 @@ impl Session {
 const OPERATIONAL: &str = "HeaderDigest=None\0DataDigest=None\0MaxRecvDataSegmentLength=262144\0InitialR2T=No\0\
     ImmediateData=Yes\0MaxBurstLength=1048576\0FirstBurstLength=65536\0MaxConnections=1\0MaxOutstandingR2T=1\0\
     ErrorRecoveryLevel=0\0";
+
+/// READ(10) or WRITE(10).
+fn cdb(operation: u8, extent: Extent) -> [u8; 16] {
+    let lba = u32::try_from(extent.offset / u64::from(BLOCK_BYTES)).unwrap_or(u32::MAX);
+    let blocks = u16::try_from(extent.length / BLOCK_BYTES).unwrap_or(u16::MAX);
+    let mut cdb = [0; 16];
+    cdb[0] = operation;
+    cdb[2..6].copy_from_slice(&lba.to_be_bytes());
+    cdb[7..9].copy_from_slice(&blocks.to_be_bytes());
+    cdb
+}
 
 /// CHAP with SHA-256.
 fn respond(challenge: &str, secret: &str) -> Option<Vec<u8>> {
