@@ -2,7 +2,7 @@
 //! What goes over the channels between a worker and its companion, and over the companion's connection to its gateway: by
 //! then it may be a node that asks, and somebody's companion that answers.
 
-use assay_imaging::rbd_disk::channel::{ANSWER_BYTES, Answer, MOST_DATA, REQUEST_BYTES, Request};
+use assay_imaging::rbd_disk::channel::{ANSWER_BYTES, Answer, MAPPED_BYTES, MOST_DATA, Mapped, REQUEST_BYTES, Request};
 use assay_imaging::rbd_disk::message::FromRbdDisk;
 use assay_imaging::worker::message::decode;
 use libfuzzer_sys::fuzz_target;
@@ -16,8 +16,12 @@ fuzz_target!(|bytes: &[u8]| {
     let Ok(decoded) = Request::decode(request) else { return };
     assert!(decoded.data() <= MOST_DATA && decoded.answer_data() <= MOST_DATA);
     assert_eq!(decoded.encode(), *request);
-    let Some(answer) = rest.first_chunk::<ANSWER_BYTES>() else { return };
-    if let Ok(decoded_answer) = Answer::decode(answer, decoded) {
-        assert_eq!(decoded_answer.encode(decoded), *answer);
+    let Some((answer, rest)) = rest.split_first_chunk::<ANSWER_BYTES>() else { return };
+    let Ok(decoded_answer) = Answer::decode(answer, decoded) else { return };
+    assert_eq!(decoded_answer.encode(decoded), *answer);
+    let (Request::Mapped(range), Some(mapped)) = (decoded, rest.first_chunk::<MAPPED_BYTES>()) else { return };
+    if let Ok(decoded_mapped) = Mapped::decode(mapped, range) {
+        assert!((1..=range.length).contains(&decoded_mapped.length));
+        assert_eq!(decoded_mapped.encode(), *mapped);
     }
 });

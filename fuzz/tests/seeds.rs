@@ -4,7 +4,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test's helper may panic as the test does")]
 
-use assay_imaging::rbd_disk::channel::{Answer, Range, Request};
+use assay_imaging::rbd_disk::channel::{Answer, Mapped, Range, Request};
 use assay_netboot::dhcp::lease::AddressLease;
 use assay_netboot::dhcp::lease_log::{LeaseLog, parse};
 use assay_ramdisk_agent::attestation::state::{AttestationState, CoAttestation};
@@ -653,6 +653,9 @@ fn rbd_disk_messages() {
     }
     let zero = Request::Zero(Range { offset: 0, length: 1 << 30 });
     seed("rbd_disk", "zero", [&zero.encode()[..], &Answer::Failed(28).encode(zero)].concat());
+    let (asked, mapped) = (Request::Mapped(range), Mapped { mapped: true, length: 4096 });
+    let octets = [&asked.encode()[..], &Answer::Done.encode(asked), &mapped.encode()].concat();
+    seed("rbd_disk", "mapped", octets);
     let held = r#""confinement":{"own_user":true,"landlock_whole":true}"#;
     seed("rbd_disk", "ready.json", format!(r#"{{"ready":{{"byte_len":18874368,"object_bytes":4194304,{held}}}}}"#));
     seed("rbd_disk", "refused.json", r#"{"refused":{"reason":"opening the clone"}}"#);

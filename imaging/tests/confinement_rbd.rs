@@ -7,7 +7,7 @@
 mod rig;
 
 use assay_imaging::rbd_disk::attack::RbdAttack;
-use assay_imaging::rbd_disk::channel::{ANSWER_BYTES, Answer, CHANNELS, REQUEST_BYTES, Range, Request};
+use assay_imaging::rbd_disk::channel::{ANSWER_BYTES, Answer, CHANNELS, Mapped, REQUEST_BYTES, Range, Request};
 use assay_imaging::rbd_disk::message::{FromRbdDisk, Ready};
 use assay_imaging::store::RbdClone;
 use assay_imaging::worker::attack::{Attack, Outcome};
@@ -225,7 +225,8 @@ async fn whoever_has_the_channels_has_the_clone_and_no_more() {
     let invalid = Answer::Failed(22);
     let range = |offset, length| Range { offset, length };
     let (end, far) = (range(DISK_BYTES - 512, 1024), range(u64::MAX, 512));
-    for request in [Request::Read(end), Request::Read(far), Request::Zero(end), Request::Zero(far)] {
+    let outside = [Request::Read(end), Request::Zero(end), Request::Mapped(end)];
+    for request in outside.into_iter().chain([Request::Read(far), Request::Zero(far), Request::Mapped(far)]) {
         assert_eq!(companion.ask(request, &[]), (invalid, Vec::new()), "{request:?}");
     }
     assert_eq!(companion.ask(Request::Write(end), &[1; 1024]).0, invalid);
@@ -237,6 +238,8 @@ async fn whoever_has_the_channels_has_the_clone_and_no_more() {
     assert_eq!(companion.ask(Request::Read(last), &[]), (Answer::Done, vec![7; 512]));
     assert_eq!(companion.ask(Request::Flush, &[]).0, Answer::Done);
     assert!(site.on_ceph(&clone, last.offset, 512) == [7; 512]);
+    let (answer, said) = companion.ask(Request::Mapped(last), &[]);
+    assert_eq!((answer, said), (Answer::Done, Mapped { mapped: true, length: 512 }.encode().to_vec()));
 
     // What is no request ends it, whatever else it is asked for.
     companion.channels[1].write_all(&[0xff; REQUEST_BYTES]).unwrap();

@@ -54,6 +54,43 @@ async fn an_initiator_writes_to_its_clone_and_reads_it_over_its_golden_image() {
     site.gateway.stop().await;
 }
 
+/// Parts of a disk that its initiator is told are not mapped, as QEMU asks after them (GET LBA STATUS).
+async fn unmapped(portal: std::net::SocketAddr, order: &ExportOrder) -> Vec<std::ops::Range<u64>> {
+    let [object, secret, options] = qemu_options(portal, order).await;
+    let arguments = ["map", "--output=json", &object, &secret, "--image-opts", &options];
+    let map = run(std::process::Command::new("qemu-img").args(arguments)).await;
+    assert!(map.status.success(), "{}", text(&map));
+    let map: Vec<serde_json::Value> = serde_json::from_slice(&map.stdout).unwrap();
+    let parts = map.iter().filter(|part| part["zero"] == true && part["data"] == false);
+    let octets = |part: &serde_json::Value, field: &str| part[field].as_u64().unwrap();
+    parts.map(|part| octets(part, "start")..octets(part, "start") + octets(part, "length")).collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn an_initiator_is_told_what_takes_no_room() {
+    let site = RbdSite::new(&Ceph::shared(), &pattern(DISK_BYTES as usize)).await;
+    let (_, order, _) = site.export().await;
+    let portal = site.gateway.portal;
+    let before = unmapped(portal, &order).await;
+    assert!(
+        !before.is_empty() && before.iter().all(|hole| hole.end - hole.start < MIB),
+        "the golden image's: {before:?}"
+    );
+    // An object emptied, of which a little is written then; and one that is the clone's.
+    let commands = ["discard 4M 8M", "write -P 0x55 4M 64k", "write -P 0x55 12M 64k", "flush"];
+    let written = qemu_io(portal, &order, &commands).await;
+    assert!(written.status.success() && !text(&written).contains("failed"), "{}", text(&written));
+    let holes = unmapped(portal, &order).await;
+    assert!(holes.contains(&(4 * MIB + 65_536..12 * MIB)), "{holes:?}");
+    let within =
+        |range: std::ops::Range<u64>| holes.iter().any(|hole| hole.start < range.end && range.start < hole.end);
+    assert!(!within(4 * MIB..4 * MIB + 65_536) && !within(12 * MIB..16 * MIB), "{holes:?}");
+    let below =
+        |holes: &[std::ops::Range<u64>]| holes.iter().filter(|hole| hole.end < 4 * MIB).cloned().collect::<Vec<_>>();
+    assert_eq!(below(&holes), below(&before), "where it is the golden image's still");
+    site.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn while_an_osd_is_away_writes_wait_and_the_golden_image_is_read_from_its_file() {
     let mut ceph = Ceph::start(ObjectStore::Bluestore);

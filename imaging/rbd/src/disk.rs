@@ -8,9 +8,11 @@
 use crate::ffi::c;
 use crate::name::ImageName;
 use crate::ownership::OwnObjects;
+use crate::runs::data_of;
 use crate::{Image, ParentImage, Pool, RbdError};
 use std::fmt;
 use std::io;
+use std::ops::Range;
 
 /// A golden image's content on this host. Its reader checks it: what is rotten is an error, not content.
 pub trait GoldenFile: fmt::Debug + Send + Sync {
@@ -28,6 +30,23 @@ pub trait GoldenFile: fmt::Debug + Send + Sync {
     /// # Errors
     /// As [`GoldenFile::read_at`].
     fn try_read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<bool>;
+
+    /// Whether there are data at `offset`, and for how many octets from there on that holds, `length` (not 0) at most and at
+    /// least one; the rest reads as zeros. A file that cannot tell has data everywhere.
+    ///
+    /// # Errors
+    /// The file cannot be asked.
+    fn is_mapped(&self, _offset: u64, length: u64) -> io::Result<(bool, u64)> {
+        Ok((true, length))
+    }
+
+    /// Ranges, in order, outside of which it is zero.
+    ///
+    /// # Errors
+    /// As [`GoldenFile::is_mapped`].
+    fn data_ranges(&self) -> io::Result<Vec<Range<u64>>> {
+        Ok(std::iter::once(0..self.byte_len()).collect())
+    }
 }
 
 /// What a clone wrote: librbd has it, or a process that has librbd. Calls block; any number of threads may make them at once.
@@ -61,74 +80,149 @@ pub trait CloneObjects: fmt::Debug + Send + Sync {
     /// # Errors
     /// Ceph refuses.
     fn flush(&self) -> Result<(), RbdError>;
+
+    /// Whether Ceph has data at `offset`, which lies in an object that is not the golden image's, and for how many octets
+    /// from there on that holds, `length` (not 0) at most and at least one; the rest reads as zeros.
+    ///
+    /// # Errors
+    /// As [`CloneObjects::read_at`].
+    fn is_mapped(&self, offset: u64, length: u64) -> Result<(bool, u64), RbdError>;
 }
 
-impl CloneObjects for Image {
+/// A clone that librbd has open here, and where its objects are, and those of the images between it and its golden image.
+#[derive(Debug)]
+pub struct OpenClone {
+    image: Image,
+    /// Its own first. The golden image is not among them.
+    layers: Vec<DataObjects>,
+    /// What none of them has is zero: it was flattened.
+    stands_alone: bool,
+}
+
+/// Where an image's data objects are.
+#[derive(Debug)]
+struct DataObjects {
+    pool: Pool,
+    /// A dot and the object's number follow.
+    prefix: String,
+}
+
+impl DataObjects {
+    /// How long an object is, if it is there.
+    fn octets(&self, object: u64) -> Result<Option<u64>, RbdError> {
+        let name = format!("{}.{object:016x}", self.prefix);
+        self.pool.handle().object_bytes(&c(&name)).map_err(RbdError::ceph("asking after", self.pool.path(&name)))
+    }
+}
+
+impl OpenClone {
+    /// A clone in `pool`, open also at a snapshot: which is not written to then. What it has not is read from `below`, its
+    /// parent first; the last of them is the golden image.
+    ///
+    /// # Errors
+    /// It is a clone of another image; or Ceph refuses.
+    pub fn new(pool: &Pool, image: Image, below: &[ParentImage]) -> Result<Self, RbdError> {
+        let mut layers = vec![DataObjects { pool: pool.clone(), prefix: image.data_prefix()? }];
+        if image.parent()?.is_none() {
+            return Ok(Self { image, layers, stands_alone: true });
+        }
+        let [between @ .., lowest] = below else {
+            let detail = "is a clone, of nothing that is known".to_owned();
+            return Err(RbdError::Malformed { object: image.path().to_owned(), detail });
+        };
+        image.check_parent(between.first().unwrap_or(lowest))?;
+        for layer in between {
+            let pool = pool.in_namespace(&layer.namespace)?;
+            layers.push(DataObjects { pool, prefix: format!("rbd_data.{}", layer.id) });
+        }
+        Ok(Self { image, layers, stands_alone: false })
+    }
+
+    /// Finds which objects are not its golden image's any more: its own, and those of images in between, which are on Ceph
+    /// too.
+    ///
+    /// # Errors
+    /// Ceph refuses.
+    pub fn own_objects(&self) -> Result<OwnObjects, RbdError> {
+        let own = OwnObjects::new(self.image.byte_len(), self.image.object_bytes());
+        if self.stands_alone {
+            // All of it is its own, and what it has not is zero.
+            own.take(&(0..self.image.byte_len()));
+            return Ok(own);
+        }
+        for layer in &self.layers {
+            at_once(own.count(), |object| {
+                if layer.octets(object)?.is_some() {
+                    own.take_object(object);
+                }
+                Ok(())
+            })?;
+        }
+        Ok(own)
+    }
+
+    /// Octets of each of its objects but the last: a power of two.
+    #[must_use]
+    pub fn object_bytes(&self) -> u64 {
+        self.image.object_bytes()
+    }
+}
+
+impl CloneObjects for OpenClone {
     fn path(&self) -> &str {
-        self.path()
+        self.image.path()
     }
 
     fn byte_len(&self) -> u64 {
-        self.byte_len()
+        self.image.byte_len()
     }
 
     fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<(), RbdError> {
-        self.read_at(offset, buffer)
+        self.image.read_at(offset, buffer)
     }
 
     fn write_pieces_at(&self, offset: u64, pieces: &[&[u8]]) -> Result<(), RbdError> {
         let mut at = offset;
         for piece in pieces {
-            self.write_at(at, piece)?;
+            self.image.write_at(at, piece)?;
             at += piece.len() as u64;
         }
         Ok(())
     }
 
     fn write_zeroes(&self, offset: u64, length: u64) -> Result<(), RbdError> {
-        self.write_zeroes(offset, length)
+        self.image.write_zeroes(offset, length)
     }
 
     fn flush(&self) -> Result<(), RbdError> {
-        self.flush()
+        self.image.flush()
     }
-}
 
-/// Finds which objects of a clone in `pool` are not its golden image's any more: its own, and those of images in between.
-/// What it has not is read from `layers`, its parent first; the last of them is the golden image.
-///
-/// # Errors
-/// It is a clone of another image; or Ceph refuses.
-pub fn find_own_objects(pool: &Pool, image: &Image, layers: &[ParentImage]) -> Result<OwnObjects, RbdError> {
-    let own = OwnObjects::new(image.byte_len(), image.object_bytes());
-    if image.parent()?.is_none() {
-        // It was flattened: all of it is its own, and what it has not is zero.
-        own.take(&(0..image.byte_len()));
-        return Ok(own);
+    /// Looks at one object: the highest layer that has it hides those below, and what is behind an object's end is zero.
+    fn is_mapped(&self, offset: u64, length: u64) -> Result<(bool, u64), RbdError> {
+        check_range(self.image.path(), offset, length, self.image.byte_len())?;
+        let (object, within) = (offset / self.object_bytes(), offset % self.object_bytes());
+        let length = length.min(self.object_bytes() - within);
+        for layer in &self.layers {
+            if let Some(octets) = layer.octets(object)? {
+                return Ok(if within < octets { (true, length.min(octets - within)) } else { (false, length) });
+            }
+        }
+        // Where there is a golden image: it was just taken over, and is not there yet.
+        Ok((!self.stands_alone, length))
     }
-    let [between @ .., lowest] = layers else {
-        let detail = "is a clone, of nothing that is known".to_owned();
-        return Err(RbdError::Malformed { object: image.path().to_owned(), detail });
-    };
-    image.check_parent(between.first().unwrap_or(lowest))?;
-    find_own(pool, &image.data_prefix()?, &own)?;
-    // What an image in between has is on Ceph too.
-    for layer in between {
-        find_own(&pool.in_namespace(&layer.namespace)?, &format!("rbd_data.{}", layer.id), &own)?;
-    }
-    Ok(own)
 }
 
 /// A clone over its golden file. Calls block; any number of threads may make them at once. Only one process at a time may
 /// have a clone open so: what another one takes over would not be seen.
 #[derive(Debug)]
-pub struct CloneDisk<G, C = Image> {
+pub struct CloneDisk<G, C = OpenClone> {
     clone: C,
     golden: G,
     own: OwnObjects,
 }
 
-/// Requests in flight while a disk is opened.
+/// Requests in flight while objects are asked after.
 const PROBES: u64 = 8;
 
 impl<G: GoldenFile> CloneDisk<G> {
@@ -146,13 +240,14 @@ impl<G: GoldenFile> CloneDisk<G> {
     /// # Errors
     /// As [`CloneDisk::open`].
     pub fn over(pool: &Pool, image: Image, layers: &[ParentImage], golden: G) -> Result<Self, RbdError> {
-        let own = find_own_objects(pool, &image, layers)?;
-        Self::new(image, golden, own)
+        let clone = OpenClone::new(pool, image, layers)?;
+        let own = clone.own_objects()?;
+        Self::new(clone, golden, own)
     }
 }
 
 impl<G: GoldenFile, C: CloneObjects> CloneDisk<G, C> {
-    /// A clone whose `own` objects are as [`find_own_objects`] found them.
+    /// A clone whose `own` objects are as [`OpenClone::own_objects`] found them.
     ///
     /// # Errors
     /// The three are not of one size.
@@ -252,6 +347,46 @@ impl<G: GoldenFile, C: CloneObjects> CloneDisk<G, C> {
         self.clone.flush()
     }
 
+    /// Whether there are data at `offset`, and for how many octets from there on that holds, `length` (not 0) at most and at
+    /// least one; the rest reads as zeros.
+    ///
+    /// # Errors
+    /// As [`CloneDisk::read_at`].
+    pub fn is_mapped(&self, offset: u64, length: u64) -> Result<(bool, u64), RbdError> {
+        self.check_range(offset, length)?;
+        let Some(run) = self.own.runs(offset..offset + length).next() else { return Ok((true, length)) };
+        let length = run.range.end - run.range.start;
+        if run.own {
+            self.clone.is_mapped(offset, length)
+        } else {
+            self.golden.is_mapped(offset, length).map_err(self.golden_failed())
+        }
+    }
+
+    /// Ranges, in order, outside of which the disk is zero. Asks after each object of the clone's.
+    ///
+    /// # Errors
+    /// As [`CloneDisk::read_at`].
+    pub fn data_ranges(&self) -> Result<Vec<Range<u64>>, RbdError> {
+        let objects = self.own.own_ranges();
+        let of = |range: &Range<u64>| {
+            let (mut at, mut data) = (range.start, Vec::new());
+            while at < range.end {
+                let (mapped, octets) = self.clone.is_mapped(at, range.end - at)?;
+                data.extend(mapped.then_some(at..at + octets));
+                at += octets;
+            }
+            Ok(data)
+        };
+        let found = at_once(objects.len() as u64, |index| {
+            usize::try_from(index).ok().and_then(|index| objects.get(index)).map_or(Ok(Vec::new()), of)
+        })?;
+        let mut own: Vec<Range<u64>> = found.into_iter().flatten().collect();
+        own.sort_unstable_by_key(|range| range.start);
+        let below = self.golden.data_ranges().map_err(self.golden_failed())?;
+        Ok(data_of(self.own.runs(0..self.byte_len()), &own, &below))
+    }
+
     fn take(&self, offset: u64, length: u64) -> Result<(), RbdError> {
         self.check_range(offset, length)?;
         self.own.take(&(offset..offset + length));
@@ -276,26 +411,22 @@ pub(crate) fn check_range(object: &str, offset: u64, length: u64, byte_len: u64)
     }
 }
 
-/// Takes over the objects that are there, of an image whose data objects' names start so.
-fn find_own(pool: &Pool, prefix: &str, own: &OwnObjects) -> Result<(), RbdError> {
-    let probe = |first: u64| {
-        for object in (first..own.count()).step_by(usize::try_from(PROBES).unwrap_or(1)) {
-            let name = format!("{prefix}.{object:016x}");
-            if pool.handle().has_object(&c(&name)).map_err(RbdError::ceph("asking after", pool.path(&name)))? {
-                own.take_object(object);
-            }
-        }
-        Ok(())
+/// Does `each` for every number below `count`, several at a time, and answers what came of them, in no order.
+fn at_once<T: Send>(count: u64, each: impl Fn(u64) -> Result<T, RbdError> + Sync) -> Result<Vec<T>, RbdError> {
+    let some = |first: u64| {
+        let numbers = (first..count).step_by(usize::try_from(PROBES).unwrap_or(1));
+        numbers.map(&each).collect::<Result<Vec<T>, RbdError>>()
     };
     std::thread::scope(|scope| {
-        let threads: Vec<_> = (0..PROBES).map(|first| scope.spawn(move || probe(first))).collect();
-        threads.into_iter().try_for_each(|thread| match thread.join() {
-            Ok(found) => found,
-            Err(panic) => std::panic::resume_unwind(panic),
-        })
+        let threads: Vec<_> = (0..PROBES.min(count)).map(|first| scope.spawn(move || some(first))).collect();
+        let mut all = Vec::new();
+        for thread in threads {
+            all.extend(thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?);
+        }
+        Ok(all)
     })
 }
 
-fn length(range: &std::ops::Range<u64>) -> usize {
+fn length(range: &Range<u64>) -> usize {
     usize::try_from(range.end - range.start).unwrap_or(usize::MAX)
 }

@@ -367,12 +367,17 @@ impl PoolHandle {
 
     /// Whether the RADOS object is there.
     pub(crate) fn has_object(&self, object: &CStr) -> Result<bool, Errno> {
+        Ok(self.object_bytes(object)?.is_some())
+    }
+
+    /// Octets of an object, if it is there.
+    pub(crate) fn object_bytes(&self, object: &CStr) -> Result<Option<u64>, Errno> {
         let (mut size, mut modified) = (0, 0);
         // SAFETY: handle and name are live, and both places are there.
         match check(unsafe { (self.api.rados.rados_stat)(self.io, object.as_ptr(), &raw mut size, &raw mut modified) })
         {
-            Ok(_) => Ok(true),
-            Err(Errno::NOT_FOUND) => Ok(false),
+            Ok(_) => Ok(Some(size)),
+            Err(Errno::NOT_FOUND) => Ok(None),
             Err(errno) => Err(errno),
         }
     }

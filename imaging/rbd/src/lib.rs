@@ -11,12 +11,13 @@ mod image;
 pub mod keys;
 pub mod name;
 mod ownership;
+pub mod runs;
 pub mod store;
 #[cfg(feature = "testing")]
 pub mod testing;
 
 pub use cluster::{Cluster, Connection, DEFAULT_OBJECT_ORDER, ImageLink, Patience, Pool};
-pub use disk::{CloneDisk, CloneObjects, GoldenFile, find_own_objects};
+pub use disk::{CloneDisk, CloneObjects, GoldenFile, OpenClone};
 pub use error::RbdError;
 pub use image::{Image, ParentImage};
 pub use ownership::OwnObjects;

@@ -5,6 +5,7 @@
 //! then asks Ceph, and one that asks Ceph for an object that is not there after all gets the golden image's content all
 //! the same, through the clone's parent.
 
+use crate::runs::{Run, runs};
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -14,15 +15,6 @@ pub struct OwnObjects {
     words: Vec<AtomicU64>,
     object_bytes: u64,
     byte_len: u64,
-}
-
-/// Part of a read: from one place.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Run {
-    /// Octets of the disk.
-    pub(crate) range: Range<u64>,
-    /// The clone's own: Ceph has it. Otherwise the golden file has.
-    pub(crate) own: bool,
 }
 
 impl OwnObjects {
@@ -97,19 +89,13 @@ impl OwnObjects {
 
     /// Cuts a range of the disk into parts that come from one place each, in order.
     pub(crate) fn runs(&self, range: Range<u64>) -> impl Iterator<Item = Run> + '_ {
-        let mut at = range.start;
-        std::iter::from_fn(move || {
-            if at >= range.end {
-                return None;
-            }
-            let start = at;
-            let own = self.is_own(start);
-            while at < range.end && self.is_own(at) == own {
-                at = (at / self.object_bytes + 1) * self.object_bytes;
-            }
-            at = at.min(range.end);
-            Some(Run { range: start..at, own })
-        })
+        runs(range, self.object_bytes, |at| self.is_own(at))
+    }
+
+    /// The parts of the disk that are its own, an object each.
+    pub(crate) fn own_ranges(&self) -> Vec<Range<u64>> {
+        let of = |object: u64| object * self.object_bytes..((object + 1) * self.object_bytes).min(self.byte_len);
+        (0..self.count()).map(of).filter(|range| self.is_own(range.start)).collect()
     }
 
     fn is_own(&self, offset: u64) -> bool {
@@ -135,6 +121,7 @@ mod tests {
         let runs: Vec<_> = map.runs(5..95).collect();
         let run = |range, own| Run { range, own };
         assert_eq!(runs, [run(5..20, false), run(20..40, true), run(40..95, false)]);
+        assert_eq!(map.own_ranges(), [20..30, 30..40]);
         assert_eq!((map.count(), map.own_count()), (10, 2));
     }
 

@@ -4,6 +4,7 @@
 //! ```text
 //! request   operation (1)  zero (3)  length (4)  offset (8)     then, of a write, `length` octets
 //! answer    errno or 0 (4)  length (4)                          then as many octets: what was asked for, or none
+//! mapped    0 or 1 (1)  zero (3)  length (4)                    what was asked for, where that was whether it is mapped
 //! ```
 //!
 //! A worker may be its node's by now, so the companion takes nothing from it but these. A companion that is somebody's
@@ -18,12 +19,14 @@ use std::os::fd::AsFd;
 pub const CHANNELS: usize = 8;
 /// Octets that one request reads or writes at most.
 pub const MOST_DATA: usize = 1 << 20;
-/// Octets that one request zeroes at most.
+/// Octets that one request zeroes, or asks about, at most.
 pub const MOST_ZEROES: u32 = 1 << 30;
 /// Octets of a request's header.
 pub const REQUEST_BYTES: usize = 16;
 /// Octets of an answer's header.
 pub const ANSWER_BYTES: usize = 8;
+/// Octets of what is answered to [`Request::Mapped`].
+pub const MAPPED_BYTES: usize = 8;
 /// Slices that one system call takes at most here.
 const SLICES_AT_ONCE: usize = 64;
 
@@ -40,6 +43,9 @@ pub enum Request {
     Flush,
     /// Octets of the map of the clone's own objects.
     Own(Range),
+    /// Whether the first octet of the range, which is in one of those objects, is mapped, and how far that holds; it may be
+    /// longer than others.
+    Mapped(Range),
 }
 
 /// A range of at least one octet.
@@ -58,6 +64,15 @@ pub enum Answer {
     Done,
     /// It was not, for this reason: an error number, not 0.
     Failed(u32),
+}
+
+/// What is answered to [`Request::Mapped`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Mapped {
+    /// It takes room on Ceph; otherwise it is zero.
+    pub mapped: bool,
+    /// For how many octets of the range that holds: at least one.
+    pub length: u32,
 }
 
 /// Not what a peer of this version sends.
@@ -79,6 +94,7 @@ const WRITE: u8 = 2;
 const ZERO: u8 = 3;
 const FLUSH: u8 = 4;
 const OWN: u8 = 5;
+const MAPPED: u8 = 6;
 
 impl Request {
     /// As it is sent.
@@ -91,6 +107,7 @@ impl Request {
             Self::Zero(range) => (ZERO, range),
             Self::Flush => (FLUSH, none),
             Self::Own(range) => (OWN, range),
+            Self::Mapped(range) => (MAPPED, range),
         };
         let mut bytes = [0; REQUEST_BYTES];
         bytes[0] = operation;
@@ -114,6 +131,7 @@ impl Request {
             ZERO => (Self::Zero(range), MOST_ZEROES),
             FLUSH => (Self::Flush, 0),
             OWN => (Self::Own(range), most_data()),
+            MAPPED => (Self::Mapped(range), MOST_ZEROES),
             other => return Err(MalformedMessage::Operation(other)),
         };
         let flush = matches!(request, Self::Flush);
@@ -131,7 +149,7 @@ impl Request {
     pub fn data(self) -> usize {
         match self {
             Self::Write(range) => range.len(),
-            Self::Read(_) | Self::Zero(_) | Self::Flush | Self::Own(_) => 0,
+            Self::Read(_) | Self::Zero(_) | Self::Flush | Self::Own(_) | Self::Mapped(_) => 0,
         }
     }
 
@@ -140,6 +158,7 @@ impl Request {
     pub fn answer_data(self) -> usize {
         match self {
             Self::Read(range) | Self::Own(range) => range.len(),
+            Self::Mapped(_) => MAPPED_BYTES,
             Self::Write(_) | Self::Zero(_) | Self::Flush => 0,
         }
     }
@@ -178,6 +197,33 @@ impl Answer {
         let (answer, expected) =
             if errno == 0 { (Self::Done, request.answer_data()) } else { (Self::Failed(errno), 0) };
         if usize::try_from(length) == Ok(expected) { Ok(answer) } else { Err(MalformedMessage::Length(length)) }
+    }
+}
+
+impl Mapped {
+    /// As it is sent.
+    #[must_use]
+    pub fn encode(self) -> [u8; MAPPED_BYTES] {
+        let mut bytes = [0; MAPPED_BYTES];
+        bytes[0] = self.mapped.into();
+        bytes[4..].copy_from_slice(&self.length.to_le_bytes());
+        bytes
+    }
+
+    /// Reads what was sent in answer to a question about `range`.
+    ///
+    /// # Errors
+    /// It is no answer to that: about nothing, or more than was asked about.
+    pub fn decode(bytes: &[u8; MAPPED_BYTES], range: Range) -> Result<Self, MalformedMessage> {
+        let [mapped, zeros @ .., l0, l1, l2, l3] = *bytes;
+        let length = u32::from_le_bytes([l0, l1, l2, l3]);
+        if mapped > 1 || zeros != [0; 3] {
+            return Err(MalformedMessage::NotZero);
+        }
+        if length == 0 || length > range.length {
+            return Err(MalformedMessage::Length(length));
+        }
+        Ok(Self { mapped: mapped == 1, length })
     }
 }
 
@@ -239,6 +285,7 @@ mod tests {
             range(1 << 30).prop_map(Request::Zero),
             Just(Request::Flush),
             range(1 << 20).prop_map(Request::Own),
+            range(1 << 30).prop_map(Request::Mapped),
         ]
     }
 
@@ -252,7 +299,7 @@ mod tests {
         }
 
         #[test]
-        fn arbitrary_octets_ask_for_no_more_than_is_allowed(mut bytes: [u8; REQUEST_BYTES], like in 0_u8..7, near: bool) {
+        fn arbitrary_octets_ask_for_no_more_than_is_allowed(mut bytes: [u8; REQUEST_BYTES], like in 0_u8..8, near: bool) {
             // Most octets are no request at all; these nearly are.
             if near {
                 bytes[..4].copy_from_slice(&[like, 0, 0, 0]);
@@ -262,6 +309,21 @@ mod tests {
                 prop_assert!(request.data() <= MOST_DATA && request.answer_data() <= MOST_DATA);
                 prop_assert_eq!(request.encode(), bytes);
             }
+        }
+
+        #[test]
+        fn nobody_says_more_than_was_asked_about(bytes: [u8; MAPPED_BYTES], near: bool, offset: u64, length in 1_u32..=1 << 30) {
+            let mut bytes = bytes;
+            if near {
+                bytes[..4].copy_from_slice(&[bytes[0] & 1, 0, 0, 0]);
+            }
+            let decoded = Mapped::decode(&bytes, Range { offset, length });
+            if let Ok(mapped) = decoded {
+                prop_assert!((1..=length).contains(&mapped.length));
+                prop_assert_eq!(mapped.encode(), bytes);
+            }
+            let said = u32::from_le_bytes([bytes[4], bytes[5], bytes[6], bytes[7]]);
+            prop_assert!(!near || decoded.is_ok() == (1..=length).contains(&said));
         }
 
         #[test]

@@ -1,6 +1,8 @@
 //! The worker's side: a clone's own objects behind channels. A caller takes a channel, asks, waits, and puts it back.
 
-use super::channel::{ANSWER_BYTES, Answer, MOST_DATA, MOST_ZEROES, Range, Request, receive_all, send_all};
+use super::channel::{
+    ANSWER_BYTES, Answer, MAPPED_BYTES, MOST_DATA, MOST_ZEROES, Mapped, Range, Request, receive_all, send_all,
+};
 use assay_rbd::{CloneObjects, OwnObjects, RbdError};
 use std::fmt;
 use std::io::{self, ErrorKind};
@@ -119,6 +121,16 @@ impl CloneObjects for Channels {
     fn flush(&self) -> Result<(), RbdError> {
         self.ask("flushing", Request::Flush, &[], &mut [])
     }
+
+    fn is_mapped(&self, offset: u64, length: u64) -> Result<(bool, u64), RbdError> {
+        let asked = Range { offset, length: u32::try_from(length).unwrap_or(MOST_ZEROES).min(MOST_ZEROES) };
+        let mut answer = [0; MAPPED_BYTES];
+        self.ask("looking for data in", Request::Mapped(asked), &[], &mut answer)?;
+        match Mapped::decode(&answer, asked) {
+            Ok(Mapped { mapped, length }) => Ok((mapped, length.into())),
+            Err(error) => (self.gone)(&self.name, &io::Error::new(ErrorKind::InvalidData, error)),
+        }
+    }
 }
 
 impl fmt::Debug for Channels {
@@ -224,6 +236,12 @@ mod tests {
             let source = io::Error::from_raw_os_error(28);
             Err(RbdError::Ceph { doing: "flushing", object: "clone".to_owned(), source })
         }
+
+        /// Every second object of a hundred octets.
+        fn is_mapped(&self, offset: u64, length: u64) -> Result<(bool, u64), RbdError> {
+            let mapped = (offset / 100).is_multiple_of(2);
+            self.with(offset, length, |_| ()).map(|()| (mapped, length.min(100 - offset % 100)))
+        }
     }
 
     fn pair() -> (OwnedFd, OwnedFd) {
@@ -307,6 +325,9 @@ mod tests {
         let (disk, _serving) = disk();
         let own = disk.own_objects(100).unwrap();
         assert_eq!((own.own_count(), own.map(0, 1)[0], own.map(31_457 / 8, 1)[0]), (2, 1, 2));
+        assert_eq!(disk.is_mapped(250, 10).unwrap(), (true, 10));
+        assert_eq!(disk.is_mapped(310, BYTE_LEN as u64 - 310).unwrap(), (false, 90));
+        assert_eq!(disk.is_mapped(BYTE_LEN as u64 - 1, 2).unwrap_err().errno(), Some(22));
         let full = disk.flush().unwrap_err();
         assert_eq!(full.errno(), Some(28));
         assert!(full.to_string().contains("clone"), "{full}");
@@ -344,5 +365,11 @@ mod tests {
         send_all(&theirs, &[&[0, 0, 0, 0, 1, 0, 0, 0]]).unwrap();
         let error = exchange(&ours, Request::Flush, &[], &mut []).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::InvalidData);
+        // One that speaks of more than was asked about.
+        let more = Mapped { mapped: false, length: 513 };
+        send_all(&theirs, &[&[0, 0, 0, 0, 8, 0, 0, 0], &more.encode()]).unwrap();
+        let disk = Channels::new("clone".to_owned(), 1 << 20, vec![ours], gone);
+        let died = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| disk.is_mapped(0, 512))).unwrap_err();
+        assert!(died.downcast_ref::<String>().unwrap().contains("clone is gone"));
     }
 }

@@ -20,7 +20,7 @@ use crate::store::RbdClone;
 use crate::worker::confine::{ConfineError, close_inherited};
 use crate::worker::log::ToGateway;
 use crate::worker::message::{MESSAGE_BYTES, receive, send};
-use assay_rbd::{Cluster, Connection, Patience, RbdError};
+use assay_rbd::{CloneObjects as _, Cluster, Connection, OpenClone, Patience, RbdError};
 use assay_service::error::chain;
 use channel::CHANNELS;
 use message::{FromRbdDisk, Ready};
@@ -123,8 +123,8 @@ fn start() -> Result<Arc<Serving>, RbdDiskError> {
     let pool_in_namespace = cluster.namespace(&pool, &namespace)?;
     #[cfg(feature = "failpoints")]
     let _once = shared.held.set(attack::Held { cluster, pool: pool_in_namespace.clone() });
-    let clone = pool_in_namespace.open_image(image)?;
-    let own = assay_rbd::find_own_objects(&pool_in_namespace, &clone, &layers)?;
+    let clone = OpenClone::new(&pool_in_namespace, pool_in_namespace.open_image(image)?, &layers)?;
+    let own = clone.own_objects()?;
     if clone.byte_len() != byte_len {
         let (object, found) = (clone.path().to_owned(), clone.byte_len());
         return Err(RbdDiskError::Size { object, found, expected: byte_len });

@@ -1,6 +1,8 @@
 //! The companion's side of a channel: reads a request, has the clone carry it out, answers. One thread each.
 
-use super::channel::{Answer, MOST_DATA, MalformedMessage, REQUEST_BYTES, Range, Request, receive_all, send_all};
+use super::channel::{
+    Answer, MAPPED_BYTES, MOST_DATA, MalformedMessage, Mapped, REQUEST_BYTES, Range, Request, receive_all, send_all,
+};
 use assay_rbd::{CloneObjects, OwnObjects, RbdError};
 use assay_service::error::chain;
 use rustix::io::Errno;
@@ -122,6 +124,12 @@ fn carry_out(request: Request, buffer: &mut [u8], clone: &impl CloneObjects, own
         Request::Flush => clone.flush(),
         Request::Own(range) => {
             buffer[..range.len()].copy_from_slice(&own.map(range.offset, range.len()));
+            Ok(())
+        }
+        Request::Mapped(Range { offset, length }) => {
+            let (mapped, octets) = clone.is_mapped(offset, length.into())?;
+            let mapped = Mapped { mapped, length: u32::try_from(octets).map_or(length, |octets| octets.min(length)) };
+            buffer[..MAPPED_BYTES].copy_from_slice(&mapped.encode());
             Ok(())
         }
     }

@@ -3,6 +3,7 @@
 //!
 //! A bit only ever goes from 0 to 1, so a copy that was torn by a power cut, or is older, is merely incomplete.
 
+use assay_rbd::runs::{Run, runs};
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -19,15 +20,6 @@ pub(crate) struct AllocationMap {
     words: Vec<AtomicU64>,
     dirty_pages: Vec<AtomicU64>,
     byte_len: u64,
-}
-
-/// Part of a read: from one of the two files.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Run {
-    /// Octets of the device.
-    pub(crate) range: Range<u64>,
-    /// The clone's own, or the golden image's.
-    pub(crate) own: bool,
 }
 
 /// A change to write to the file of the map before it is applied.
@@ -83,19 +75,7 @@ impl AllocationMap {
 
     /// Cuts a range into parts that come from one file each, in order.
     pub(crate) fn runs(&self, range: Range<u64>) -> impl Iterator<Item = Run> + '_ {
-        let mut at = range.start;
-        std::iter::from_fn(move || {
-            if at >= range.end {
-                return None;
-            }
-            let start = at;
-            let own = self.is_own(start);
-            while at < range.end && self.is_own(at) == own {
-                at = (at / GRANULE_BYTES + 1) * GRANULE_BYTES;
-            }
-            at = at.min(range.end);
-            Some(Run { range: start..at, own })
-        })
+        runs(range, GRANULE_BYTES, |at| self.is_own(at))
     }
 
     /// What must be written to the map's file to take over the granules that hold `range`; `None` if they are owned

@@ -20,13 +20,14 @@
 //! believed, not the process that says it has paused.
 
 use super::StoreError;
-use super::allocation::{AllocationMap, GRANULE_BYTES, GRANULE_LEN, Run, map_bytes, page_offset};
+use super::allocation::{AllocationMap, GRANULE_BYTES, GRANULE_LEN, map_bytes, page_offset};
 use super::device::{BlockDevice, DeviceError, Place, check_range};
 use super::file::{data_ranges, has_data, punch_hole, read_if_cached, reserve, sync_folder};
 use super::golden::{GoldenFiles, GoldenImage};
 use super::manifest::{self, Chain, DiskManifest, ImageContent, ImageManifest, LayerId};
 use super::merkle::Hash;
 use crate::lock::lock;
+use assay_rbd::runs::{Run, data_of};
 use assay_wire::id::DiskId;
 use bytes::Bytes;
 use std::fs::{File, OpenOptions, TryLockError};
@@ -244,23 +245,12 @@ impl BlockDevice for Layer {
     }
 
     fn data_ranges(&self) -> Result<Vec<Range<u64>>, DeviceError> {
-        let below = self.lower.data_ranges()?;
-        let (mut ranges, mut below) = (Vec::new(), below.as_slice());
-        for Run { range, own } in self.map.runs(0..self.byte_len()) {
-            if own {
-                let failed = |source| DeviceError::Io { doing: "looking for data in", offset: range.start, source };
-                ranges.extend(data_ranges(&self.data, range.clone()).map_err(failed)?);
-                continue;
-            }
-            while let [first, rest @ ..] = below
-                && first.end <= range.start
-            {
-                below = rest;
-            }
-            let within = below.iter().take_while(|below| below.start < range.end);
-            ranges.extend(within.map(|below| below.start.max(range.start)..below.end.min(range.end)));
+        let (all, mut own) = (0..self.byte_len(), Vec::new());
+        for Run { range, .. } in self.map.runs(all.clone()).filter(|run| run.own) {
+            let failed = |source| DeviceError::Io { doing: "looking for data in", offset: range.start, source };
+            own.extend(data_ranges(&self.data, range.clone()).map_err(failed)?);
         }
-        Ok(ranges)
+        Ok(data_of(self.map.runs(all), &own, &self.lower.data_ranges()?))
     }
 
     fn flush(&self) -> Result<(), DeviceError> {

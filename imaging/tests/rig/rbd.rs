@@ -58,7 +58,9 @@ impl RbdSite {
         let cached = folder.path().join(format!("store/golden/{key}"));
         std::fs::create_dir_all(&cached).unwrap();
         for file in ["disk.raw", "tree.sha256"] {
-            std::fs::copy(store.image_folder(key).join(file), cached.join(file)).unwrap();
+            let mut copy = Command::new("cp");
+            copy.arg("--sparse=always").arg(store.image_folder(key).join(file)).arg(cached.join(file));
+            assert!(copy.status().unwrap().success(), "{file} is not copied");
         }
         let root = order(&store).location;
 

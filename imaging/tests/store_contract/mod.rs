@@ -4,8 +4,10 @@
 #![allow(dead_code, unused_imports, reason = "each test file uses its part")]
 
 use assay_imaging::store::device::BlockDevice;
+use assay_imaging::store::export::Exported;
 use assay_imaging::store::{Content, Dependent, ImageStore, StoreError, StoredImage, StoredKind};
 use assay_wire::id::{AdmissionId, DiskId, ImageKey, ProjectId};
+use assay_wire::imaging::ImageFormat;
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -29,7 +31,7 @@ macro_rules! contract {
             snapshots_of_snapshots, a_disk_is_restored, a_disk_is_not_restored_to_another_size,
             a_flattened_image_stands_alone, a_flattening_that_is_broken_off_leaves_the_snapshot,
             images_that_are_read_are_not_removed, removing_is_idempotent, a_disk_takes_what_it_wrote,
-            a_disk_has_a_location, many_disks_at_once);
+            a_disk_has_a_location, many_disks_at_once, a_sparse_image_is_exported_sparse);
     };
     ($fixture:expr, $($rule:ident),+) => {
         $(#[test] fn $rule() { store_contract::$rule($fixture); })+
@@ -512,4 +514,54 @@ pub(crate) fn many_disks_at_once(fixture: impl Fixture) {
         }
     });
     store.remove_image(golden).unwrap();
+}
+
+/// Octets of a qcow2 file that QEMU finds data for, and those of the file.
+fn exported(device: Arc<dyn BlockDevice>, folder: &std::path::Path, expected: &[u8]) -> (u64, u64) {
+    let file = Exported::new(device, ImageFormat::Qcow2).unwrap();
+    let mut octets = vec![0; usize::try_from(file.byte_len()).unwrap()];
+    file.read_at(0, &mut octets).unwrap();
+    std::fs::write(folder.join("exported.qcow2"), octets).unwrap();
+    std::fs::write(folder.join("expected.raw"), expected).unwrap();
+    let qemu_img = |arguments: &[&str]| {
+        let output = std::process::Command::new("qemu-img").args(arguments).current_dir(folder).output().unwrap();
+        assert!(output.status.success(), "{arguments:?}: {output:?}");
+        output.stdout
+    };
+    qemu_img(&["compare", "-f", "qcow2", "-F", "raw", "exported.qcow2", "expected.raw"]);
+    let map = qemu_img(&["map", "-f", "qcow2", "--output=json", "exported.qcow2"]);
+    let map: serde_json::Value = serde_json::from_slice(&map).unwrap();
+    let data = map.as_array().unwrap().iter().filter(|part| part["data"] == true);
+    (data.map(|part| part["length"].as_u64().unwrap()).sum(), file.byte_len())
+}
+
+/// Also where it is a snapshot, and a disk emptied what its image has.
+pub(crate) fn a_sparse_image_is_exported_sparse(fixture: impl Fixture) {
+    const MIB: usize = 1 << 20;
+    let (store, folder) = (fixture.store(), tempfile::tempdir().unwrap());
+    let mut content = vec![0; 64 * MIB];
+    for at in [0, 8 * MIB, 40 * MIB] {
+        content[at..at + MIB].fill(0x5a);
+    }
+    let golden = import(store, &content);
+    // Tables, which are a few clusters, beside the data.
+    let tables = 16 * 65_536;
+    let (data, octets) = exported(store.open_image(golden).unwrap(), folder.path(), &content);
+    assert_eq!(data, 3 * MIB as u64);
+    assert!(octets <= data + tables, "{octets} octets for {data}");
+
+    let disk = disk(store, golden);
+    let open = opened(store, disk);
+    open.unmap(8 * MIB as u64, 4 * MIB as u64).unwrap();
+    open.write_at(20 * MIB as u64, &[7; MIB]).unwrap();
+    open.flush().unwrap();
+    let (mapped, _) = open.is_mapped(8 * MIB as u64, MIB as u64).unwrap();
+    assert!(!mapped && open.is_mapped(20 * MIB as u64, 1).unwrap().0);
+    drop(open);
+    let taken = snapshot(store, disk);
+    content[8 * MIB..9 * MIB].fill(0);
+    content[20 * MIB..21 * MIB].fill(7);
+    let (data, octets) = exported(store.open_image(taken).unwrap(), folder.path(), &content);
+    assert_eq!(data, 3 * MIB as u64, "neither the hole in the image nor what the disk emptied");
+    assert!(octets <= data + tables, "{octets} octets for {data}");
 }

@@ -7,6 +7,7 @@ use assay_rbd::{CloneDisk, GoldenFile, RbdError};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 use std::io;
+use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// The golden image's content in memory, which counts what is read of it.
@@ -35,6 +36,23 @@ impl GoldenFile for &Golden {
 
     fn try_read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<bool> {
         self.read_at(offset, buffer).map(|()| true)
+    }
+
+    fn is_mapped(&self, offset: u64, length: u64) -> io::Result<(bool, u64)> {
+        let rest = &self.content[offset as usize..][..length as usize];
+        let mapped = rest[0] != 0;
+        let held = rest.iter().take_while(|octet| (**octet != 0) == mapped).count();
+        Ok((mapped, held as u64))
+    }
+
+    fn data_ranges(&self) -> io::Result<Vec<Range<u64>>> {
+        let (mut ranges, mut at) = (Vec::new(), 0);
+        while at < self.byte_len() {
+            let (mapped, octets) = self.is_mapped(at, self.byte_len() - at)?;
+            ranges.extend(mapped.then_some(at..at + octets));
+            at += octets;
+        }
+        Ok(ranges)
     }
 }
 
@@ -80,6 +98,43 @@ fn an_object_that_was_emptied_stays_empty_when_the_disk_is_opened_again() {
     let mut content = vec![1; 4 * MIB as usize];
     disk.read_at(0, &mut content).unwrap();
     assert!(content.iter().all(|octet| *octet == 0));
+}
+
+#[test]
+fn a_disk_has_data_where_its_golden_image_has_and_where_it_was_written_to() {
+    let site = Site::new();
+    let golden = Golden::new();
+    let layers = [site.parent()];
+    let name = site.disk(1);
+    let disk = CloneDisk::open(&site.pool, name, &layers, &golden).unwrap();
+    assert_eq!(disk.data_ranges().unwrap(), [0..4 * MIB, 10 * MIB..12 * MIB], "the golden image's");
+    // An object that is emptied, one that is written to a little beyond where its parent ends, and one that is copied up.
+    disk.unmap(0, 4 * MIB).unwrap();
+    disk.write_at(12 * MIB, &[1; 4096]).unwrap();
+    disk.write_at(11 * MIB, &[1; 512]).unwrap();
+    let expected = [8 * MIB..12 * MIB, 12 * MIB..12 * MIB + 4096];
+    let check = |disk: &CloneDisk<&Golden>| {
+        assert_eq!(disk.data_ranges().unwrap(), expected);
+        assert_eq!(disk.is_mapped(512, 16 * MIB - 512).unwrap(), (false, 4 * MIB - 512), "to the object's end");
+        assert_eq!(disk.is_mapped(4 * MIB, 100).unwrap(), (false, 100), "a hole of the golden image");
+        assert_eq!(disk.is_mapped(9 * MIB, 7 * MIB).unwrap(), (true, 3 * MIB), "a copy of what was there");
+        assert_eq!(disk.is_mapped(12 * MIB + 95, 4 * MIB - 95).unwrap(), (true, 4001));
+        assert_eq!(disk.is_mapped(12 * MIB + 4096, MIB).unwrap(), (false, MIB));
+        assert!(matches!(disk.is_mapped(16 * MIB, 1), Err(RbdError::OutOfRange { .. })));
+    };
+    check(&disk);
+    drop(disk);
+    let disk = CloneDisk::open(&site.pool, name, &layers, &golden).unwrap();
+    check(&disk);
+    disk.unmap(12 * MIB, 4096).unwrap();
+    drop(disk);
+    // What stands alone has no golden image's data.
+    let image = site.pool.open_image(name).unwrap();
+    image.flatten(&mut |_, _| std::ops::ControlFlow::Continue(())).unwrap();
+    drop(image);
+    let disk = CloneDisk::open(&site.pool, name, &layers, &golden).unwrap();
+    let ranges = disk.data_ranges().unwrap();
+    assert!(ranges.contains(&(8 * MIB..12 * MIB)) && ranges.iter().all(|range| range.start >= 4 * MIB), "{ranges:?}");
 }
 
 #[test]
@@ -183,6 +238,10 @@ fn a_disk_holds_what_was_written_to_it_last_and_its_golden_image_otherwise() {
                         let mut content = vec![0; GOLDEN_BYTES as usize];
                         disk.read_at(0, &mut content).unwrap();
                         prop_assert!(content == model);
+                        for range in disk.data_ranges().unwrap() {
+                            content[range.start as usize..range.end as usize].fill(0);
+                        }
+                        prop_assert!(content.iter().all(|octet| *octet == 0), "data where none are said to be");
                     }
                 }
             }

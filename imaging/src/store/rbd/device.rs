@@ -7,6 +7,7 @@ use crate::store::golden::GoldenImage;
 use assay_rbd::{CloneDisk, CloneObjects, GoldenFile, RbdError};
 use bytes::Bytes;
 use std::io;
+use std::ops::Range;
 
 impl GoldenFile for GoldenImage {
     fn byte_len(&self) -> u64 {
@@ -19,6 +20,14 @@ impl GoldenFile for GoldenImage {
 
     fn try_read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<bool> {
         BlockDevice::try_read_at(self, offset, buffer).map_err(io::Error::other)
+    }
+
+    fn is_mapped(&self, offset: u64, length: u64) -> io::Result<(bool, u64)> {
+        BlockDevice::is_mapped(self, offset, length).map_err(io::Error::other)
+    }
+
+    fn data_ranges(&self) -> io::Result<Vec<Range<u64>>> {
+        BlockDevice::data_ranges(self).map_err(io::Error::other)
     }
 }
 
@@ -46,6 +55,14 @@ impl<C: CloneObjects + 'static> BlockDevice for CloneDisk<GoldenImage, C> {
             Some((golden, octets)) if octets == length => golden.fetch(offset, length),
             _ => Ok(false),
         }
+    }
+
+    fn is_mapped(&self, offset: u64, length: u64) -> Result<(bool, u64), DeviceError> {
+        self.is_mapped(offset, length).map_err(at(offset))
+    }
+
+    fn data_ranges(&self) -> Result<Vec<Range<u64>>, DeviceError> {
+        self.data_ranges().map_err(at(0))
     }
 
     fn writes_wait(&self) -> bool {
@@ -108,6 +125,14 @@ impl BlockDevice for CloneDevice {
 
     fn try_read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<bool, DeviceError> {
         BlockDevice::try_read_at(&self.disk, offset, buffer)
+    }
+
+    fn is_mapped(&self, offset: u64, length: u64) -> Result<(bool, u64), DeviceError> {
+        BlockDevice::is_mapped(&self.disk, offset, length)
+    }
+
+    fn data_ranges(&self) -> Result<Vec<Range<u64>>, DeviceError> {
+        BlockDevice::data_ranges(&self.disk)
     }
 
     fn writes_wait(&self) -> bool {
