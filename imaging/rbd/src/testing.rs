@@ -1,5 +1,5 @@
-//! A real Ceph for tests and the lab: one monitor and one OSD, plain processes of whatever user runs them, in a folder of
-//! their own, on a free port of the loopback interface. Never in a shipped build.
+//! A real Ceph for tests and the lab: one monitor and one OSD, or more of them, plain processes of whatever user runs them,
+//! in a folder of their own, on free ports of the loopback interface. Never in a shipped build.
 //!
 //! They die with the process that started them, however that ends: a shell holds them, and its standard input is a pipe
 //! from us. After a failed test the folder with their logs stays, and the test says where.
@@ -11,10 +11,10 @@ use crate::{Cluster, Connection, Patience, Pool};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use ring::rand::{SecureRandom as _, SystemRandom};
-use serde_json::{Value, json};
-use std::fmt::Write as _;
+use serde_json::json;
+use std::fmt::{self, Write as _};
 use std::io::{BufRead as _, BufReader, Write as _};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::sync::OnceLock;
@@ -30,37 +30,78 @@ pub enum ObjectStore {
     Bluestore,
 }
 
+/// What a cluster is made of.
+#[derive(Debug, Clone, Copy)]
+pub struct Shape {
+    /// Where the OSDs keep their data.
+    pub store: ObjectStore,
+    /// How many monitors: some, and no more than a dozen.
+    pub monitors: u8,
+    /// How many OSDs. An object is on one of them.
+    pub osds: u8,
+    /// The loopback address that all listen on.
+    pub address: IpAddr,
+}
+
+impl Shape {
+    /// One monitor, one OSD.
+    #[must_use]
+    pub fn single(store: ObjectStore) -> Self {
+        Self { store, monitors: 1, osds: 1, address: Ipv4Addr::LOCALHOST.into() }
+    }
+}
+
+/// One of a cluster's processes, by its number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Daemon {
+    /// A monitor.
+    Monitor(u8),
+    /// An OSD.
+    Osd(u8),
+}
+
+impl fmt::Display for Daemon {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Monitor(number) => write!(f, "mon.{}", char::from(b'a' + number)),
+            Self::Osd(number) => write!(f, "osd.{number}"),
+        }
+    }
+}
+
 /// A running cluster.
 #[derive(Debug)]
 pub struct Ceph {
     folder: PathBuf,
     keeper: Child,
     answers: BufReader<ChildStdout>,
-    monitor: SocketAddr,
+    monitors: Vec<SocketAddr>,
     key: CephKey,
     namespaces: AtomicU32,
 }
 
 impl Ceph {
+    /// A cluster of the caller's own, of one monitor and one OSD: see [`Ceph::of`].
+    ///
+    /// # Panics
+    /// See [`Ceph::of`].
+    #[must_use]
+    pub fn start(store: ObjectStore) -> Self {
+        Self::of(Shape::single(store))
+    }
+
     /// A cluster of the caller's own, ready for use: with a pool for RBD images.
     ///
     /// # Panics
     /// It does not start: Debian's packages `ceph-mon`, `ceph-osd` and `ceph-common` are needed.
     #[must_use]
-    pub fn start(store: ObjectStore) -> Self {
+    pub fn of(shape: Shape) -> Self {
         let folder = tempfile::Builder::new().prefix("assay-ceph-").tempdir().unwrap();
-        let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port();
-        let monitor = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
-        let fsid = random_uuid();
-        let keys = ["mon.", "client.admin", "osd.0"].map(|entity| (entity, random_key()));
-        lay_out(folder.path(), &fsid, monitor, store, &keys);
-        let at = |name: &str| folder.path().join(name).display().to_string();
-        let address = format!("[v2:{monitor}]");
-        let map = at("monmap");
-        run(&["monmaptool", "--create", "--fsid", &fsid, "--addv", "a", &address, &map], &at("monmaptool.out"));
-        let (conf, keyring) = (at("ceph.conf"), at("mon.keyring"));
-        let mkfs = ["ceph-mon", "-i", "a", "--mkfs", "-c", &conf, "--monmap", &map, "--keyring", &keyring];
-        run(&mkfs, &at("monitor-mkfs.out"));
+        // All are bound before one is given up: they differ.
+        let bound: Vec<_> = (0..shape.monitors).map(|_| TcpListener::bind((shape.address, 0)).unwrap()).collect();
+        let monitors: Vec<SocketAddr> = bound.iter().map(|listener| listener.local_addr().unwrap()).collect();
+        drop(bound);
+        let key = make_folder(folder.path(), shape, &monitors);
         let mut keeper = Command::new("sh")
             .args(["-c", KEEPER, "keeper"])
             .arg(folder.path())
@@ -70,17 +111,20 @@ impl Ceph {
             .spawn()
             .unwrap();
         let answers = BufReader::new(keeper.stdout.take().unwrap());
-        let [_, (_, key), _] = keys;
         // The folder is the shell's to remove.
         let folder = folder.keep();
-        let mut ceph = Self { folder, keeper, answers, monitor, key, namespaces: AtomicU32::new(0) };
-        ceph.order("monitor");
-        let osd_uuid = random_uuid();
-        let (conf, output) = (ceph.path("ceph.conf"), ceph.path("osd-mkfs.out"));
-        run(&["ceph-osd", "-i", "0", "--mkfs", "--no-mon-config", "--osd-uuid", &osd_uuid, "-c", &conf], &output);
+        let mut ceph = Self { folder, keeper, answers, monitors, key, namespaces: AtomicU32::new(0) };
+        for number in 0..shape.monitors {
+            ceph.order("start", Daemon::Monitor(number));
+        }
         let cluster = ceph.admin();
-        cluster.mon_command(&json!({"prefix": "osd new", "uuid": osd_uuid})).unwrap();
-        ceph.start_osd();
+        for number in 0..shape.osds {
+            let (osd, uuid) = (number.to_string(), random_uuid());
+            let (conf, output) = (ceph.path("ceph.conf"), ceph.path(&format!("{}-mkfs.out", Daemon::Osd(number))));
+            run(&["ceph-osd", "-i", &osd, "--mkfs", "--no-mon-config", "--osd-uuid", &uuid, "-c", &conf], &output);
+            cluster.mon_command(&json!({"prefix": "osd new", "uuid": uuid})).unwrap();
+            ceph.start_daemon(Daemon::Osd(number));
+        }
         // Without it librbd makes clones of the first version.
         let mimic = json!({"prefix": "osd set-require-min-compat-client", "version": "mimic"});
         cluster.mon_command(&mimic).unwrap();
@@ -127,7 +171,7 @@ impl Ceph {
     /// How to connect as `user`.
     #[must_use]
     pub fn connection(&self, user: CephUser, key: CephKey) -> Connection {
-        Connection { monitors: vec![self.monitor], user, key, patience: Patience::CONTROL }
+        Connection { monitors: self.monitors.clone(), user, key, patience: Patience::CONTROL }
     }
 
     /// How to connect as the administrator.
@@ -162,38 +206,74 @@ impl Ceph {
         (namespace, pool)
     }
 
-    /// Kills the OSD (SIGKILL). Requests wait from then on.
+    /// Kills the first OSD.
+    ///
+    /// # Panics
+    /// See [`Ceph::kill_daemon`].
+    pub fn kill_osd(&mut self) {
+        self.kill_daemon(Daemon::Osd(0));
+    }
+
+    /// Starts the first OSD.
+    ///
+    /// # Panics
+    /// See [`Ceph::start_daemon`].
+    pub fn start_osd(&mut self) {
+        self.start_daemon(Daemon::Osd(0));
+    }
+
+    /// Kills one (SIGKILL). Requests that need it wait from then on.
     ///
     /// # Panics
     /// The shell that holds it is gone.
-    pub fn kill_osd(&mut self) {
-        self.order("kill-osd");
+    pub fn kill_daemon(&mut self, daemon: Daemon) {
+        self.order("kill", daemon);
         let mut answer = String::new();
         self.answers.read_line(&mut answer).unwrap();
         assert_eq!(answer, "killed\n");
     }
 
-    /// Starts the OSD, and waits until the monitor has it in its map.
+    /// Starts one that does not run, and waits until it counts: until the monitors have the OSD in their map, or the monitor
+    /// among themselves.
     ///
     /// # Panics
     /// It does not come.
-    pub fn start_osd(&mut self) {
+    pub fn start_daemon(&mut self, daemon: Daemon) {
+        let Daemon::Osd(number) = daemon else {
+            self.order("start", daemon);
+            return self.wait_for(daemon, |ceph| ceph.in_quorum(daemon));
+        };
         let cluster = self.admin();
-        let since = |map: &Value| map["osds"][0]["up_from"].as_u64().unwrap_or(0);
-        let dump = || cluster.mon_query(&json!({"prefix": "osd dump", "format": "json"})).unwrap();
-        let before = since(&dump());
-        self.order("osd");
+        let since = || {
+            let map = cluster.mon_query(&json!({"prefix": "osd dump", "format": "json"})).unwrap();
+            let osd = map["osds"].as_array().unwrap().iter().find(|osd| osd["osd"] == number).cloned();
+            osd.map_or(0, |osd| osd["up_from"].as_u64().unwrap_or(0))
+        };
+        let before = since();
+        self.order("start", daemon);
+        self.wait_for(daemon, |_| since() != before);
+    }
+
+    fn in_quorum(&self, monitor: Daemon) -> bool {
+        let status = Cluster::connect(&self.admin_connection())
+            .and_then(|cluster| cluster.mon_query(&json!({"prefix": "quorum_status", "format": "json"})));
+        let Ok(status) = status else { return false };
+        let mut quorum = status["quorum_names"].as_array().into_iter().flatten();
+        quorum.any(|name| format!("mon.{}", name.as_str().unwrap_or_default()) == monitor.to_string())
+    }
+
+    fn wait_for(&self, daemon: Daemon, is_there: impl Fn(&Self) -> bool) {
         let deadline = Instant::now() + START_LIMIT;
-        while since(&dump()) == before {
+        while !is_there(self) {
             if Instant::now() > deadline {
-                self.give_up("waiting for the OSD", &"it did not come up");
+                self.give_up(&format!("waiting for {daemon}"), &"it did not come up");
             }
         }
     }
 
-    fn order(&mut self, order: &str) {
+    fn order(&mut self, order: &str, daemon: Daemon) {
         let input = self.keeper.stdin.as_mut().unwrap();
-        writeln!(input, "{order}").unwrap();
+        writeln!(input, "{order} {daemon}").unwrap();
     }
 
     fn path(&self, name: &str) -> String {
@@ -201,8 +281,9 @@ impl Ceph {
     }
 
     fn give_up(&self, doing: &str, why: &dyn std::fmt::Display) -> ! {
-        let said = ["monitor.out", "osd.out", "osd-mkfs.out"]
-            .map(|name| std::fs::read_to_string(self.folder.join(name)).unwrap_or_default());
+        let files = std::fs::read_dir(&self.folder).into_iter().flatten().flatten().map(|entry| entry.path());
+        let outputs = files.filter(|path| path.extension().is_some_and(|extension| extension == "out"));
+        let said: Vec<String> = outputs.filter_map(|path| std::fs::read_to_string(path).ok()).collect();
         panic!("Ceph in {}: {doing}: {why}\n{}", self.folder.display(), said.join("\n"));
     }
 
@@ -261,32 +342,65 @@ fn random_key() -> CephKey {
     CephKey::new(&STANDARD.encode(key)).unwrap()
 }
 
-/// Writes the configuration and the keyrings.
-fn lay_out(folder: &Path, fsid: &str, monitor: SocketAddr, store: ObjectStore, keys: &[(&str, CephKey); 3]) {
-    for name in ["mon", "osd"] {
-        std::fs::create_dir(folder.join(name)).unwrap();
+/// Makes all that the daemons need to start, and answers the administrator's key.
+fn make_folder(folder: &Path, shape: Shape, monitors: &[SocketAddr]) -> CephKey {
+    let fsid = random_uuid();
+    let daemons = (0..shape.osds).map(|number| Daemon::Osd(number).to_string());
+    let entities = ["mon.".to_owned(), "client.admin".to_owned()].into_iter().chain(daemons);
+    let keys: Vec<(String, CephKey)> = entities.map(|entity| (entity, random_key())).collect();
+    write_keyrings(folder, &keys);
+    std::fs::write(folder.join("ceph.conf"), configuration(folder, &fsid, shape, monitors)).unwrap();
+    let at = |name: &str| folder.join(name).display().to_string();
+    let names: Vec<String> = (0..shape.monitors).map(|number| char::from(b'a' + number).to_string()).collect();
+    let addresses: Vec<String> = monitors.iter().map(|monitor| format!("[v2:{monitor}]")).collect();
+    let map = at("monmap");
+    let mut make_map = vec!["monmaptool", "--create", "--fsid", &fsid];
+    for (name, address) in names.iter().zip(&addresses) {
+        make_map.extend(["--addv", name, address]);
     }
-    let keyring = |wanted: &str| {
+    make_map.push(&map);
+    run(&make_map, &at("monmaptool.out"));
+    let (conf, keyring) = (at("ceph.conf"), at("mon.keyring"));
+    for name in &names {
+        std::fs::create_dir(folder.join(format!("mon.{name}"))).unwrap();
+        let mkfs = ["ceph-mon", "-i", name, "--mkfs", "-c", &conf, "--monmap", &map, "--keyring", &keyring];
+        run(&mkfs, &at(&format!("mon.{name}-mkfs.out")));
+    }
+    keys.into_iter().find(|(entity, _)| entity == "client.admin").unwrap().1
+}
+
+/// That of all, for the monitors, and each OSD's own.
+fn write_keyrings(folder: &Path, keys: &[(String, CephKey)]) {
+    let keyring = |wanted: Option<&str>| {
         let mut text = String::new();
-        for (entity, key) in keys.iter().filter(|(entity, _)| wanted == "mon." || *entity == wanted) {
+        for (entity, key) in keys.iter().filter(|(entity, _)| wanted.is_none_or(|wanted| wanted == entity)) {
             writeln!(text, "[{entity}]\n key = {}", key.expose()).unwrap();
-            let caps = if *entity == "osd.0" { "allow profile osd" } else { "allow *" };
+            let caps = if entity.starts_with("osd.") { "allow profile osd" } else { "allow *" };
             writeln!(text, " caps mon = \"{caps}\"\n caps osd = \"allow *\"\n caps mgr = \"allow *\"").unwrap();
         }
         text
     };
-    std::fs::write(folder.join("mon.keyring"), keyring("mon.")).unwrap();
-    std::fs::write(folder.join("osd/keyring"), keyring("osd.0")).unwrap();
+    std::fs::write(folder.join("mon.keyring"), keyring(None)).unwrap();
+    for (osd, _) in keys.iter().filter(|(entity, _)| entity.starts_with("osd.")) {
+        std::fs::create_dir(folder.join(osd)).unwrap();
+        std::fs::write(folder.join(osd).join("keyring"), keyring(Some(osd))).unwrap();
+    }
+}
+
+fn configuration(folder: &Path, fsid: &str, shape: Shape, monitors: &[SocketAddr]) -> String {
     let d = folder.display();
-    let backend = match store {
+    let backend = match shape.store {
         ObjectStore::Memory => "memstore",
         ObjectStore::Bluestore => "bluestore",
     };
-    let conf = format!(
+    let hosts: Vec<String> = monitors.iter().map(|monitor| format!("[v2:{monitor}]")).collect();
+    format!(
         "[global]
 fsid = {fsid}
-mon host = [v2:{monitor}]
+mon host = {hosts}
 public addr = {address}
+ms bind ipv4 = {ipv4}
+ms bind ipv6 = {ipv6}
 run dir = {d}
 pid file =
 # Not for us: without it a daemon answers none of the commands that it is told directly.
@@ -299,7 +413,7 @@ mon allow pool size one = true
 osd pool default pg autoscale mode = off
 osd crush chooseleaf type = 0
 [mon]
-mon data = {d}/mon
+mon data = {d}/mon.$id
 # By default a monitor does not start where a twentieth of the disk is left; this one keeps a few megabytes.
 mon data avail crit = 0
 mon data avail warn = 0
@@ -310,16 +424,18 @@ mon max pg per osd = 4096
 paxos propose interval = 0.05
 paxos min wait = 0.01
 [osd]
-osd data = {d}/osd
-keyring = {d}/osd/keyring
+osd data = {d}/osd.$id
+keyring = {d}/osd.$id/keyring
 osd objectstore = {backend}
 osd memory target = 939524096
 memstore device bytes = 4294967296
 bluestore block size = 4294967296
 ",
-        address = monitor.ip(),
-    );
-    std::fs::write(folder.join("ceph.conf"), conf).unwrap();
+        hosts = hosts.join(","),
+        address = shape.address,
+        ipv4 = shape.address.is_ipv4(),
+        ipv6 = shape.address.is_ipv6(),
+    )
 }
 
 /// Runs a program to its end, its output in a file: a daemon would hold a pipe.
@@ -342,16 +458,27 @@ const START_LIMIT: Duration = Duration::from_secs(60);
 /// Starts and kills what it is told to on its standard input, and everything at its end. `$1` is the folder. What
 /// ends the test's whole process group (Ctrl-C) ends the test, and then us, not us first.
 const KEEPER: &str = r#"
-folder=$1
+folder=$1 running=
 trap '' INT HUP TERM
-while read -r order; do
+end() {
+    rest=
+    for one in $running; do
+        case $one in
+        $1=*) kill -KILL "${one#*=}"; wait "${one#*=}" ;;
+        *) rest="$rest $one" ;;
+        esac
+    done
+    running=$rest
+}
+while read -r order name; do
     case $order in
-    monitor) ceph-mon -i a -f -c "$folder/ceph.conf" >>"$folder/monitor.out" 2>&1 </dev/null & monitor=$! ;;
-    osd) ceph-osd -i 0 -f -c "$folder/ceph.conf" >>"$folder/osd.out" 2>&1 </dev/null & osd=$! ;;
-    kill-osd) kill -KILL "$osd"; wait "$osd"; osd=; echo killed ;;
+    start)
+        "ceph-${name%.*}" -i "${name#*.}" -f -c "$folder/ceph.conf" >>"$folder/$name.out" 2>&1 </dev/null &
+        running="$running $name=$!" ;;
+    kill) end "$name"; echo killed ;;
     esac
 done
-kill -KILL $monitor $osd
+for one in $running; do kill -KILL "${one#*=}"; done
 wait
 [ -e "$folder/keep" ] || rm -rf "$folder"
 "#;
