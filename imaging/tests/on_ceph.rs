@@ -6,6 +6,7 @@ mod rig;
 
 use assay_imaging::Imaging;
 use assay_imaging::config::CephConfig;
+use assay_rbd::Connection;
 use assay_rbd::name::PoolName;
 use assay_rbd::testing::{Ceph, SharedCeph};
 use assay_service::clock::ManualClock;
@@ -20,11 +21,12 @@ use std::sync::Arc;
 
 /// The table `[ceph]` for a pool of the test's own; the key is in `folder`.
 fn table(ceph: &SharedCeph, folder: &Path, pool: &str) -> CephConfig {
-    let (admin, pool) = (ceph.admin_connection(), PoolName::new(pool).unwrap());
+    let pool = PoolName::new(pool).unwrap();
     ceph.create_pool(&ceph.admin(), &pool);
+    let Connection { monitors, user, key, .. } = ceph.imaging_connection(&pool);
     let key_file = folder.join("ceph.key");
-    std::fs::write(&key_file, format!("{}\n", admin.key.expose())).unwrap();
-    CephConfig { monitors: admin.monitors, user: admin.user, key_file, pool, rbd_disks_socket: None }
+    std::fs::write(&key_file, format!("{}\n", key.expose())).unwrap();
+    CephConfig { monitors, user, key_file, pool, rbd_disks_socket: None }
 }
 
 fn users(ceph: &Ceph) -> Vec<String> {
@@ -86,7 +88,7 @@ async fn a_start_that_cannot_be_says_what_was_being_done() {
         (CephConfig { key_file: folder.path().join("none"), ..good.clone() }, "reading `ceph.key_file`, "),
         (CephConfig { key_file: bad_key, ..good.clone() }, "bad.key (`ceph.key_file`) has no key"),
         (CephConfig { pool: PoolName::new("none").unwrap(), ..good.clone() }, "opening the pool none: No such file"),
-        (CephConfig { monitors: nobody, ..good }, "connecting to the Ceph monitors v2:127.0.0.1:1 as client.admin: "),
+        (CephConfig { monitors: nobody, ..good }, "connecting to the Ceph monitors v2:127.0.0.1:1 as client.imaging-starts: "),
     ] {
         let (config, context) = Service::prepare(folder.path(), &clock, Agreement::default(), Some(table));
         let error = chain(&Imaging::open(config, &context).await.err().unwrap());

@@ -36,7 +36,7 @@ impl Bench {
         let pool = PoolName::new(&format!("store-{}", NEXT.fetch_add(1, Ordering::Relaxed))).unwrap();
         ceph.create_pool(&ceph.admin(), &pool);
         let folder = tempfile::tempdir().unwrap();
-        let store = RbdImageStore::open(folder.path(), &ceph.admin_connection(), pool.clone()).unwrap();
+        let store = RbdImageStore::open(folder.path(), &ceph.imaging_connection(&pool), pool.clone()).unwrap();
         Self { ceph, folder, pool, store }
     }
 
@@ -58,7 +58,7 @@ impl Fixture for Bench {
     fn reopen(self) -> Self {
         let Self { ceph, folder, pool, store } = self;
         drop(store);
-        let store = RbdImageStore::open(folder.path(), &ceph.admin_connection(), pool.clone()).unwrap();
+        let store = RbdImageStore::open(folder.path(), &ceph.imaging_connection(&pool), pool.clone()).unwrap();
         Self { ceph, folder, pool, store }
     }
 }
@@ -68,7 +68,8 @@ contract!(Bench::new());
 #[test]
 fn the_store_has_one_owner_on_its_host() {
     let bench = Bench::new();
-    let error = RbdImageStore::open(bench.folder.path(), &bench.ceph.admin_connection(), bench.pool.clone());
+    let error =
+        RbdImageStore::open(bench.folder.path(), &bench.ceph.imaging_connection(&bench.pool), bench.pool.clone());
     assert!(matches!(error.unwrap_err(), StoreError::InUse { .. }));
     assert!(bench.store.images().unwrap().is_empty(), "and goes on having it");
 }
@@ -161,7 +162,7 @@ fn an_image_that_was_exchanged_on_ceph_is_refused_and_named() {
     let described = format!(r#"{{"sha256":"{sha256}","root":"{}","data_bytes":1}}"#, hex::encode(root));
     below.import(name, &namespace, &mut Exchanged(described), &mut |_, _| ControlFlow::Continue(())).unwrap();
     drop(below);
-    let store = RbdImageStore::open(folder.path(), &ceph.admin_connection(), pool).unwrap();
+    let store = RbdImageStore::open(folder.path(), &ceph.imaging_connection(&pool), pool).unwrap();
     let disk = disk(&store, image);
     for refused in [store.open_image(image).map(drop), store.location(disk, AdmissionId::random()).map(drop)] {
         assert!(
@@ -276,7 +277,7 @@ fn dies() {
     let text = |name: &str| std::env::var(name).unwrap();
     let connection = Connection {
         monitors: vec![text("CRASH_MONITOR").parse().unwrap()],
-        user: assay_rbd::name::CephUser::new("admin").unwrap(),
+        user: assay_rbd::name::CephUser::new(&text("CRASH_USER")).unwrap(),
         key: assay_rbd::name::CephKey::new(&text("CRASH_KEY")).unwrap(),
         patience: Patience::CONTROL,
     };
@@ -299,14 +300,15 @@ fn dies() {
 fn what_dies_between_ceph_and_this_host_is_completed_or_undone() {
     use std::os::unix::process::ExitStatusExt as _;
     let mut bench = Bench::new();
-    let admin = bench.ceph.admin_connection();
+    let user = bench.ceph.imaging_connection(&bench.pool);
     let die = |bench: Bench, doing: &str, at: &str, image: ImageKey| {
         let Bench { ceph, folder, pool, store } = bench;
         drop(store);
         let died = std::process::Command::new(std::env::current_exe().unwrap())
             .args(["--exact", "dies", "--ignored"])
-            .env("CRASH_MONITOR", admin.monitors[0].to_string())
-            .env("CRASH_KEY", admin.key.expose())
+            .env("CRASH_MONITOR", user.monitors[0].to_string())
+            .env("CRASH_USER", user.user.as_str())
+            .env("CRASH_KEY", user.key.expose())
             .env("CRASH_POOL", pool.as_str())
             .env("CRASH_IN", folder.path())
             .env("CRASH_IMAGE", image.to_string())
@@ -316,7 +318,7 @@ fn what_dies_between_ceph_and_this_host_is_completed_or_undone() {
             .unwrap();
         let said = String::from_utf8_lossy(&died.stdout).into_owned() + &String::from_utf8_lossy(&died.stderr);
         assert_eq!(died.status.signal(), Some(6), "{doing}, {at}: {said}");
-        let store = RbdImageStore::open(folder.path(), &ceph.admin_connection(), pool.clone()).unwrap();
+        let store = RbdImageStore::open(folder.path(), &ceph.imaging_connection(&pool), pool.clone()).unwrap();
         Bench { ceph, folder, pool, store }
     };
     let left = |bench: &Bench| std::fs::read_dir(bench.folder.path().join("golden")).unwrap().count();

@@ -36,7 +36,7 @@ impl LabCeph {
     /// The key cannot be written.
     pub fn table(&self, folder: &Path) -> Result<Value> {
         let ceph = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let connection = ceph.admin_connection();
+        let connection = ceph.imaging_connection(&ceph.pool_name());
         let key_file = folder.join("ceph.key");
         crate::services::write_secret(&key_file, connection.key.expose())?;
         Ok(json!({

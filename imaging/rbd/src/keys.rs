@@ -98,9 +98,49 @@ pub fn capabilities(release: Release, scope: &Scope) -> Capabilities {
             format!("allow r {parent} rbd_data.{id}."),
         ]);
     }
-    // Both maps, without which a client waits for ever, but not the blocklist command that `profile rbd` has. The service
-    // `mon` also lets its holder read the cluster's configuration and log, as any user of Ceph does; neither has keys.
-    Capabilities { mon: "allow service mon r, allow service osd r".to_owned(), osd: grants.join(", ") }
+    Capabilities { mon: MAPS.to_owned(), osd: grants.join(", ") }
+}
+
+/// What users whose keys imaging makes are called: nobody else's may be so.
+pub const EXPORT_USERS: &str = "assay-export-";
+/// Both maps, without which a client waits for ever, but not the blocklist command that `profile rbd` has. The service `mon`
+/// also lets its holder read the cluster's configuration and log, as any user of Ceph does; neither has keys.
+const MAPS: &str = "allow service mon r, allow service osd r";
+
+/// What imaging's own user needs, for a store in `pool`, and no more as far as the release can say it. Pure. It has the
+/// pool; makes and removes users by names that begin with [`EXPORT_USERS`], whose capabilities at the OSDs are of the form
+/// that [`capabilities`] has, in this pool alone; and has the OSDs refuse one client at a time, by its whole address, but
+/// not take that back. What no capability of this release keeps from it:
+///
+/// * It can give such a user capabilities for managers and metadata servers beside: what may be given is said service by
+///   service, and a service that is not spoken of is not looked at.
+/// * It can blocklist any client of the cluster whose address it knows.
+/// * It can end a monitor: what compares an argument with a pattern (here as in Ceph's own `profile rbd`) overflows that
+///   one's stack if the argument is tens of thousands of octets long. Those of an export on the most layers are 6,000.
+/// * It sees who is connected to the monitors, and of images in other pools which have clones of the first version.
+#[must_use]
+pub fn control_capabilities(release: Release, pool: &PoolName) -> Capabilities {
+    let Release::Pacific = release;
+    // A dot is the one character of a pool's name that means something in a pattern.
+    let pool_pattern = pool.as_str().replace('.', "[.]");
+    let grant = format!(
+        "allow (rw?x?( class-read)?|class rbd [a-z_]+) pool={pool_pattern} namespace=(\"\"|[A-Za-z0-9._-]+) \
+         object_prefix [a-z0-9._]+"
+    );
+    let grants = [
+        MAPS.to_owned(),
+        // Who uses a key that is to end.
+        "allow command sessions".to_owned(),
+        format!(
+            "allow command \"auth get-or-create\" with entity prefix client.{EXPORT_USERS} caps_mon=\"{MAPS}\" \
+             caps_osd regex '{grant}(, {grant})*'"
+        ),
+        format!("allow command \"auth rm\" with entity prefix client.{EXPORT_USERS}"),
+        "allow command \"osd blocklist\" with blocklistop=add addr regex '[^/]+/[0-9]+'".to_owned(),
+    ];
+    // librbd looks for an image's clones of the first version in every pool.
+    let osd = format!("allow rwx pool={pool}, allow class rbd get_children object_prefix rbd_children");
+    Capabilities { mon: grants.join(", "), osd }
 }
 
 /// Makes a key cut to `scope`. Doing it again answers the same key.

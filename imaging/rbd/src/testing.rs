@@ -6,6 +6,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test's set-up may panic as the test does")]
 
+use crate::keys::{Capabilities, Release, control_capabilities};
 use crate::name::{CephKey, CephUser, Namespace, PoolName};
 use crate::{Cluster, Connection, Patience, Pool};
 use base64::Engine as _;
@@ -191,6 +192,30 @@ impl Ceph {
     pub fn admin(&self) -> Cluster {
         Cluster::connect(&self.admin_connection())
             .unwrap_or_else(|error| self.give_up("connecting", &format!("{error:?}")))
+    }
+
+    /// How to connect as a user that has what imaging's needs for a store in `pool`, and no more.
+    ///
+    /// # Panics
+    /// The cluster refuses.
+    #[must_use]
+    pub fn imaging_connection(&self, pool: &PoolName) -> Connection {
+        let cluster = self.admin();
+        let user = CephUser::new(&format!("imaging-{pool}")).unwrap();
+        let Capabilities { mon, osd } = control_capabilities(Release::of(&cluster).unwrap(), pool);
+        let caps = ["mon", &mon, "osd", &osd];
+        let order = json!({"prefix": "auth get-or-create", "entity": user.entity(), "caps": caps, "format": "json"});
+        let made = cluster.mon_query(&order).unwrap();
+        self.connection(user, CephKey::new(made[0]["key"].as_str().unwrap()).unwrap())
+    }
+
+    /// A connection of [`Ceph::imaging_connection`]'s user.
+    ///
+    /// # Panics
+    /// The cluster refuses.
+    #[must_use]
+    pub fn imaging(&self, pool: &PoolName) -> Cluster {
+        Cluster::connect(&self.imaging_connection(pool)).unwrap()
     }
 
     /// A namespace that nobody else uses, with its pool as the administrator sees it.

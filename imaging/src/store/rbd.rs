@@ -27,6 +27,7 @@ use super::{
     BlockDevice, Content, Dependent, DiskLocation, ImageStore, Progress, RbdClone, StoreError, StoredImage, StoredKind,
     Upper,
 };
+use assay_rbd::keys::EXPORT_USERS;
 use assay_rbd::name::{CephUser, ImageKind, ImageName, Namespace, PoolName};
 use assay_rbd::store::{self as ceph, Below, RbdStore, Source};
 use assay_rbd::{CloneDisk, Cluster, Connection, Image, RbdError};
@@ -416,7 +417,7 @@ fn namespace(project: &ProjectId) -> Result<Namespace, StoreError> {
 
 /// The user whose key an admission has.
 fn user(admission: AdmissionId) -> Result<CephUser, StoreError> {
-    CephUser::new(&format!("assay-export-{admission}")).map_err(|cause| malformed(&admission, cause.to_string()))
+    CephUser::new(&format!("{EXPORT_USERS}{admission}")).map_err(|cause| malformed(&admission, cause.to_string()))
 }
 
 fn malformed(what: &dyn std::fmt::Display, detail: String) -> StoreError {

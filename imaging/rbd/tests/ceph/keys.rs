@@ -1,8 +1,8 @@
 //! What the holder of a stolen key can do, and when it ends.
 
 use crate::site::{MIB, Site, Tools};
-use assay_rbd::keys::{self, Release};
-use assay_rbd::name::{CephKey, CephUser, ImageKind, ImageName};
+use assay_rbd::keys::{self, Capabilities, Release, control_capabilities};
+use assay_rbd::name::{CephKey, CephUser, ImageKind, ImageName, PoolName};
 use assay_rbd::{Cluster, DEFAULT_OBJECT_ORDER, RbdError};
 use serde_json::json;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -275,4 +275,78 @@ fn a_spoilt_header_keeps_no_key_from_being_revoked() {
 fn the_release_is_one_that_keys_were_tried_on() {
     let site = Site::new();
     assert_eq!(Release::of(&site.cluster).unwrap(), Release::Pacific);
+}
+
+/// The store's tests show that it is enough.
+#[test]
+fn imagings_own_user_has_its_pool_and_the_users_of_exports_and_no_more() {
+    let site = Site::new();
+    let (pool, other) = (PoolName::new("own.pool").unwrap(), PoolName::new("ownxpool").unwrap());
+    for pool in [&pool, &other] {
+        site.ceph.create_pool(&site.cluster, pool);
+    }
+    let imaging = site.ceph.imaging(&pool);
+    let image = ImageName::numbered(ImageKind::Golden, 1);
+    imaging.pool(&pool).unwrap().create_image(image, MIB, DEFAULT_OBJECT_ORDER).unwrap();
+    assert!(imaging.pool(&other).unwrap().create_image(image, MIB, DEFAULT_OBJECT_ORDER).unwrap_err().is_denied());
+
+    let maps = "allow service mon r, allow service osd r";
+    let own = "allow r class-read pool=own.pool namespace=\"\" object_prefix rbd_info, \
+               allow rwx pool=own.pool namespace=p object_prefix rbd_data.1.";
+    let make = |entity: &str, caps: [&str; 4]| {
+        imaging.mon_command(&json!({"prefix": "auth get-or-create", "entity": entity, "caps": caps})).map(drop)
+    };
+    let export = format!("client.{}1", keys::EXPORT_USERS);
+    make(&export, ["mon", maps, "osd", own]).unwrap();
+    let denied = |what: &str, answer: Result<(), RbdError>| {
+        let error = answer.expect_err(what);
+        assert!(error.is_denied(), "{what}: {error:?}");
+    };
+    denied("another's name", make("client.somebody", ["mon", maps, "osd", own]));
+    denied("monitors", make(&export, ["mon", "allow *", "osd", own]));
+    let second = format!("client.{}2", keys::EXPORT_USERS);
+    for elsewhere in [
+        "allow *",
+        "allow rwx",
+        "profile rbd",
+        "allow rwx pool=own.pool",
+        "allow rwx pool=own.pool namespace=p",
+        "allow rwx pool=ownxpool namespace=p object_prefix x",
+        "allow rwx object_prefix \"x pool=own.pool namespace=p object_prefix x\"",
+        &format!("{own}, allow rwx pool=ownxpool namespace=p object_prefix x"),
+        &format!("{own}, allow rwx"),
+        &format!("{own};allow rwx"),
+    ] {
+        denied(elsewhere, make(&second, ["mon", maps, "osd", elsewhere]));
+    }
+    let order = |command: serde_json::Value| imaging.mon_command(&command).map(drop);
+    let victim = "127.0.0.1:0/4000000000";
+    for refused in [
+        json!({"prefix": "auth rm", "entity": "client.admin"}),
+        json!({"prefix": "auth get", "entity": "client.admin"}),
+        json!({"prefix": "auth ls"}),
+        json!({"prefix": "auth caps", "entity": imaging.user().entity(), "caps": ["mon", "allow *"]}),
+        json!({"prefix": "osd blocklist", "blocklistop": "add", "addr": "127.0.0.1"}),
+        json!({"prefix": "osd blocklist", "blocklistop": "rm", "addr": victim}),
+        json!({"prefix": "osd blocklist clear"}),
+        json!({"prefix": "osd pool create", "pool": "mine", "pg_num": 8}),
+        json!({"prefix": "osd out", "ids": ["0"]}),
+        json!({"prefix": "config set", "who": "osd", "name": "debug_osd", "value": "0"}),
+        json!({"prefix": "config-key ls"}),
+    ] {
+        denied(&refused.to_string(), order(refused.clone()));
+    }
+    keys::blocklist(&imaging, victim).unwrap();
+    order(json!({"prefix": "auth rm", "entity": export})).unwrap();
+}
+
+/// The command that README.md gives whoever sets a site up.
+#[test]
+fn readme_gives_imagings_user_what_it_needs() {
+    let readme = include_str!("../../../../README.md");
+    let (_, command) = readme.split_once("ceph auth get-or-create client.imaging ").unwrap();
+    let (command, _) = command.split_once("\n```").unwrap();
+    let command = command.replace("\\\n", "").replace("\\\"", "\"");
+    let Capabilities { mon, osd } = control_capabilities(Release::Pacific, &PoolName::new("images").unwrap());
+    assert_eq!(command, format!("osd \"{osd}\" mon \"{mon}\""));
 }

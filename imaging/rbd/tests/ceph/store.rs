@@ -1,7 +1,7 @@
 //! The store's operations, and what they refuse.
 
 use crate::site::{MIB, Tools};
-use assay_rbd::keys;
+use assay_rbd::keys::{self, EXPORT_USERS};
 use assay_rbd::name::{CephUser, ImageKind, ImageName, Namespace, PoolName};
 use assay_rbd::store::{Content, RbdStore, Source, StoredImage, StoredKind};
 use assay_rbd::testing::Ceph;
@@ -85,7 +85,7 @@ impl Rig {
         let (provider, project) = (namespace("provider"), namespace("tenant"));
         let pool = PoolName::new(&format!("store-{number}")).unwrap();
         ceph.create_pool(&ceph.admin(), &pool);
-        let store = RbdStore::open(ceph.admin(), pool.clone()).unwrap();
+        let store = RbdStore::open(ceph.imaging(&pool), pool.clone()).unwrap();
         let base = u128::from(number) << 64;
         let rig = Self { ceph, store, provider, project, base, pool };
         rig.import(1, 10);
@@ -120,7 +120,7 @@ impl Rig {
     }
 
     fn reopen(&mut self) {
-        self.store = RbdStore::open(self.ceph.admin(), self.pool.clone()).unwrap();
+        self.store = RbdStore::open(self.ceph.imaging(&self.pool), self.pool.clone()).unwrap();
     }
 }
 
@@ -254,7 +254,7 @@ fn an_export_reads_every_layer_below_its_disk_and_nothing_else() {
 fn a_disk_that_somebody_has_a_key_for_is_not_changed_under_them() {
     let rig = Rig::new();
     let name = rig.disk(1);
-    let user = CephUser::new(&format!("keyed-{}", rig.project)).unwrap();
+    let user = CephUser::new(&format!("{EXPORT_USERS}keyed-{}", rig.project)).unwrap();
     let (key, access) = rig.store.issue(name, &user).unwrap();
     assert_eq!((access.golden, access.byte_len), (rig.golden(), BYTES));
     assert_eq!(rig.store.issue(name, &user).unwrap(), (key.clone(), access), "asked again");
@@ -488,7 +488,7 @@ fn who_opens_the_store_stops_whoever_had_it() {
     let rig = Rig::new();
     let name = rig.disk(1);
     let before = rig.store.place(name).unwrap().open_image(name).unwrap();
-    let now = RbdStore::open(rig.ceph.admin(), rig.pool.clone()).unwrap();
+    let now = RbdStore::open(rig.ceph.imaging(&rig.pool), rig.pool.clone()).unwrap();
     let begun = Instant::now();
     let error = loop {
         match before.write_at(0, &[1]) {
