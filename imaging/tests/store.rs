@@ -6,15 +6,13 @@ mod store_contract;
 use assay_imaging::store::device::{BlockDevice, DeviceError};
 use assay_imaging::store::import::Source;
 use assay_imaging::store::overlay::{DiskFiles, HostBoot, Overlay, TopFiles};
-use assay_imaging::store::{Content, ImageStore as _, LocalStore, StoreError};
+use assay_imaging::store::{ImageStore as _, LocalStore, StoreError};
 use assay_wire::id::{DiskId, ImageKey};
 use assay_wire::imaging::ImageFormat;
 use proptest::prelude::*;
-use std::ops::ControlFlow;
 use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use store_contract::{Fixture, Octets, contract, go_on, pattern, project, read_all};
 
 const BOOT: HostBoot = HostBoot::from_bytes([1; 16]);
@@ -79,55 +77,6 @@ fn zero_blocks_of_a_golden_image_take_no_room() {
     bench.import(&pattern(1_000_000));
     let on_disk = std::fs::metadata(bench.store.image_folder(bench.image).join("disk.raw")).unwrap();
     assert!(on_disk.blocks() * 512 < 1_000_000);
-}
-
-/// Content that counts what is read of it.
-struct Counted {
-    content: Octets,
-    identity: &'static str,
-    read: AtomicU64,
-}
-
-impl Content for Counted {
-    fn virtual_bytes(&self) -> u64 {
-        self.content.virtual_bytes()
-    }
-
-    fn read(&self, offset: u64, buffer: &mut [u8]) -> Result<(), StoreError> {
-        self.read.fetch_add(buffer.len() as u64, Ordering::Relaxed);
-        self.content.read(offset, buffer)
-    }
-
-    fn identity(&self) -> Option<String> {
-        Some(self.identity.to_owned())
-    }
-}
-
-#[test]
-fn an_import_goes_on_where_it_was_broken_off_if_its_source_is_the_same() {
-    let bench = Bench::new();
-    let of = |identity, fill: u8| {
-        let mut content = pattern(8 << 20);
-        content[..4096].fill(fill);
-        Counted { content: Octets(content), identity, read: AtomicU64::new(0) }
-    };
-    let half = &mut |done, total| if done * 2 >= total { ControlFlow::Break(()) } else { ControlFlow::Continue(()) };
-    bench.store.import(bench.image, &project(), &of("a", 1), half).unwrap_err();
-    let bench = bench.reopen();
-    bench.store.forget_imports(&[bench.image]).unwrap();
-    let rest = of("a", 1);
-    bench.store.import(bench.image, &project(), &rest, &mut go_on).unwrap();
-    assert_eq!(rest.read.load(Ordering::Relaxed), 4 << 20, "only the second half");
-    assert!(read_all(&*bench.golden()) == rest.content.0);
-    let (other, changed) = (ImageKey::random(), of("b", 2));
-    bench.store.import(other, &project(), &of("a", 1), half).unwrap_err();
-    bench.store.import(other, &project(), &changed, &mut go_on).unwrap();
-    assert_eq!(changed.read.load(Ordering::Relaxed), 8 << 20, "all of another source");
-    assert!(read_all(&*bench.store.open_image(other).unwrap()) == changed.content.0);
-    let forgotten = ImageKey::random();
-    bench.store.import(forgotten, &project(), &of("a", 1), half).unwrap_err();
-    bench.store.forget_imports(&[]).unwrap();
-    assert_eq!(bench.left("images").len(), 2);
 }
 
 #[test]

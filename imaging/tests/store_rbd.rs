@@ -269,6 +269,29 @@ fn a_disk_that_is_removed_takes_its_keys_along() {
     bench.store.revoke(disk, admission).unwrap();
 }
 
+/// More than goes between two checkpoints, nearly all of it zeros; counts what is read of it.
+#[derive(Default)]
+struct Large(std::sync::atomic::AtomicU64);
+
+const CHECKPOINT: u64 = 256 << 20;
+
+impl assay_imaging::store::Content for Large {
+    fn virtual_bytes(&self) -> u64 {
+        CHECKPOINT + (5 << 20)
+    }
+
+    fn read(&self, offset: u64, buffer: &mut [u8]) -> Result<(), StoreError> {
+        self.0.fetch_add(buffer.len() as u64, Ordering::Relaxed);
+        buffer.fill(0);
+        buffer[..8].copy_from_slice(&(offset + 1).to_le_bytes());
+        Ok(())
+    }
+
+    fn identity(&self) -> Option<String> {
+        Some("large".to_owned())
+    }
+}
+
 /// Dies as `CRASH_AT` says while it does `CRASH_DOING`. Not a test by itself.
 #[cfg(feature = "failpoints")]
 #[test]
@@ -287,6 +310,7 @@ fn dies() {
     fail::cfg(text("CRASH_AT"), "return").unwrap();
     match text("CRASH_DOING").as_str() {
         "import" => drop(store.import(image, &project(), &Octets(pattern(SIZE)), &mut go_on)),
+        "import large" => drop(store.import(image, &project(), &Large::default(), &mut go_on)),
         "flatten" => drop(store.flatten(image, &mut go_on)),
         "open" => drop(store.open_image(image)),
         "remove" => drop(store.remove_image(image)),
@@ -331,6 +355,24 @@ fn what_dies_between_ceph_and_this_host_is_completed_or_undone() {
     bench = die(bench, "open", "store::golden::copied", image);
     assert!(read_all(&*bench.store.open_image(image).unwrap()) == pattern(SIZE));
     assert_eq!(left(&bench), 1);
+
+    // In the middle: what was on Ceph and on this host by the last checkpoint is gone on from, and it is that very image.
+    let large = ImageKey::random();
+    bench = die(bench, "import large", "store::golden::checkpoint", large);
+    assert!(matches!(bench.store.image(large), Err(StoreError::NoImage { .. })));
+    assert_eq!(left(&bench), 2);
+    bench.store.forget_imports(&[large]).unwrap();
+    let rest = Large::default();
+    let stored = bench.store.import(large, &project(), &rest, &mut go_on).unwrap();
+    assert_eq!(rest.0.load(Ordering::Relaxed), 5 << 20, "what came after the checkpoint");
+    let (elsewhere, whole) = (ImageKey::random(), Large::default());
+    let expected = bench.store.import(elsewhere, &project(), &whole, &mut go_on).unwrap();
+    assert_eq!((stored.kind, stored.data_bytes), (expected.kind, expected.data_bytes), "the digests of all of it");
+    bench.forget(large);
+    bench.store.open_image(large).unwrap().read_at(CHECKPOINT, &mut [0; 8]).unwrap();
+    for image in [large, elsewhere] {
+        bench.store.remove_image(image).unwrap();
+    }
 
     let (disk, taken) = (disk(&bench.store, image), ImageKey::random());
     bench.store.open_disk(disk).unwrap().write_at(0, &[5; 512]).unwrap();

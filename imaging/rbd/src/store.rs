@@ -5,7 +5,8 @@
 //! | an image | it has its snapshot (`golden`): made last, removed first |
 //! | a disk | its metadata say that it was made (`assay.made`): written last |
 //!
-//! What a crash left is completed or undone by [`RbdStore::open`], or by asking for the same again. A snapshot of a disk
+//! What a crash left is completed or undone by [`RbdStore::open`], or by asking for the same again; an import that can go on
+//! waits for that, or for [`RbdStore::forget_imports`]. A snapshot of a disk
 //! takes constant time: the disk's image *becomes* the snapshot, and the disk a clone of it. So an image that was a disk is
 //! never written again, and whoever may read it for its clone's sake reads no running disk.
 //!
@@ -33,6 +34,9 @@ const BASE: &str = "golden";
 const MADE: &str = "assay.made";
 /// Metadata of an image: [`Source::description`].
 const DESCRIPTION: &str = "assay.description";
+/// Metadata of an image that is being imported, and can be gone on with: [`BEGUN`]. Not so any more once it is whole.
+const IMPORTING: &str = "assay.importing";
+const BEGUN: &str = "begun";
 /// The object, in the pool's default namespace, that says which client has the store.
 const OWNER: &str = "assay.owner";
 /// Octets read and written at a time by an import: an object.
@@ -56,6 +60,29 @@ pub trait Source {
     /// # Errors
     /// It cannot be said.
     fn description(&mut self) -> io::Result<Option<String>>;
+
+    /// Whether an import of this that is broken off can be gone on with.
+    fn can_go_on(&self) -> bool {
+        false
+    }
+
+    /// How much of an image, by its id, this knows to be there: see [`Source::written`]. It is read all the same, and not
+    /// written again. None: the image is begun anew.
+    ///
+    /// # Errors
+    /// What is known cannot be read.
+    fn known(&mut self, _image: &ImageObjectId) -> io::Result<Option<u64>> {
+        Ok(None)
+    }
+
+    /// What was read up to `offset` is in the image with this id now. Worth writing down at the `last` such call before an
+    /// end, whatever end that is, and now and then.
+    ///
+    /// # Errors
+    /// It cannot be written down.
+    fn written(&mut self, _image: &ImageObjectId, _offset: u64, _last: bool) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 /// An image in the store.
@@ -94,6 +121,8 @@ pub struct RbdStore {
     cluster: Cluster,
     pool: PoolName,
     places: Mutex<HashMap<ImageName, Pool>>,
+    /// Imports that were broken off and can be gone on with.
+    unfinished: Mutex<HashMap<ImageName, Pool>>,
     /// Those that were made, or found, by this process.
     namespaces: Mutex<HashMap<Namespace, Pool>>,
     /// Held for reading while a clone is made, and for writing while an image is removed.
@@ -121,6 +150,7 @@ impl RbdStore {
             cluster,
             pool,
             places: Mutex::default(),
+            unfinished: Mutex::default(),
             namespaces: Mutex::default(),
             clones: RwLock::default(),
             notes: Mutex::default(),
@@ -180,10 +210,12 @@ impl RbdStore {
         Ok(StoredImage { name: image, namespace: namespace_of(&pool)?, byte_len: open.byte_len(), kind })
     }
 
-    /// Makes an image. One that is there whole already is answered as it is.
+    /// Makes an image. One that is there whole already is answered as it is; one whose import was broken off is gone on with,
+    /// if the source can.
     ///
     /// # Errors
-    /// The source cannot be read, `progress` said so, or Ceph refuses; nothing is left then, unless Ceph refuses that too.
+    /// The source cannot be read, `progress` said so, or Ceph refuses. What there is is left if the source can go on, until
+    /// [`RbdStore::forget_imports`]; otherwise nothing is, unless Ceph refuses that too.
     pub fn import(
         &self,
         image: ImageName,
@@ -196,18 +228,38 @@ impl RbdStore {
             found => return found,
         }
         let pool = self.make_place(namespace)?;
+        if let Some(other) = self.unfinished().remove(&image).filter(|place| place.namespace() != pool.namespace()) {
+            // Its project is another one now.
+            other.trash_image(image)?;
+        }
         self.fence(&pool, image)?;
-        clear(&pool, image)?;
-        pool.create_image(image, source.byte_len(), DEFAULT_OBJECT_ORDER)?;
-        let made = copy(&pool.open_image(image)?, source, progress);
+        let (open, there) = begin(&pool, image, source)?;
+        let made = copy(&open, there, source, progress);
+        drop(open);
         if let Err(error) = made {
-            if let Err(left) = pool.remove_image(image) {
+            if source.can_go_on() {
+                self.unfinished().insert(image, pool);
+            } else if let Err(left) = pool.remove_image(image) {
                 tracing::warn!(event = "image.left", image = %image, error = %left, "a broken import is removed at the next start");
             }
             return Err(error);
         }
         self.places().insert(image, pool);
         self.image(image)
+    }
+
+    /// Removes what imports that were broken off have left, but of `keep`.
+    ///
+    /// # Errors
+    /// Ceph refuses.
+    pub fn forget_imports(&self, keep: &[ImageName]) -> Result<(), RbdError> {
+        let unfinished: Vec<(ImageName, Pool)> =
+            self.unfinished().iter().map(|(image, pool)| (*image, pool.clone())).collect();
+        for (image, pool) in unfinished.into_iter().filter(|(image, _)| !keep.contains(image)) {
+            pool.trash_image(image)?;
+            self.unfinished().remove(&image);
+        }
+        Ok(())
     }
 
     /// An image's content.
@@ -219,12 +271,17 @@ impl RbdStore {
         pool.open_read_only(image, Some(&self.base(image)?))
     }
 
-    /// Removes an image. One that is not there is no error. The disk that it is a snapshot of may read it still: then it waits
+    /// Removes an image, or what a broken import left of it. One that is not there is no error. The disk that it is a snapshot of may read it still: then it waits
     /// in the trash. Its space comes back with [`RbdStore::sweep`].
     ///
     /// # Errors
     /// Others read it, and are named; or Ceph refuses.
     pub fn remove_image(&self, image: ImageName) -> Result<(), RbdError> {
+        let unfinished = self.unfinished().get(&image).cloned();
+        if let Some(pool) = unfinished {
+            pool.trash_image(image)?;
+            self.unfinished().remove(&image);
+        }
         let Ok(pool) = self.place(image) else { return Ok(()) };
         let _nobody_clones = self.clones.write().unwrap_or_else(PoisonError::into_inner);
         let open = match pool.open_image(image) {
@@ -471,9 +528,15 @@ impl RbdStore {
             open => open?,
         };
         let whole = open.snapshots()?.iter().any(|snapshot| snapshot == BASE);
+        let begun = is_begun(&open)?;
         let taking = Taking::of(&open)?;
         drop(open);
         match name.kind() {
+            ImageKind::Golden if !whole && begun => {
+                self.fence(pool, name)?;
+                self.places().remove(&name);
+                self.unfinished().insert(name, pool.clone());
+            }
             ImageKind::Golden | ImageKind::Replacement if !whole => {
                 self.fence(pool, name)?;
                 tracing::info!(event = "image.unfinished", image = %name, "removed what an import or a removal left");
@@ -589,6 +652,10 @@ impl RbdStore {
         Ok(pool)
     }
 
+    fn unfinished(&self) -> MutexGuard<'_, HashMap<ImageName, Pool>> {
+        self.unfinished.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn places(&self) -> MutexGuard<'_, HashMap<ImageName, Pool>> {
         self.places.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -655,38 +722,109 @@ fn clear(pool: &Pool, name: ImageName) -> Result<(), RbdError> {
     if pool.has_image(name)? { pool.remove_image(name) } else { pool.forget_name(name) }
 }
 
+/// What is done when it is written down how much of an import is there.
+const NOTING: &str = "writing down how far has come the import of";
+
+/// An image to be filled, and how much of it an earlier import of the same source wrote.
+fn begin(pool: &Pool, image: ImageName, source: &mut dyn Source) -> Result<(Image, u64), RbdError> {
+    if source.can_go_on() {
+        match go_on(pool, image, source) {
+            Ok(Some(begun)) => return Ok(begun),
+            Err(error) if !error.is_not_found() => return Err(error),
+            Ok(None) | Err(_) => {}
+        }
+    }
+    clear(pool, image)?;
+    pool.create_image(image, source.byte_len(), DEFAULT_OBJECT_ORDER)?;
+    let open = pool.open_image(image)?;
+    if source.can_go_on() {
+        open.set_metadata(IMPORTING, BEGUN)?;
+    }
+    Ok((open, 0))
+}
+
+/// The same of an image that was begun, as far as the source knows it.
+fn go_on(pool: &Pool, image: ImageName, source: &mut dyn Source) -> Result<Option<(Image, u64)>, RbdError> {
+    let open = pool.open_image(image)?;
+    // Its name may lead to what has another one.
+    if !is_begun(&open)? || open.byte_len() != source.byte_len() || !pool.has_image(image)? {
+        return Ok(None);
+    }
+    let object = open.path().to_owned();
+    let failed = |source| RbdError::File { doing: "reading how far has come the import of", object, source };
+    let known = source.known(&open.id()?).map_err(failed)?;
+    Ok(known.map(|there| (open, there.min(source.byte_len()))))
+}
+
+/// Whether this is what an import that can be gone on with has begun. (A disk has its image's metadata, too.)
+fn is_begun(image: &Image) -> Result<bool, RbdError> {
+    Ok(image.metadata(IMPORTING)?.as_deref() == Some(BEGUN))
+}
+
+/// Makes an image whole, of which the first octets are `there`.
 fn copy(
     image: &Image,
+    there: u64,
     source: &mut dyn Source,
     progress: &mut dyn FnMut(u64, u64) -> ControlFlow<()>,
 ) -> Result<(), RbdError> {
-    let broken_off = || RbdError::BrokenOff { doing: "importing", object: image.path().to_owned() };
-    let all = image.byte_len();
-    let mut buffer = vec![0; usize::try_from(CHUNK_BYTES.min(all)).unwrap_or(usize::MAX)];
-    let mut offset = 0;
-    while offset < all {
-        if progress(offset, all).is_break() {
-            return Err(broken_off());
-        }
-        let length = usize::try_from(all - offset).unwrap_or(usize::MAX).min(buffer.len());
-        let chunk = &mut buffer[..length];
-        let object = || image.path().to_owned();
-        let failed = |source| RbdError::File { doing: "reading the source of", object: object(), source };
-        source.read(offset, chunk).map_err(failed)?;
-        for (at, data) in pieces_with_data(chunk) {
-            image.write_at(offset + at as u64, data)?;
-        }
-        offset += length as u64;
+    let (id, all, mut written) = (image.id()?, image.byte_len(), there);
+    let failed = |doing| move |source| RbdError::File { doing, object: image.path().to_owned(), source };
+    let filled = fill(image, &id, &mut written, source, progress);
+    if written > there {
+        let noted = source.written(&id, written, true).map_err(failed(NOTING));
+        // The first error is the one that counts.
+        filled.and(noted)?;
+    } else {
+        filled?;
     }
-    let failed = |source| RbdError::File { doing: "describing", object: image.path().to_owned(), source };
-    if let Some(description) = source.description().map_err(failed)? {
+    if let Some(description) = source.description().map_err(failed("describing"))? {
         image.set_metadata(DESCRIPTION, &description)?;
     }
     image.flush()?;
     if progress(all, all).is_break() {
-        return Err(broken_off());
+        return Err(broken_off(image));
+    }
+    if source.can_go_on() {
+        image.set_metadata(IMPORTING, "")?;
     }
     image.create_snapshot(&fixed(BASE)?)
+}
+
+/// Writes an image's octets, but for the first `written`, which are there.
+fn fill(
+    image: &Image,
+    id: &ImageObjectId,
+    written: &mut u64,
+    source: &mut dyn Source,
+    progress: &mut dyn FnMut(u64, u64) -> ControlFlow<()>,
+) -> Result<(), RbdError> {
+    let failed = |doing| move |source| RbdError::File { doing, object: image.path().to_owned(), source };
+    let (all, there, mut offset) = (image.byte_len(), *written, 0);
+    let mut buffer = vec![0; usize::try_from(CHUNK_BYTES.min(all)).unwrap_or(usize::MAX)];
+    while offset < all {
+        if progress(offset, all).is_break() {
+            return Err(broken_off(image));
+        }
+        // What is there and what is not are not mixed.
+        let end = if offset < there { there } else { all };
+        let length = usize::try_from(end - offset).unwrap_or(usize::MAX).min(buffer.len());
+        let chunk = &mut buffer[..length];
+        source.read(offset, chunk).map_err(failed("reading the source of"))?;
+        if offset >= there {
+            for (at, data) in pieces_with_data(chunk) {
+                image.write_at(offset + at as u64, data)?;
+            }
+            *written = offset + length as u64;
+            source.written(id, *written, false).map_err(failed(NOTING))?;
+        }
+        offset += length as u64;
+    }
+    Ok(())
+}
+
+fn broken_off(image: &Image) -> RbdError {
+    RbdError::BrokenOff { doing: "importing", object: image.path().to_owned() }
 }
 
 /// The longest runs of pieces that are not all zeros, and where they start.

@@ -4,7 +4,7 @@
 //! ```text
 //! <store>/golden/<key>/            see [`super::golden`]
 //! <store>/golden/.making-<key>/    being materialised, or left so: the next attempt goes on
-//! <store>/golden/.import-<key>/    being imported; what a crash left of it goes at the next start
+//! <store>/golden/.import-<key>/    being imported, or left so: the same import goes on, and says to which image elsewhere
 //! ```
 //!
 //! A folder gets its name when all in it is durable, so that what has its name is whole. It may rot all the same: each block
@@ -12,7 +12,7 @@
 
 use super::folder::{names, remove_folder, sync};
 use super::golden::{self, GoldenFiles, GoldenImage, cached_folder};
-use super::import::{self, Copied, NewGolden};
+use super::import::{self, CHECKPOINT_BYTES, Copied, NewGolden};
 use super::merkle::Hash;
 use super::{Content, StoreError};
 use crate::lock::lock;
@@ -43,14 +43,20 @@ pub(super) struct GoldenCache {
 }
 
 impl GoldenCache {
-    /// Those below the folder `store`, which is made if need be. All but what belongs to the images of `keep` goes.
+    /// Those below the folder `store`, which is made if need be. All but what belongs to the images of `keep`, and imports
+    /// that may go on, goes.
     pub(super) fn open(store: &Path, keep: &HashSet<ImageKey>) -> Result<Self, StoreError> {
         let folder = store.join("golden");
         std::fs::create_dir_all(&folder).map_err(|source| StoreError::io("making", &folder, source))?;
         for name in names(&folder)? {
-            let key = name.strip_prefix(MAKING).unwrap_or(&name);
-            if !key.parse().is_ok_and(|key| keep.contains(&key)) {
-                remove_folder(&folder.join(&name))?;
+            let path = folder.join(&name);
+            let kept = match name.strip_prefix(IMPORTING) {
+                // One that is there whole needs no import.
+                Some(key) => key.parse().is_ok_and(|key| !keep.contains(&key)) && import::has_checkpoint(&path),
+                None => name.strip_prefix(MAKING).unwrap_or(&name).parse().is_ok_and(|key| keep.contains(&key)),
+            };
+            if !kept {
+                remove_folder(&path)?;
             }
         }
         Ok(Self { store: store.to_owned(), images: Mutex::default() })
@@ -116,20 +122,32 @@ impl GoldenCache {
         }
     }
 
-    /// Begins the files of an image that is being imported.
-    pub(super) fn begin(&self, image: ImageKey, byte_len: u64) -> Result<Staged, StoreError> {
-        let folder = self.folder(IMPORTING, image);
-        remove_folder(&folder)?;
-        std::fs::create_dir_all(&folder).map_err(|source| StoreError::io("making", &folder, source))?;
-        let files = NewGolden::open(&folder, byte_len, true)?;
-        Ok(Staged { folder, files: Some(files), copied: None })
+    /// The files of an image that is being imported: begun anew, unless [`Staged::go_on`] finds what is there.
+    pub(super) fn begin(&self, image: ImageKey, byte_len: u64) -> Staged {
+        Staged { folder: self.folder(IMPORTING, image), byte_len, durable: 0, files: None, copied: None }
+    }
+
+    /// Clears away what interrupted imports left, but of `keep`.
+    pub(super) fn forget_imports(&self, keep: &[ImageKey]) -> Result<(), StoreError> {
+        let folder = self.store.join("golden");
+        for name in names(&folder)? {
+            let Some(key) = name.strip_prefix(IMPORTING) else { continue };
+            if !key.parse().is_ok_and(|key| keep.contains(&key)) {
+                remove_folder(&folder.join(&name))?;
+            }
+        }
+        Ok(())
     }
 
     /// Keeps what an import has written, all of it.
     pub(super) fn keep(&self, staged: &Staged, image: ImageKey) -> Result<(), StoreError> {
         let turn = self.turn(image);
         let _alone = lock(&turn);
-        if staged.copied.is_some() { self.publish(&staged.folder, image) } else { Ok(()) }
+        if staged.copied.is_none() {
+            return Ok(());
+        }
+        import::forget_checkpoint(&staged.folder)?;
+        self.publish(&staged.folder, image)
     }
 
     /// Forgets an image: it was removed, and its key is never used again.
@@ -137,6 +155,7 @@ impl GoldenCache {
         let turn = self.turn(image);
         let _alone = lock(&turn);
         remove_folder(&self.folder(MAKING, image))?;
+        remove_folder(&self.folder(IMPORTING, image))?;
         remove_folder(&cached_folder(&self.store, image))?;
         lock(&self.images).remove(&image);
         Ok(())
@@ -159,17 +178,49 @@ impl GoldenCache {
     }
 }
 
-/// The files of an image that is being imported. They go with this, unless they were kept.
+/// The files of an image that is being imported. They go with this, unless they were kept, or what is in them can be gone on
+/// with.
 pub(super) struct Staged {
     folder: PathBuf,
+    byte_len: u64,
+    /// Up to here an earlier attempt has written them, or a checkpoint says so.
+    durable: u64,
     files: Option<NewGolden>,
     copied: Option<Copied>,
 }
 
 impl Staged {
+    /// How much an earlier attempt with the same identity has left; before anything is added.
+    pub(super) fn go_on(&mut self, identity: &str) -> Result<Option<u64>, StoreError> {
+        let Some(durable) = import::resume(&self.folder, identity).filter(|there| *there <= self.byte_len) else {
+            return Ok(None);
+        };
+        self.files = Some(NewGolden::open(&self.folder, self.byte_len, false)?);
+        self.durable = durable;
+        Ok(Some(durable))
+    }
+
+    /// Reads what comes next as it was left, and adds it.
+    pub(super) fn push_again(&mut self, chunk: &mut [u8]) -> Result<(), StoreError> {
+        let files = self.files()?;
+        files.read_back(chunk)?;
+        files.push(chunk, true)
+    }
+
     /// Adds what comes next: whole blocks, but for the last.
     pub(super) fn push(&mut self, chunk: &[u8]) -> Result<(), StoreError> {
-        self.files.as_mut().map_or(Ok(()), |files| files.push(chunk, false))
+        self.files()?.push(chunk, false)
+    }
+
+    /// Makes the first `offset` octets durable, and records that they can be gone on from: now, or when they have become
+    /// many more.
+    pub(super) fn checkpoint(&mut self, identity: &str, offset: u64, now: bool) -> Result<(), StoreError> {
+        let due = if now { offset > self.durable } else { offset >= self.durable.saturating_add(CHECKPOINT_BYTES) };
+        let Some(files) = self.files.as_ref().filter(|_| due) else { return Ok(()) };
+        files.checkpoint(&self.folder, identity, offset)?;
+        fail::fail_point!("store::golden::checkpoint", |_| std::process::abort());
+        self.durable = offset;
+        Ok(())
     }
 
     /// Makes what was added durable, once that is all, and answers what it comes to.
@@ -179,12 +230,27 @@ impl Staged {
         }
         Ok(self.copied.as_ref())
     }
+
+    fn files(&mut self) -> Result<&mut NewGolden, StoreError> {
+        let files = match self.files.take() {
+            Some(files) => files,
+            None => {
+                remove_folder(&self.folder)?;
+                std::fs::create_dir_all(&self.folder)
+                    .map_err(|source| StoreError::io("making", &self.folder, source))?;
+                NewGolden::open(&self.folder, self.byte_len, true)?
+            }
+        };
+        Ok(self.files.insert(files))
+    }
 }
 
 impl Drop for Staged {
     fn drop(&mut self) {
-        // What cannot be removed now is removed at the next start.
-        let _ = remove_folder(&self.folder);
+        if !import::has_checkpoint(&self.folder) {
+            // What cannot be removed now is removed at the next start.
+            let _ = remove_folder(&self.folder);
+        }
     }
 }
 
@@ -347,7 +413,8 @@ mod tests {
         let host = Host::new(7);
         let cache = host.open();
         drop(cache.get(&host.recorded, || host.content(7, BYTES)).unwrap());
-        let staged = cache.begin(ImageKey::random(), BYTES).unwrap();
+        let mut staged = cache.begin(ImageKey::random(), BYTES);
+        staged.push(&[7; 512]).unwrap();
         std::mem::forget(staged);
         let other = Host { recorded: Recorded { image: ImageKey::random(), ..host.recorded }, ..Host::new(7) };
         cache.get(&other.recorded, || host.content(7, BYTES)).unwrap();

@@ -25,7 +25,7 @@ use std::sync::Arc;
 /// Octets read, hashed and written at a time; whole blocks.
 const CHUNK_BYTES: u64 = 16 * BLOCK_BYTES;
 /// After so many octets more, what has been done is made durable, so that it need not be done again.
-const CHECKPOINT_BYTES: u64 = 256 << 20;
+pub(super) const CHECKPOINT_BYTES: u64 = 256 << 20;
 const SECTOR_BYTES: u64 = 512;
 const CHECKPOINT: &str = "checkpoint";
 
@@ -174,24 +174,23 @@ pub(super) struct Copied {
 /// same identity was broken off.
 pub(super) fn copy(folder: &Path, content: &dyn Content, progress: Progress<'_>) -> Result<Copied, StoreError> {
     let identity = content.identity();
-    let checkpoint = folder.join(CHECKPOINT);
-    let resumed_at = identity.as_deref().and_then(|identity| resume(&checkpoint, identity)).unwrap_or(0);
+    let resumed_at = identity.as_deref().and_then(|identity| resume(folder, identity)).unwrap_or(0);
     let mut copy = Copy::open(folder, content, resumed_at)?;
     while copy.files.offset < copy.total {
         let durable = copy.durable;
         let copied = copy.chunk(content, progress);
         match (&copied, &identity) {
             (Ok(()), Some(identity)) if copy.files.offset >= durable + CHECKPOINT_BYTES => {
-                copy.checkpoint(&checkpoint, identity)?;
+                copy.checkpoint(folder, identity)?;
             }
             // What cannot be recorded is done again; the first error is the one that counts.
-            (Err(_), Some(identity)) if copy.files.offset > durable => drop(copy.checkpoint(&checkpoint, identity)),
+            (Err(_), Some(identity)) if copy.files.offset > durable => drop(copy.checkpoint(folder, identity)),
             _ => {}
         }
         copied?;
     }
     let copied = copy.finish(progress)?;
-    remove(&checkpoint)?;
+    forget_checkpoint(folder)?;
     Ok(copied)
 }
 
@@ -229,12 +228,8 @@ impl Copy {
         self.files.push(chunk, copied)
     }
 
-    fn checkpoint(&mut self, path: &Path, identity: &str) -> Result<(), StoreError> {
-        let failed = |source| StoreError::io("recording how far an import has come in", path, source);
-        self.files.disk.sync_data().map_err(failed)?;
-        let staged = path.with_extension("new");
-        std::fs::write(&staged, format!("{}\n{identity}", self.files.offset)).map_err(failed)?;
-        std::fs::rename(&staged, path).map_err(failed)?;
+    fn checkpoint(&mut self, folder: &Path, identity: &str) -> Result<(), StoreError> {
+        self.files.checkpoint(folder, identity, self.files.offset)?;
         self.durable = self.files.offset;
         Ok(())
     }
@@ -276,8 +271,18 @@ impl NewGolden {
         Ok(Self { path, disk, tree, hash, data_bytes: 0, offset: 0 })
     }
 
+    /// Records in `folder` that the first `offset` octets of what has this identity are there, once they are durable.
+    pub(super) fn checkpoint(&self, folder: &Path, identity: &str, offset: u64) -> Result<(), StoreError> {
+        let path = folder.join(CHECKPOINT);
+        let failed = |source| StoreError::io("recording how far an import has come in", &path, source);
+        self.disk.sync_data().map_err(failed)?;
+        let staged = path.with_extension("new");
+        std::fs::write(&staged, format!("{offset}\n{identity}")).map_err(failed)?;
+        std::fs::rename(&staged, &path).map_err(failed)
+    }
+
     /// Reads what comes next, as an earlier attempt wrote it.
-    fn read_back(&self, chunk: &mut [u8]) -> Result<(), StoreError> {
+    pub(super) fn read_back(&self, chunk: &mut [u8]) -> Result<(), StoreError> {
         let failed = |source| StoreError::io("reading", &self.path, source);
         self.disk.read_exact_at(chunk, self.offset).map_err(failed)
     }
@@ -308,12 +313,22 @@ impl NewGolden {
     }
 }
 
-/// How far an earlier copy of the same content has come.
-fn resume(checkpoint: &Path, identity: &str) -> Option<u64> {
-    let text = std::fs::read_to_string(checkpoint).ok()?;
+/// How far an earlier copy of the same content has come in `folder`.
+pub(super) fn resume(folder: &Path, identity: &str) -> Option<u64> {
+    let text = std::fs::read_to_string(folder.join(CHECKPOINT)).ok()?;
     let (offset, of) = text.split_once('\n')?;
     let offset: u64 = offset.parse().ok()?;
     (of == identity && offset.is_multiple_of(BLOCK_BYTES)).then_some(offset)
+}
+
+/// Whether anything in `folder` can be gone on with.
+pub(super) fn has_checkpoint(folder: &Path) -> bool {
+    folder.join(CHECKPOINT).exists()
+}
+
+/// Nothing in `folder` is to be gone on with.
+pub(super) fn forget_checkpoint(folder: &Path) -> Result<(), StoreError> {
+    remove(&folder.join(CHECKPOINT))
 }
 
 /// A chain as the content of a golden image.

@@ -11,8 +11,9 @@
 //! host, which was checked against that root. What a node's first write into an object copies up from its parent comes from
 //! Ceph, unchecked.
 //!
-//! An import that was broken off starts anew. Space of what was removed comes back a little later, by a thread of the
-//! store's.
+//! An import that was broken off goes on: the file that it was writing on this host stays, with how much of it was written to
+//! Ceph, too, and to which image there. That much is read from the file again, for the digests, and sent no more. Space of
+//! what was removed comes back a little later, by a thread of the store's.
 
 mod device;
 mod sweeper;
@@ -28,7 +29,7 @@ use super::{
     Upper,
 };
 use assay_rbd::keys::EXPORT_USERS;
-use assay_rbd::name::{CephUser, ImageKind, ImageName, Namespace, PoolName};
+use assay_rbd::name::{CephUser, ImageKind, ImageName, ImageObjectId, Namespace, PoolName};
 use assay_rbd::store::{self as ceph, Below, RbdStore, Source};
 use assay_rbd::{CloneDisk, Cluster, Connection, Image, RbdError};
 use assay_wire::id::{AdmissionId, DiskId, ImageKey, ProjectId};
@@ -129,15 +130,16 @@ impl RbdImageStore {
         Ok(Arc::new(CloneDevice::new(disk, reader)))
     }
 
-    /// Has Ceph take `content` in by what `make` does with a source, and keeps a copy of it on this host.
+    /// Has Ceph take `content` in by what `make` does with a source, and keeps a copy of it on this host. With an identity, what
+    /// is broken off can be gone on with.
     fn take_in(
         &self,
         image: ImageKey,
-        content: &dyn Content,
+        (content, identity): (&dyn Content, Option<String>),
         make: impl FnOnce(&mut dyn Source) -> Result<ceph::StoredImage, RbdError>,
     ) -> Result<StoredImage, StoreError> {
-        let staged = self.cache.begin(image, content.virtual_bytes())?;
-        let mut source = Streamed { content, staged, failed: None };
+        let staged = self.cache.begin(image, content.virtual_bytes());
+        let mut source = Streamed { content, identity, staged, known: 0, failed: None };
         let made = make(&mut source);
         if let Some(failed) = source.failed.take() {
             return Err(failed);
@@ -185,11 +187,15 @@ impl ImageStore for RbdImageStore {
             found => return found,
         }
         let namespace = namespace(project)?;
-        self.take_in(image, content, |source| self.store.import(image_name(image), &namespace, source, progress))
+        let from = (content, content.identity());
+        self.take_in(image, from, |source| self.store.import(image_name(image), &namespace, source, progress))
     }
 
-    /// They leave nothing that could be gone on with.
-    fn forget_imports(&self, _keep: &[ImageKey]) -> Result<(), StoreError> {
+    fn forget_imports(&self, keep: &[ImageKey]) -> Result<(), StoreError> {
+        self.cache.forget_imports(keep)?;
+        let keep: Vec<ImageName> = keep.iter().copied().map(image_name).collect();
+        self.store.forget_imports(&keep)?;
+        self.sweeper.wake();
         Ok(())
     }
 
@@ -242,7 +248,8 @@ impl ImageStore for RbdImageStore {
             return Ok(was);
         }
         let merged = Merged(self.open_image(image)?);
-        let flat = self.take_in(image, &merged, |source| self.store.flatten(image_name(image), source, progress))?;
+        let flat =
+            self.take_in(image, (&merged, None), |source| self.store.flatten(image_name(image), source, progress))?;
         self.sweeper.wake();
         Ok(flat)
     }
@@ -314,15 +321,24 @@ impl ImageStore for RbdImageStore {
 /// Content on its way to Ceph, and to a file of this host.
 struct Streamed<'a> {
     content: &'a dyn Content,
+    /// Of what can be gone on with.
+    identity: Option<String>,
     staged: Staged,
+    /// So much is in the file, and on Ceph, from an earlier attempt.
+    known: u64,
     /// Why it failed, where that was on this side.
     failed: Option<StoreError>,
 }
 
 impl Streamed<'_> {
     fn fail(&mut self, error: StoreError) -> io::Error {
-        self.failed = Some(error);
+        self.failed.get_or_insert(error);
         io::Error::other("the source cannot be read")
+    }
+
+    /// What is gone on with is this content, in that very image: another of its name may have been made since.
+    fn identity_in(&self, image: &ImageObjectId) -> Option<String> {
+        self.identity.as_ref().map(|identity| format!("{image}\n{identity}"))
     }
 }
 
@@ -332,7 +348,28 @@ impl Source for Streamed<'_> {
     }
 
     fn read(&mut self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
-        self.content.read(offset, buffer).and_then(|()| self.staged.push(buffer)).map_err(|error| self.fail(error))
+        let read = if offset < self.known {
+            self.staged.push_again(buffer)
+        } else {
+            self.content.read(offset, buffer).and_then(|()| self.staged.push(buffer))
+        };
+        read.map_err(|error| self.fail(error))
+    }
+
+    fn can_go_on(&self) -> bool {
+        self.identity.is_some()
+    }
+
+    fn known(&mut self, image: &ImageObjectId) -> io::Result<Option<u64>> {
+        let Some(identity) = self.identity_in(image) else { return Ok(None) };
+        let known = self.staged.go_on(&identity).map_err(|error| self.fail(error))?;
+        self.known = known.unwrap_or(0);
+        Ok(known)
+    }
+
+    fn written(&mut self, image: &ImageObjectId, offset: u64, last: bool) -> io::Result<()> {
+        let Some(identity) = self.identity_in(image) else { return Ok(()) };
+        self.staged.checkpoint(&identity, offset, last).map_err(|error| self.fail(error))
     }
 
     fn description(&mut self) -> io::Result<Option<String>> {

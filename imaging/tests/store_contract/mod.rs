@@ -11,6 +11,7 @@ use assay_wire::imaging::ImageFormat;
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 /// A store of one test's own.
@@ -25,6 +26,7 @@ macro_rules! contract {
     ($fixture:expr) => {
         contract!($fixture,
             an_import_keeps_its_content, an_image_is_made_once, a_broken_off_import_is_not_seen,
+            an_import_goes_on_where_it_was_broken_off_if_its_source_is_the_same, an_import_is_forgotten,
             an_unreadable_source_leaves_no_image, a_disk_is_a_clone, disks_are_each_their_own, disks_outlive_the_process,
             a_disk_is_for_one_opener, what_is_missing_is_said_so, a_snapshot_keeps_what_its_disk_held,
             a_snapshot_is_made_once, an_open_disk_is_not_snapshotted_restored_or_removed, snapshots_outlive_their_disk,
@@ -175,6 +177,87 @@ pub(crate) fn a_broken_off_import_is_not_seen(fixture: impl Fixture) {
     fixture.store().forget_imports(&[]).unwrap();
     fixture.store().import(key, &project(), &content, &mut go_on).unwrap();
     assert!(image(fixture.store(), key) == content.0);
+}
+
+/// Content that counts what is read of it, and begins with this octet.
+struct Counted {
+    content: Octets,
+    identity: &'static str,
+    read: AtomicU64,
+}
+
+impl Counted {
+    fn new(identity: &'static str, fill: u8) -> Self {
+        let mut content = pattern(8 << 20);
+        content[..4096].fill(fill);
+        Self { content: Octets(content), identity, read: AtomicU64::new(0) }
+    }
+
+    fn read(&self) -> u64 {
+        self.read.load(Ordering::Relaxed)
+    }
+}
+
+impl Content for Counted {
+    fn virtual_bytes(&self) -> u64 {
+        self.content.virtual_bytes()
+    }
+
+    fn read(&self, offset: u64, buffer: &mut [u8]) -> Result<(), StoreError> {
+        self.read.fetch_add(buffer.len() as u64, Ordering::Relaxed);
+        self.content.read(offset, buffer)
+    }
+
+    fn identity(&self) -> Option<String> {
+        Some(self.identity.to_owned())
+    }
+}
+
+/// Breaks off in the middle.
+fn half(done: u64, total: u64) -> ControlFlow<()> {
+    if done * 2 >= total { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+}
+
+pub(crate) fn an_import_goes_on_where_it_was_broken_off_if_its_source_is_the_same(fixture: impl Fixture) {
+    let (key, other) = (ImageKey::random(), ImageKey::random());
+    let broken = fixture.store().import(key, &project(), &Counted::new("a", 1), &mut half);
+    assert!(matches!(broken, Err(StoreError::Cancelled)), "{broken:?}");
+    let fixture = fixture.reopen();
+    let store = fixture.store();
+    assert!(store.images().unwrap().is_empty());
+    store.forget_imports(&[key]).unwrap();
+    let rest = Counted::new("a", 1);
+    let stored = store.import(key, &project(), &rest, &mut go_on).unwrap();
+    assert_eq!(rest.read(), 4 << 20, "only the second half");
+    assert!(image(store, key) == rest.content.0);
+    let StoredKind::Golden { sha256, .. } = stored.kind else { panic!("{stored:?}") };
+    assert_eq!(sha256, hex::encode(ring::digest::digest(&ring::digest::SHA256, &rest.content.0)), "of all of it");
+
+    // In the same process, and with another source.
+    let changed = Counted::new("b", 2);
+    store.import(other, &project(), &Counted::new("a", 1), &mut half).unwrap_err();
+    store.import(other, &project(), &changed, &mut go_on).unwrap();
+    assert_eq!(changed.read(), 8 << 20, "all of another source");
+    assert!(image(store, other) == changed.content.0);
+    let fixture = fixture.reopen();
+    assert_eq!(fixture.store().images().unwrap().len(), 2);
+}
+
+pub(crate) fn an_import_is_forgotten(fixture: impl Fixture) {
+    let (given_up, removed) = (ImageKey::random(), ImageKey::random());
+    for key in [given_up, removed] {
+        fixture.store().import(key, &project(), &Counted::new("a", 1), &mut half).unwrap_err();
+    }
+    let fixture = fixture.reopen();
+    let store = fixture.store();
+    store.remove_image(removed).unwrap();
+    store.forget_imports(&[removed]).unwrap();
+    for key in [given_up, removed] {
+        let anew = Counted::new("a", 1);
+        store.import(key, &project(), &anew, &mut go_on).unwrap();
+        assert_eq!(anew.read(), 8 << 20);
+        assert!(image(store, key) == anew.content.0);
+    }
 }
 
 /// A source whose second half cannot be read.
