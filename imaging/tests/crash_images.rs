@@ -1,6 +1,8 @@
 //! Imaging dies at every step of making, changing and removing images and disks. After a restart each operation has
 //! happened entirely or not at all, nothing is half visible, everything else is as it was, and asking again does it.
 //!
+//! Both with images and disks in files and with them on a real Ceph.
+//!
 //! Not a usual test program: it starts itself again as the process that dies. Run with `--features failpoints`.
 
 #![allow(
@@ -12,14 +14,19 @@
 
 mod rig;
 
-use assay_imaging::store::{ImageStore as _, LocalStore};
+use assay_imaging::config::CephConfig;
+use assay_imaging::store::{ImageStore, LocalStore, RbdImageStore};
+use assay_rbd::name::{CephUser, PoolName};
+use assay_rbd::testing::Ceph;
 use assay_service::client::{ClientError, ServiceClient};
 use assay_service::clock::ManualClock;
+use assay_wire::agreement::Agreement;
 use assay_wire::id::LeaseId;
 use assay_wire::imaging::{
     Disk, DiskRequest, Image, ImageKind, ImageState, ImportRequest, ImportSource, ImportStatus, RestoreRequest,
     SnapshotRequest, SourceFormat,
 };
+use rig::rbd::table;
 use rig::site::{Service, Site};
 use rig::{NOW_MS, pattern};
 use std::os::unix::process::ExitStatusExt as _;
@@ -70,20 +77,88 @@ const CASES: [(&str, &[(&str, bool)]); 7] = [
     ("delete", &[("catalogue::deleting", true), ("store::remove-image::unnamed", true), ("catalogue::removed", true)]),
 ];
 
+/// The same on Ceph, whose own steps `assay-rbd`'s tests interrupt.
+const CASES_ON_CEPH: [(&str, &[(&str, bool)]); 6] = [
+    ("import", &[("store::rbd::taken-in", true), ("catalogue::stored", true)]),
+    ("clone", &[("store::rbd::cloned", true)]),
+    ("snapshot", &[("catalogue::stored", true)]),
+    ("restore", &[("store::rbd::restored", true)]),
+    ("flatten", &[("store::rbd::taken-in", true), ("catalogue::flattened", true)]),
+    ("delete", &[("catalogue::deleting", true), ("store::remove-image::unnamed", true), ("catalogue::removed", true)]),
+];
+
+/// Where imaging has its images and disks: in its folder, or on Ceph.
+#[derive(Clone)]
+struct Place(Option<CephConfig>);
+
+impl Place {
+    async fn start(&self, folder: &Path, clock: &Arc<ManualClock>) -> Service {
+        Service::start_on(folder, clock, Agreement::default(), self.0.clone()).await
+    }
+
+    /// The store, behind imaging's back.
+    fn open(&self, folder: &Path) -> Box<dyn ImageStore> {
+        let root = folder.join("store");
+        let Some(ceph) = &self.0 else { return Box::new(LocalStore::open(&root).unwrap()) };
+        let key = std::fs::read_to_string(&ceph.key_file).unwrap();
+        let connection = assay_rbd::Connection {
+            monitors: ceph.monitors.clone(),
+            user: ceph.user.clone(),
+            key: assay_rbd::name::CephKey::new(key.trim()).unwrap(),
+            patience: assay_rbd::Patience::CONTROL,
+        };
+        Box::new(RbdImageStore::open(&root, &connection, ceph.pool.clone()).unwrap())
+    }
+
+    /// For the process that dies.
+    fn to_environment(&self) -> Vec<(&'static str, String)> {
+        let Some(ceph) = &self.0 else { return Vec::new() };
+        let key_file = ceph.key_file.display().to_string();
+        vec![
+            ("CRASH_MONITOR", ceph.monitors[0].to_string()),
+            ("CRASH_USER", ceph.user.to_string()),
+            ("CRASH_KEY_FILE", key_file),
+            ("CRASH_POOL", ceph.pool.to_string()),
+        ]
+    }
+
+    fn from_environment() -> Self {
+        let Ok(monitor) = std::env::var("CRASH_MONITOR") else { return Self(None) };
+        let text = |name: &str| std::env::var(name).unwrap();
+        Self(Some(CephConfig {
+            monitors: vec![monitor.parse().unwrap()],
+            user: CephUser::new(&text("CRASH_USER")).unwrap(),
+            key_file: text("CRASH_KEY_FILE").into(),
+            pool: PoolName::new(&text("CRASH_POOL")).unwrap(),
+            rbd_disks_socket: None,
+        }))
+    }
+}
+
 #[tokio::main]
 async fn main() {
     if let (Ok(what), Ok(point), Ok(folder)) =
         (std::env::var("CRASH_DOING"), std::env::var("CRASH_AT"), std::env::var("CRASH_IN"))
     {
         fail::cfg(&point, "return").unwrap();
-        let service = Service::start(Path::new(&folder), &Arc::new(ManualClock::new(NOW_MS))).await;
+        let clock = Arc::new(ManualClock::new(NOW_MS));
+        let service = Place::from_environment().start(Path::new(&folder), &clock).await;
         let answered = act(&service.operator, &what, Path::new(&folder)).await;
         panic!("lived through {point}: {answered:?}");
     }
     for (what, points) in CASES {
         for (point, happened) in points {
-            crash(what, point, *happened).await;
+            crash(&Place(None), what, point, *happened).await;
             println!("{what}, crash at {point}: ok");
+        }
+    }
+    let (ceph, keys) = (Ceph::shared(), tempfile::tempdir().unwrap());
+    for (what, points) in CASES_ON_CEPH {
+        for (point, happened) in points {
+            let pool = format!("{what}-{}", point.replace("::", "-"));
+            let place = Place(Some(tokio::task::block_in_place(|| table(&ceph, keys.path(), &pool))));
+            crash(&place, what, point, *happened).await;
+            println!("{what} on Ceph, crash at {point}: ok");
         }
     }
 }
@@ -132,8 +207,8 @@ async fn work(client: &ServiceClient, path: &str, body: &(impl serde::Serialize 
 }
 
 /// What a lease's disk holds, read behind imaging's back.
-fn disk(folder: &Path, id: assay_wire::id::DiskId) -> Vec<u8> {
-    let store = LocalStore::open(&folder.join("store")).unwrap();
+fn disk(place: &Place, folder: &Path, id: assay_wire::id::DiskId) -> Vec<u8> {
+    let store = place.open(folder);
     let device = store.open_disk(id).unwrap();
     let mut content = vec![0; usize::try_from(device.byte_len()).unwrap()];
     device.read_at(0, &mut content).unwrap();
@@ -141,8 +216,8 @@ fn disk(folder: &Path, id: assay_wire::id::DiskId) -> Vec<u8> {
 }
 
 /// A site with a snapshot `before` of a disk that was written to once before it and once after it.
-async fn site() -> (Site, Disk, Vec<u8>, Vec<u8>) {
-    let mut site = Site::new().await;
+async fn site(place: &Place) -> (Site, Disk, Vec<u8>, Vec<u8>) {
+    let mut site = Site::on(place.0.clone()).await;
     let folder = site.folder.path().to_owned();
     std::fs::write(folder.join("lease"), site.lease.to_string()).unwrap();
     let disk: Disk = site.service.operator.get::<Vec<Disk>>("v1/disks").await.unwrap().pop().unwrap();
@@ -150,12 +225,12 @@ async fn site() -> (Site, Disk, Vec<u8>, Vec<u8>) {
     for (fill, at) in [(0x11, 4096), (0x22, 300_000)] {
         site.service.stop().await;
         {
-            let store = LocalStore::open(&folder.join("store")).unwrap();
+            let store = place.open(&folder);
             let device = store.open_disk(disk.id).unwrap();
             device.write_at(at, &[fill; 8192]).unwrap();
             device.flush().unwrap();
         }
-        site.service = Service::start(&folder, &site.clock).await;
+        site.service = place.start(&folder, &site.clock).await;
         let at = usize::try_from(at).unwrap();
         if fill == 0x11 {
             before[at..at + 8192].fill(fill);
@@ -170,8 +245,8 @@ async fn site() -> (Site, Disk, Vec<u8>, Vec<u8>) {
     (site, disk, before, now)
 }
 
-async fn crash(what: &str, point: &str, happened: bool) {
-    let (mut site, at_first, before, now) = site().await;
+async fn crash(place: &Place, what: &str, point: &str, happened: bool) {
+    let (mut site, at_first, before, now) = site(place).await;
     let folder = site.folder.path().to_owned();
     let claims = site.claims();
     if what == RUNNING {
@@ -182,12 +257,13 @@ async fn crash(what: &str, point: &str, happened: bool) {
         .env("CRASH_DOING", what)
         .env("CRASH_AT", point)
         .env("CRASH_IN", &folder)
+        .envs(place.to_environment())
         .stderr(Stdio::null())
         .status()
         .await
         .unwrap();
     assert_eq!(died.signal(), Some(SIGABRT), "{what} at {point}: {died}");
-    site.service = Service::start(&folder, &site.clock).await;
+    site.service = place.start(&folder, &site.clock).await;
     let client = &site.service.operator;
     look(client, what, point, happened).await;
     // What was asked for and has not happened happens now; a name that is taken since it has is as good.
@@ -202,9 +278,14 @@ async fn crash(what: &str, point: &str, happened: bool) {
     }
     site.service.stop().await;
     let expected = if what == "restore" { &before } else { &now };
-    assert!(disk(&folder, at_first.id) == *expected, "{what} at {point}: the disk");
-    strays(&folder, what, point);
-    site.service = Service::start(&folder, &site.clock).await;
+    assert!(
+        tokio::task::block_in_place(|| disk(place, &folder, at_first.id)) == *expected,
+        "{what} at {point}: the disk"
+    );
+    if place.0.is_none() {
+        strays(&folder, what, point);
+    }
+    site.service = place.start(&folder, &site.clock).await;
     site.stop().await;
 }
 

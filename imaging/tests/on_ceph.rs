@@ -6,28 +6,20 @@ mod rig;
 
 use assay_imaging::Imaging;
 use assay_imaging::config::CephConfig;
-use assay_rbd::Connection;
+use assay_imaging::rbd_disks::RbdDisks;
 use assay_rbd::name::PoolName;
-use assay_rbd::testing::{Ceph, SharedCeph};
+use assay_rbd::testing::{Ceph, Daemon, ObjectStore};
+use assay_service::CancellationToken;
 use assay_service::clock::ManualClock;
 use assay_service::error::chain;
 use assay_wire::agreement::Agreement;
+use assay_wire::id::AdmissionId;
 use assay_wire::imaging::{Image, ImageKind, ImageState, SnapshotRequest};
-use rig::NOW_MS;
-use rig::site::{Service, Site, kind};
+use rig::rbd::{COMPANION, table};
+use rig::site::{Service, Site, kind, until};
+use rig::{NOW_MS, RunningGateway};
 use serde_json::json;
-use std::path::Path;
 use std::sync::Arc;
-
-/// The table `[ceph]` for a pool of the test's own; the key is in `folder`.
-fn table(ceph: &SharedCeph, folder: &Path, pool: &str) -> CephConfig {
-    let pool = PoolName::new(pool).unwrap();
-    ceph.create_pool(&ceph.admin(), &pool);
-    let Connection { monitors, user, key, .. } = ceph.imaging_connection(&pool);
-    let key_file = folder.join("ceph.key");
-    std::fs::write(&key_file, format!("{}\n", key.expose())).unwrap();
-    CephConfig { monitors, user, key_file, pool, rbd_disks_socket: None }
-}
 
 fn users(ceph: &Ceph) -> Vec<String> {
     let list = ceph.admin().mon_query(&json!({"prefix": "auth ls", "format": "json"})).unwrap();
@@ -75,6 +67,58 @@ async fn an_export_that_does_not_come_about_leaves_no_key() {
     site.stop().await;
 }
 
+/// A site that exports a disk on Ceph, and which admission has it; and what starts companions.
+async fn exporting(table: CephConfig) -> (Site, AdmissionId, CancellationToken) {
+    let (site, shutdown) = (Site::on(Some(table)).await, CancellationToken::new());
+    let disks = RbdDisks::bind(&site.folder.path().join("rbd-disks.sock"), Some(COMPANION.into())).unwrap();
+    tokio::spawn(disks.serve(shutdown.clone()));
+    let claims = site.claims();
+    site.service.export(&site.sign(&claims)).await.unwrap();
+    (site, claims.jti, shutdown)
+}
+
+fn has_key(ceph: &Ceph, admission: AdmissionId) -> bool {
+    tokio::task::block_in_place(|| users(ceph)).iter().any(|user| user.contains(&admission.to_string()))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_export_whose_gateway_is_away_loses_its_key_at_once_and_is_forgotten_when_the_gateway_has_severed_it() {
+    let (ceph, keys) = (Ceph::shared(), tempfile::tempdir().unwrap());
+    let (mut site, admission, disks) = exporting(table(&ceph, keys.path(), "gateway-away")).await;
+    assert!(has_key(&ceph, admission));
+    let portal = site.gateway.portal;
+    site.gateway.stop().await;
+    site.service.end(admission).await.unwrap_err();
+    assert!(!has_key(&ceph, admission), "the store does not wait for the gateway");
+    assert_eq!(site.service.exports().await.len(), 1, "not forgotten: a gateway may serve it still");
+    site.gateway = RunningGateway::start_on(site.folder.path(), &site.clock, portal).await;
+    until(async || site.service.exports().await.is_empty()).await;
+    assert!(site.gateway.status().await.exports.is_empty());
+    // The lease's next admission is not in its way.
+    let claims = site.claims();
+    site.service.export(&site.sign(&claims)).await.unwrap();
+    site.service.end(claims.jti).await.unwrap();
+    assert!(!has_key(&ceph, claims.jti));
+    disks.cancel();
+    site.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_export_that_ends_while_no_monitor_answers_is_severed_at_once_and_its_key_revoked_when_one_does() {
+    let mut ceph = tokio::task::block_in_place(|| Ceph::start(ObjectStore::Memory));
+    let keys = tempfile::tempdir().unwrap();
+    let (site, admission, disks) = exporting(table(&ceph, keys.path(), "monitor-away")).await;
+    ceph.kill_daemon(Daemon::Monitor(0));
+    site.service.end(admission).await.unwrap_err();
+    assert!(site.gateway.status().await.exports.is_empty(), "the gateway does not wait for the store");
+    assert_eq!(site.service.exports().await.len(), 1, "not forgotten: its key may be good still");
+    tokio::task::block_in_place(|| ceph.start_daemon(Daemon::Monitor(0)));
+    until(async || site.service.exports().await.is_empty()).await;
+    assert!(!has_key(&ceph, admission));
+    disks.cancel();
+    site.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_start_that_cannot_be_says_what_was_being_done() {
     let (ceph, folder) = (Ceph::shared(), tempfile::tempdir().unwrap());
@@ -88,7 +132,10 @@ async fn a_start_that_cannot_be_says_what_was_being_done() {
         (CephConfig { key_file: folder.path().join("none"), ..good.clone() }, "reading `ceph.key_file`, "),
         (CephConfig { key_file: bad_key, ..good.clone() }, "bad.key (`ceph.key_file`) has no key"),
         (CephConfig { pool: PoolName::new("none").unwrap(), ..good.clone() }, "opening the pool none: No such file"),
-        (CephConfig { monitors: nobody, ..good }, "connecting to the Ceph monitors v2:127.0.0.1:1 as client.imaging-starts: "),
+        (
+            CephConfig { monitors: nobody, ..good },
+            "connecting to the Ceph monitors v2:127.0.0.1:1 as client.imaging-starts: ",
+        ),
     ] {
         let (config, context) = Service::prepare(folder.path(), &clock, Agreement::default(), Some(table));
         let error = chain(&Imaging::open(config, &context).await.err().unwrap());

@@ -315,7 +315,8 @@ mod tests {
         fn nobody_says_more_than_was_asked_about(bytes: [u8; MAPPED_BYTES], near: bool, offset: u64, length in 1_u32..=1 << 30) {
             let mut bytes = bytes;
             if near {
-                bytes[..4].copy_from_slice(&[bytes[0] & 1, 0, 0, 0]);
+                let mapped = bytes[0] & 1;
+                bytes[..4].copy_from_slice(&[mapped, 0, 0, 0]);
             }
             let decoded = Mapped::decode(&bytes, Range { offset, length });
             if let Ok(mapped) = decoded {

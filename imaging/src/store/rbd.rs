@@ -257,9 +257,13 @@ impl ImageStore for RbdImageStore {
     fn create_disk(&self, disk: DiskId, project: &ProjectId, image: ImageKey) -> Result<(), StoreError> {
         let from = self.there(image)?;
         match self.store.create_disk(disk_name(disk), &namespace(project)?, from) {
-            Err(error) if error.is_not_found() && self.there(image).is_err() => Err(StoreError::NoImage { image }),
-            created => Ok(created?),
+            Err(error) if error.is_not_found() && self.there(image).is_err() => {
+                return Err(StoreError::NoImage { image });
+            }
+            created => created?,
         }
+        fail::fail_point!("store::rbd::cloned", |_| std::process::abort());
+        Ok(())
     }
 
     fn restore(&self, disk: DiskId, image: ImageKey) -> Result<(), StoreError> {
@@ -269,6 +273,7 @@ impl ImageStore for RbdImageStore {
             return Err(StoreError::SizesDiffer { disk, disk_bytes, image, image_bytes });
         }
         self.store.restore(name, from).map_err(in_use)?;
+        fail::fail_point!("store::rbd::restored", |_| std::process::abort());
         self.sweeper.wake();
         Ok(())
     }

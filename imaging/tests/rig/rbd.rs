@@ -2,12 +2,13 @@
 //! that starts their companions.
 
 use super::*;
+use assay_imaging::config::CephConfig;
 use assay_imaging::rbd_disks::RbdDisks;
 use assay_imaging::store::{DiskLocation, RbdClone, Upper};
 use assay_rbd::keys::{self, GoldenScope, Scope};
-use assay_rbd::name::{CephUser, ImageKind, ImageName, Namespace, SnapshotName};
+use assay_rbd::name::{CephUser, ImageKind, ImageName, Namespace, PoolName, SnapshotName};
 use assay_rbd::testing::Ceph;
-use assay_rbd::{Cluster, DEFAULT_OBJECT_ORDER, ParentImage, Pool};
+use assay_rbd::{Cluster, Connection, DEFAULT_OBJECT_ORDER, ParentImage, Pool};
 use rustix::process::Pid;
 use std::sync::atomic::{AtomicU8, Ordering};
 
@@ -18,6 +19,16 @@ pub(crate) const DISK_BYTES: u64 = 18 * MIB;
 /// The program beside the workers.
 pub(crate) const COMPANION: &str = env!("CARGO_BIN_EXE_assay-rbd-disk");
 
+/// The table `[ceph]` for a store in a pool of the test's own, as imaging's own user; the key is in `folder`.
+pub(crate) fn table(ceph: &Ceph, folder: &Path, pool: &str) -> CephConfig {
+    let pool = PoolName::new(pool).unwrap();
+    ceph.create_pool(&ceph.admin(), &pool);
+    let Connection { monitors, user, key, .. } = ceph.imaging_connection(&pool);
+    let key_file = folder.join("ceph.key");
+    std::fs::write(&key_file, format!("{}\n", key.expose())).unwrap();
+    CephConfig { monitors, user, key_file, pool, rbd_disks_socket: None }
+}
+
 /// One project's images on Ceph, and its gateway.
 pub(crate) struct RbdSite {
     pub(crate) folder: tempfile::TempDir,
@@ -26,7 +37,7 @@ pub(crate) struct RbdSite {
     pub(crate) golden: (Namespace, Pool, ImageName),
     pub(crate) clock: Arc<ManualClock>,
     pub(crate) gateway: RunningGateway,
-    connection: assay_rbd::Connection,
+    connection: Connection,
     snapshot: SnapshotName,
     key: ImageKey,
     /// Of a disk with the same golden image in files, whose root is this one's.

@@ -248,5 +248,5 @@ pub(crate) async fn until(mut what: impl AsyncFnMut() -> bool) {
             ticks.tick().await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(15), holds).await.unwrap();
+    tokio::time::timeout(Duration::from_secs(60), holds).await.unwrap();
 }
