@@ -58,7 +58,7 @@ fn snapshots(store: &LocalStore, golden: ImageKey, project: &ProjectId) {
             open.write_at(number * (8 << 20), &[9; 4 << 20]).unwrap();
             open.flush().unwrap();
             drop(open);
-            milliseconds(|| drop(store.snapshot(disk, ImageKey::random()).unwrap()))
+            milliseconds(|| store.snapshot(disk, ImageKey::random()).unwrap())
         })
         .collect();
     report("snapshot of 10 GiB, slowest of 20", percentile(&each, 100), 100.0);

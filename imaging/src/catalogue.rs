@@ -291,10 +291,16 @@ impl Catalogue {
     pub(crate) async fn snapshot<E: From<CatalogueError>>(
         &self,
         new: NewImage,
-        take: impl AsyncFnOnce(ImageKey) -> Result<StoredImage, E>,
+        take: impl AsyncFnOnce(ImageKey) -> Result<(), E>,
     ) -> Result<ImageRecord, E> {
         let (mut record, _working) = self.announce(new).await?;
-        match take(record.key).await {
+        let (store, key) = (Arc::clone(&self.store), record.key);
+        let taken = async {
+            take(key).await?;
+            // After it: what it takes may have to be counted, and a node may have waited for the snapshot.
+            blocking(move || store.image(key)).await.map_err(|error| CatalogueError::from(error).into())
+        };
+        match taken.await {
             Ok(stored) => {
                 record.describe(&stored);
                 Ok(self.finish(record).await?)

@@ -241,9 +241,7 @@ fn a_full_host_refuses_new_images_and_snapshots_and_keeps_the_old() {
     // Until nothing more fits.
     let filled = std::fs::write(&ballast, vec![1; 16 << 20]).unwrap_err();
     assert_eq!(filled.kind(), std::io::ErrorKind::StorageFull);
-    for refused in
-        [store.snapshot(disk, ImageKey::random()).map(drop), store.create_disk(DiskId::random(), &project(), golden)]
-    {
+    for refused in [store.snapshot(disk, ImageKey::random()), store.create_disk(DiskId::random(), &project(), golden)] {
         assert!(matches!(refused, Err(StoreError::Io { .. })), "{refused:?}");
     }
     assert_eq!(store.images().unwrap().len(), 1);

@@ -227,7 +227,7 @@ fn a_location_opens_its_one_disk_until_it_is_revoked() {
     open.write_at(0, &[9; 4096]).unwrap();
     // Whoever serves it has it: it is nobody else's to change.
     for refused in [
-        bench.store.snapshot(own, ImageKey::random()).map(drop),
+        bench.store.snapshot(own, ImageKey::random()),
         bench.store.restore(own, image),
         bench.store.remove_disk(own),
         bench.store.open_disk(own).map(drop),

@@ -71,6 +71,8 @@ impl Cluster {
             ("auth_client_required", "cephx".to_owned()),
             // A completed write has left this process: its end loses nothing.
             ("rbd_cache", "false".to_owned()),
+            // Whoever has an image open while it is snapshotted is us.
+            ("rbd_default_snapshot_quiesce_mode", "skip".to_owned()),
             // What an older release would read from a file or say to one.
             ("keyring", String::new()),
             ("log_file", String::new()),
@@ -253,6 +255,13 @@ impl Pool {
         Ok(Self { handle: Arc::new(handle), name: self.name.clone(), namespace: Some(namespace.clone()) })
     }
 
+    /// The same, for a namespace that is only known by what Ceph calls it, which may be none of ours.
+    pub(crate) fn beside(&self, namespace: &str) -> Result<Self, RbdError> {
+        let handle = self.handle.in_namespace(&c(self.name.as_str()), &c(namespace));
+        let handle = handle.map_err(RbdError::ceph("opening the pool", &self.name))?;
+        Ok(Self { handle: Arc::new(handle), name: self.name.clone(), namespace: Namespace::new(namespace).ok() })
+    }
+
     /// `pool/namespace/image`.
     pub(crate) fn path(&self, image: impl fmt::Display) -> String {
         format!("{self}/{image}")
@@ -381,15 +390,6 @@ impl Pool {
             Ok(()) | Err(Errno::NOT_FOUND) => Ok(()),
             Err(errno) => Err(RbdError::ceph("removing the image", self.path(name))(errno)),
         }
-    }
-
-    /// Gives an image another name.
-    ///
-    /// # Errors
-    /// There is one of that name, there is none of the old, or Ceph refuses.
-    pub fn rename_image(&self, from: ImageName, to: ImageName) -> Result<(), RbdError> {
-        let renamed = self.handle.rename(&c(&from.to_string()), &c(&to.to_string()));
-        renamed.map_err(RbdError::ceph("renaming", format!("{} to {to}", self.path(from))))
     }
 
     /// Moves an image to the trash: at once, whatever its size. That there is none is no error.

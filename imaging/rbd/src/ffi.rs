@@ -29,6 +29,9 @@ impl Errno {
     pub(crate) const CANCELED: Self = Self(125);
 }
 
+/// Octets of a method's answer: a list of some hundred thousand clones.
+const MOST_ANSWER: usize = 16 << 20;
+
 fn check(answer: impl Into<i64>) -> Result<u64, Errno> {
     let answer = answer.into();
     u64::try_from(answer).map_err(|_| Errno(i32::try_from(-answer).unwrap_or(i32::MAX)))
@@ -324,11 +327,6 @@ impl PoolHandle {
         self.named(self.api.rbd.rbd_remove, name)
     }
 
-    pub(crate) fn rename(&self, from: &CStr, to: &CStr) -> Result<(), Errno> {
-        // SAFETY: handle and names are live.
-        check(unsafe { (self.api.rbd.rbd_rename)(self.io, from.as_ptr(), to.as_ptr()) }).map(drop)
-    }
-
     pub(crate) fn move_to_trash(&self, name: &CStr) -> Result<(), Errno> {
         // SAFETY: handle and name are live.
         check(unsafe { (self.api.rbd.rbd_trash_move)(self.io, name.as_ptr(), 0) }).map(drop)
@@ -357,6 +355,33 @@ impl PoolHandle {
             }
             Err(Errno::NOT_FOUND) => Ok(None),
             Err(errno) => Err(errno),
+        }
+    }
+
+    /// The pool's number.
+    pub(crate) fn id(&self) -> i64 {
+        // SAFETY: the handle is live.
+        unsafe { (self.api.rados.rados_ioctx_get_id)(self.io) }
+    }
+
+    /// Has an object's OSD call a method of the class `rbd` on it, and answers what that said.
+    pub(crate) fn call(&self, object: &CStr, method: &CStr, input: &[u8]) -> Result<Vec<u8>, Errno> {
+        let (mut output, exec) = (vec![0_u8; 4096], self.api.rados.rados_exec);
+        loop {
+            // SAFETY: handle, names and input are live; librados writes at most as much as there is room for.
+            let answer = check(unsafe {
+                let (room, length) = (output.as_mut_ptr().cast(), output.len());
+                let (from, octets) = (input.as_ptr().cast(), input.len());
+                exec(self.io, object.as_ptr(), c"rbd".as_ptr(), method.as_ptr(), from, octets, room, length)
+            });
+            match answer {
+                Err(Errno::RANGE) if output.len() < MOST_ANSWER => output.resize(output.len() * 8, 0),
+                Err(errno) => return Err(errno),
+                Ok(length) => {
+                    output.truncate(usize::try_from(length).unwrap_or(0));
+                    return Ok(output);
+                }
+            }
         }
     }
 

@@ -7,6 +7,7 @@ mod cluster;
 mod disk;
 mod error;
 mod ffi;
+mod header;
 mod image;
 pub mod keys;
 pub mod name;

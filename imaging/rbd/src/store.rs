@@ -150,13 +150,7 @@ impl RbdStore {
         let open = self.open_image(image)?;
         let kind = match made_from(open.id()?, Ancestors::of(self, &open)?)? {
             None => StoredKind::Golden { description: open.metadata(import::DESCRIPTION)? },
-            Some(parent) => {
-                let own_bytes = match Taking::of(&open)? {
-                    Some(Taking::Done { own_bytes, .. }) => own_bytes,
-                    Some(Taking::UnderWay { .. }) | None => own_bytes(&open)?,
-                };
-                StoredKind::Snapshot { parent, own_bytes }
-            }
+            Some(parent) => StoredKind::Snapshot { parent, own_bytes: counted(&pool, &open)? },
         };
         Ok(StoredImage { name: image, namespace: namespace_of(&pool)?, byte_len: open.byte_len(), kind })
     }
@@ -199,53 +193,41 @@ impl RbdStore {
         Ok(())
     }
 
-    /// Makes an image of what a disk holds now, in constant time but for counting the disk's objects. An image that is there
-    /// whole already is answered as it is.
+    /// Makes an image of what a disk holds now, in constant time. One that is there whole already stays as it is. How much is
+    /// the image's own is counted when it is first asked for.
     ///
     /// # Errors
     /// The disk is open or has keys, which would open the image from then on; it stands on too many layers, or has a parent
     /// that is not its own; or Ceph refuses.
-    pub fn snapshot(&self, disk: ImageName, image: ImageName) -> Result<StoredImage, RbdError> {
-        match self.image(image) {
-            Err(error) if error.is_not_found() => {}
-            found => {
-                let pool = self.place(image)?;
-                if let Some(Taking::UnderWay { disk: was, .. }) = Taking::of(&pool.open_read_only(image, None)?)?
-                    && was == disk
-                {
-                    self.complete_snapshot(&pool, image, disk, None)?;
-                }
-                return found;
-            }
+    pub fn snapshot(&self, disk: ImageName, image: ImageName) -> Result<(), RbdError> {
+        if let Ok(pool) = self.place(image) {
+            let found = pool.open_read_only(image, Some(&self.base(image)?))?;
+            return match Taking::of(&found)? {
+                Some(Taking::UnderWay { disk: was, .. }) if was == disk => self.complete_snapshot(&pool, image, disk),
+                Some(_) | None => Ok(()),
+            };
         }
         let pool = self.place(disk)?;
         let open = self.open_disk(disk)?;
-        let (namespace, byte_len) = (namespace_of(&pool)?, open.byte_len());
         let ancestors = Ancestors::of(self, &open)?.collect::<Result<Vec<_>, _>>()?;
         if ancestors.len() >= MOST_LAYERS {
             return Err(RbdError::ChainTooLong { object: pool.path(disk), layers: ancestors.len() });
         }
-        check_size(&open, ancestors.last().map(|parent| &**parent))?;
-        let Some(parent) = made_from(open.id()?, ancestors.into_iter().map(Ok))? else {
+        if ancestors.is_empty() {
             let detail = "is a disk, and a clone of nothing".to_owned();
             return Err(RbdError::Malformed { object: pool.path(disk), detail });
-        };
-        let own_bytes = std::thread::scope(|scope| {
-            // Beside the rest: it takes a question for each object.
-            let counted = scope.spawn(|| own_bytes(&pool.open_read_only(disk, None)?));
-            Taking::UnderWay { disk, image }.write(&open)?;
-            if !open.snapshots()?.is_empty() {
-                // An earlier attempt left it: it is of another time.
-                open.remove_snapshot(&fixed(BASE)?)?;
-            }
-            open.create_snapshot(&fixed(BASE)?)?;
-            counted.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-        })?;
+        }
+        check_size(&open, ancestors.last().map(|parent| &**parent))?;
+        Taking::UnderWay { disk, image }.write(&pool.header(open.id()?, None))?;
+        if !open.snapshots()?.is_empty() {
+            // An earlier attempt left it: it is of another time.
+            open.remove_snapshot(&fixed(BASE)?)?;
+        }
+        open.create_snapshot(&fixed(BASE)?)?;
         drop(open);
         pool.rename_image(disk, image)?;
         self.places().insert(image, pool.clone());
-        self.complete_snapshot(&pool, image, disk, Some(own_bytes))?;
-        Ok(StoredImage { name: image, namespace, byte_len, kind: StoredKind::Snapshot { parent, own_bytes } })
+        self.complete_snapshot(&pool, image, disk)
     }
 
     /// Makes a snapshot an image by itself, with what `content` (its content, as [`Content`] gives it) holds and says of it.
@@ -447,7 +429,7 @@ impl RbdStore {
                     && image == name
                 {
                     self.fence(pool, name)?;
-                    self.complete_snapshot(pool, name, disk, None)?;
+                    self.complete_snapshot(pool, name, disk)?;
                 }
             }
             ImageKind::Replacement => {
@@ -475,17 +457,9 @@ impl RbdStore {
     }
 
     /// The second half of a snapshot: the disk becomes a clone of what it was.
-    fn complete_snapshot(
-        &self,
-        pool: &Pool,
-        image: ImageName,
-        disk: ImageName,
-        counted: Option<u64>,
-    ) -> Result<(), RbdError> {
+    fn complete_snapshot(&self, pool: &Pool, image: ImageName, disk: ImageName) -> Result<(), RbdError> {
         let clone = self.clone_once(pool, disk, image)?;
-        let open = pool.open_image(image)?;
-        let own_bytes = counted.map_or_else(|| own_bytes(&open), Ok)?;
-        Taking::Done { clone, own_bytes }.write(&open)
+        Taking::Done { clone, own_bytes: None }.write(&pool.header_of(image)?)
     }
 
     /// Makes a disk, unless it is there whole, and answers the id that librbd gave it.
@@ -520,10 +494,10 @@ impl RbdStore {
         let _not_removed = self.clones.read().unwrap_or_else(PoisonError::into_inner);
         let from = self.place(image)?;
         pool.clone_image((&from, image, &self.base(image)?), disk, DEFAULT_OBJECT_ORDER)?;
-        let made = pool.open_image(disk)?;
+        let made = pool.header_of(disk)?;
         made.set_metadata(MADE, &disk.to_string())?;
         self.places().insert(disk, pool.clone());
-        made.id()
+        Ok(made.id().clone())
     }
 
     /// The snapshot of an image that disks are made from.
@@ -599,6 +573,19 @@ impl Source for Content {
 
     fn description(&mut self) -> io::Result<Option<String>> {
         Ok(None)
+    }
+}
+
+/// Octets of a snapshot's own objects, which are counted once: it asks after each.
+fn counted(pool: &Pool, open: &Image) -> Result<u64, RbdError> {
+    match Taking::of(open)? {
+        Some(Taking::Done { own_bytes: Some(own_bytes), .. }) => Ok(own_bytes),
+        Some(Taking::Done { clone, own_bytes: None }) => {
+            let own_bytes = own_bytes(open)?;
+            Taking::Done { clone, own_bytes: Some(own_bytes) }.write(&pool.header(open.id()?, None))?;
+            Ok(own_bytes)
+        }
+        Some(Taking::UnderWay { .. }) | None => own_bytes(open),
     }
 }
 

@@ -271,11 +271,11 @@ impl ImageStore for LocalStore {
         self.release(&layers)
     }
 
-    fn snapshot(&self, disk: DiskId, image: ImageKey) -> Result<StoredImage, StoreError> {
+    fn snapshot(&self, disk: DiskId, image: ImageKey) -> Result<(), StoreError> {
         let _alone = self.change();
         match self.manifest(image) {
             Err(StoreError::NoImage { .. }) => {}
-            found => return found.map(stored),
+            found => return found.map(drop),
         }
         let was = self.disk(disk)?;
         let folder = layer_folder(&self.root, was.top);
@@ -304,7 +304,7 @@ impl ImageStore for LocalStore {
         let manifest = ImageManifest::new(image, virtual_bytes, data_bytes, content);
         self.put_snapshot(&manifest)?;
         fail::fail_point!("store::snapshot::published", |_| std::process::abort());
-        Ok(stored(manifest))
+        Ok(())
     }
 
     fn flatten(&self, image: ImageKey, progress: Progress<'_>) -> Result<StoredImage, StoreError> {

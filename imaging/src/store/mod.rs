@@ -98,7 +98,7 @@ pub trait ImageStore: fmt::Debug + Send + Sync + 'static {
     /// The store cannot be read.
     fn images(&self) -> Result<Vec<StoredImage>, StoreError>;
 
-    /// One of them.
+    /// One of them. How much a snapshot takes may be counted when it is first asked for.
     ///
     /// # Errors
     /// It is not there, or cannot be read.
@@ -137,11 +137,11 @@ pub trait ImageStore: fmt::Debug + Send + Sync + 'static {
     fn remove_image(&self, image: ImageKey) -> Result<(), StoreError>;
 
     /// Makes an image of what a disk holds now, in constant time. Neither depends on the other from then on. An image
-    /// that is there already is answered as it is.
+    /// that is there already stays as it is.
     ///
     /// # Errors
     /// [`StoreError::InUse`] while the disk is open; [`StoreError::ChainTooLong`]; or the store refuses.
-    fn snapshot(&self, disk: DiskId, image: ImageKey) -> Result<StoredImage, StoreError>;
+    fn snapshot(&self, disk: DiskId, image: ImageKey) -> Result<(), StoreError>;
 
     /// Makes a snapshot a golden image of its own, under the same key. Disks that were made from it before go on as they
     /// are. A golden image is answered as it is.

@@ -229,16 +229,12 @@ impl ImageStore for RbdImageStore {
         Ok(())
     }
 
-    fn snapshot(&self, disk: DiskId, image: ImageKey) -> Result<StoredImage, StoreError> {
-        match self.image(image) {
-            Err(StoreError::NoImage { .. }) => {}
-            // Whether its disk is there again is for the store to see.
-            found => found.map(drop)?,
-        }
+    fn snapshot(&self, disk: DiskId, image: ImageKey) -> Result<(), StoreError> {
+        // Of an image that is there already, whether its disk is there again is for the store to see.
         let name = if self.there(image).is_ok() { disk_name(disk) } else { self.disk_there(disk)? };
         match self.store.snapshot(name, image_name(image)) {
             Err(RbdError::ChainTooLong { layers, .. }) => Err(StoreError::ChainTooLong { disk, layers }),
-            taken => stored(&taken.map_err(in_use)?),
+            taken => taken.map_err(in_use),
         }
     }
 

@@ -382,7 +382,9 @@ pub(crate) fn a_snapshot_is_made_once(fixture: impl Fixture) {
     write(store, disk, 0, 1, 4096);
     let taken = snapshot(store, disk);
     write(store, disk, 0, 2, 4096);
-    assert_eq!(store.snapshot(disk, taken).unwrap(), store.image(taken).unwrap());
+    let stored = store.image(taken).unwrap();
+    store.snapshot(disk, taken).unwrap();
+    assert_eq!(store.image(taken).unwrap(), stored);
     assert_eq!(image(store, taken)[0], 1);
 }
 
@@ -392,9 +394,7 @@ pub(crate) fn an_open_disk_is_not_snapshotted_restored_or_removed(fixture: impl 
     let disk = disk(store, golden);
     let open = opened(store, disk);
     open.write_at(0, &[5; 4096]).unwrap();
-    for refused in
-        [store.snapshot(disk, ImageKey::random()).map(drop), store.restore(disk, golden), store.remove_disk(disk)]
-    {
+    for refused in [store.snapshot(disk, ImageKey::random()), store.restore(disk, golden), store.remove_disk(disk)] {
         assert!(matches!(refused, Err(StoreError::InUse { .. })), "{refused:?}");
     }
     open.write_at(4096, &[6; 4096]).unwrap();

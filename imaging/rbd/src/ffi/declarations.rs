@@ -90,6 +90,8 @@ functions! {
         rados_ioctx_create(Handle, *const c_char, *mut Handle) -> c_int;
         rados_ioctx_set_namespace(Handle, *const c_char);
         rados_ioctx_destroy(Handle);
+        rados_ioctx_get_id(Handle) -> i64;
+        rados_exec(Handle, *const c_char, *const c_char, *const c_char, *const c_char, usize, *mut c_char, usize) -> c_int;
         rados_remove(Handle, *const c_char) -> c_int;
         rados_stat(Handle, *const c_char, *mut u64, *mut i64) -> c_int;
     }
@@ -106,7 +108,6 @@ functions! {
         rbd_create4(Handle, *const c_char, u64, Handle) -> c_int;
         rbd_clone3(Handle, *const c_char, *const c_char, Handle, *const c_char, Handle) -> c_int;
         rbd_remove(Handle, *const c_char) -> c_int;
-        rbd_rename(Handle, *const c_char, *const c_char) -> c_int;
         rbd_trash_move(Handle, *const c_char, u64) -> c_int;
         rbd_trash_list(Handle, *mut TrashInfo, *mut usize) -> c_int;
         rbd_trash_list_cleanup(*mut TrashInfo, usize);

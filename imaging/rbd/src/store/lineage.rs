@@ -4,6 +4,7 @@
 //! where the parent's own header, which no key may write, has the disk among its clones.
 
 use super::RbdStore;
+use crate::header::Header;
 use crate::keys::{GoldenScope, Scope};
 use crate::name::{ImageKind, ImageName, ImageObjectId, Namespace, PoolName};
 use crate::{Image, ImageLink, ParentImage, RbdError};
@@ -14,6 +15,8 @@ use std::rc::Rc;
 pub(super) const MOST_LAYERS: usize = 8;
 /// Metadata of a disk that is becoming an image, and of an image that was one: see [`Taking`].
 const TAKING: &str = "assay.taking";
+/// In the place of a count in it.
+const UNCOUNTED: &str = "-";
 
 /// What an image or a disk reads what it has not from.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -67,11 +70,16 @@ impl RbdStore {
         Ok(readers)
     }
 
-    /// The parent that an image's header names and whose own header has it among its clones.
-    fn parent_of(&self, image: &Image) -> Result<Option<Parent>, RbdError> {
-        let Some((parent, snapshot)) = image.parent()? else { return Ok(None) };
+    /// The parent that an image's header names (`named`) and whose own header has it among its clones.
+    fn parent_of(
+        &self,
+        image: &ImageObjectId,
+        path: &str,
+        named: Option<(ImageLink, u64)>,
+    ) -> Result<Option<Parent>, RbdError> {
+        let Some((parent, snapshot)) = named else { return Ok(None) };
         let wrong = || RbdError::WrongParent {
-            object: image.path().to_owned(),
+            object: path.to_owned(),
             found: parent.to_string(),
             expected: "an image that has it among its clones".to_owned(),
         };
@@ -82,13 +90,12 @@ impl RbdStore {
             return Err(wrong());
         }
         let name = ImageName::parse(&parent.name).ok_or_else(wrong)?;
-        // Open at the snapshot: what that has below it counts.
-        let open = self.cluster.namespace(&self.pool, &namespace)?.open_by_id(&id, Some(snapshot))?;
-        let own = image.id()?;
-        if !open.children()?.into_iter().any(|child| child.id == own.as_str()) {
+        // At the snapshot: what that has below it counts.
+        let header = self.cluster.namespace(&self.pool, &namespace)?.header(id, Some(snapshot));
+        if !header.has_child(image)? {
             return Err(wrong());
         }
-        Ok(Some(Parent { namespace, name, id, open }))
+        Ok(Some(Parent { namespace, name, header }))
     }
 
     /// All that an image reads what it has not from, next first, the golden image last.
@@ -102,8 +109,8 @@ impl RbdStore {
 pub(super) enum Taking {
     /// The disk becomes the image, and is not there again yet.
     UnderWay { disk: ImageName, image: ImageName },
-    /// Done: the disk is the image's clone with that id.
-    Done { clone: ImageObjectId, own_bytes: u64 },
+    /// Done: the disk is the image's clone with that id. What the image's own objects take is counted later.
+    Done { clone: ImageObjectId, own_bytes: Option<u64> },
 }
 
 impl Taking {
@@ -111,8 +118,12 @@ impl Taking {
         Ok(image.metadata(TAKING)?.as_deref().and_then(Self::parse))
     }
 
-    pub(super) fn write(&self, image: &Image) -> Result<(), RbdError> {
-        image.set_metadata(TAKING, &self.to_string())
+    fn in_header(header: &Header) -> Result<Option<Self>, RbdError> {
+        Ok(header.metadata(TAKING)?.as_deref().and_then(Self::parse))
+    }
+
+    pub(super) fn write(&self, header: &Header) -> Result<(), RbdError> {
+        header.set_metadata(TAKING, &self.to_string())
     }
 
     fn parse(text: &str) -> Option<Self> {
@@ -121,7 +132,8 @@ impl Taking {
             let fits = disk.kind() == ImageKind::Disk && image.kind() == ImageKind::Golden;
             return fits.then_some(Self::UnderWay { disk, image });
         }
-        Some(Self::Done { clone: ImageObjectId::new(first).ok()?, own_bytes: second.parse().ok()? })
+        let own_bytes = if second == UNCOUNTED { None } else { Some(second.parse().ok()?) };
+        Some(Self::Done { clone: ImageObjectId::new(first).ok()?, own_bytes })
     }
 }
 
@@ -129,7 +141,8 @@ impl fmt::Display for Taking {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::UnderWay { disk, image } => write!(f, "{disk} {image}"),
-            Self::Done { clone, own_bytes } => write!(f, "{clone} {own_bytes}"),
+            Self::Done { clone, own_bytes: Some(own_bytes) } => write!(f, "{clone} {own_bytes}"),
+            Self::Done { clone, own_bytes: None } => write!(f, "{clone} {UNCOUNTED}"),
         }
     }
 }
@@ -138,12 +151,11 @@ impl fmt::Display for Taking {
 pub(super) struct Parent {
     pub(super) namespace: Namespace,
     pub(super) name: ImageName,
-    pub(super) id: ImageObjectId,
     /// At the snapshot that the other is a clone of.
-    pub(super) open: Image,
+    pub(super) header: Header,
 }
 
-/// The images below one, each opened when it is asked for.
+/// The images below one, each looked at when it is asked for.
 pub(super) struct Ancestors<'a> {
     store: &'a RbdStore,
     last: Option<Rc<Parent>>,
@@ -154,7 +166,8 @@ pub(super) struct Ancestors<'a> {
 
 impl<'a> Ancestors<'a> {
     pub(super) fn of(store: &'a RbdStore, image: &Image) -> Result<Self, RbdError> {
-        Ok(Self { store, last: None, next: store.parent_of(image)?, count: 0, path: image.path().to_owned() })
+        let next = store.parent_of(&image.id()?, image.path(), image.parent()?)?;
+        Ok(Self { store, last: None, next, count: 0, path: image.path().to_owned() })
     }
 }
 
@@ -162,12 +175,15 @@ impl Iterator for Ancestors<'_> {
     type Item = Result<Rc<Parent>, RbdError>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        let next = match (self.next.take(), self.last.take()) {
+        let next = match (self.next.take(), self.last.take().as_deref()) {
             (Some(first), _) => first,
-            (None, Some(last)) => match self.store.parent_of(&last.open) {
-                Ok(next) => next?,
-                Err(error) => return Some(Err(error)),
-            },
+            (None, Some(Parent { header, .. })) => {
+                let named = header.parent();
+                match named.and_then(|named| self.store.parent_of(header.id(), &header.path(), named)) {
+                    Ok(next) => next?,
+                    Err(error) => return Some(Err(error)),
+                }
+            }
             (None, None) => return None,
         };
         self.count += 1;
@@ -189,8 +205,8 @@ pub(super) fn made_from(
     for parent in ancestors {
         let parent = parent?;
         name = Some(parent.name);
-        match Taking::of(&parent.open)? {
-            Some(Taking::Done { clone, .. }) if clone == child => child = parent.id.clone(),
+        match Taking::in_header(&parent.header)? {
+            Some(Taking::Done { clone, .. }) if clone == child => child = parent.header.id().clone(),
             Some(_) | None => break,
         }
     }
@@ -198,7 +214,10 @@ pub(super) fn made_from(
 }
 
 pub(super) fn scopes(layers: &[Rc<Parent>]) -> Vec<GoldenScope> {
-    let scope = |parent: &Rc<Parent>| GoldenScope { namespace: parent.namespace.clone(), id: parent.id.clone() };
+    let scope = |parent: &Rc<Parent>| {
+        let (namespace, id) = (parent.namespace.clone(), parent.header.id().clone());
+        GoldenScope { namespace, id }
+    };
     layers.iter().map(scope).collect()
 }
 
@@ -209,7 +228,7 @@ fn layered(pool: &PoolName, layers: Vec<GoldenScope>) -> Vec<ParentImage> {
 
 /// A disk's node could give its header another size.
 pub(super) fn check_size(disk: &Image, golden: Option<&Parent>) -> Result<(), RbdError> {
-    match golden.map(|golden| golden.open.byte_len()) {
+    match golden.map(|golden| golden.header.byte_len()).transpose()? {
         Some(below) if below != disk.byte_len() => {
             let detail = format!("has {} octets, the image below it has {below}", disk.byte_len());
             Err(RbdError::Malformed { object: disk.path().to_owned(), detail })
