@@ -176,11 +176,17 @@ impl RbdStore {
             self.unfinished().remove(&image);
         }
         let Ok(pool) = self.place(image) else { return Ok(()) };
-        let _nobody_clones = self.clones.write().unwrap_or_else(PoisonError::into_inner);
         let open = match pool.open_image(image) {
             Err(error) if error.is_not_found() => return Ok(()),
             open => open?,
         };
+        if let Some(Taking::UnderWay { disk, image: becomes }) = Taking::of(&open)?
+            && becomes == image
+        {
+            // Its disk is not there again yet, and would go with it.
+            self.complete_snapshot(&pool, image, disk)?;
+        }
+        let _nobody_clones = self.clones.write().unwrap_or_else(PoisonError::into_inner);
         let children = self.readers(&open)?;
         if !children.is_empty() {
             return Err(RbdError::HasChildren { object: open.path().to_owned(), children });
