@@ -25,6 +25,8 @@ use std::sync::Arc;
 
 /// Disks of one call that are made at the same time: the file system commits them together.
 const MADE_AT_ONCE: usize = 16;
+/// Disks whose written octets are looked up at the same time.
+const COUNTED_AT_ONCE: usize = 8;
 
 /// Makes the lease's disk. Idempotent; takes the same time whatever the image's size.
 #[utoipa::path(put, path = "/v1/disks/{lease}", params(("lease" = String, Path, format = "uuid")),
@@ -251,14 +253,12 @@ pub(super) async fn get_disks(State(state): State<Arc<AppState>>, caller: Caller
     let records = state.exporter.db.disks().await.map_err(|error| db_failed(&error))?;
     let images = state.exporter.db.images().await.map_err(|error| db_failed(&error))?;
     let names: HashMap<ImageKey, ImageId> = images.into_iter().map(|image| (image.key, image.name)).collect();
-    let mut disks = Vec::new();
-    for record in records.into_iter().filter(|record| may_see(&caller, &record.project)) {
-        // A disk's image is on record as long as the disk is; one that was read between the two lists is new.
-        if let Some(name) = names.get(&record.image) {
-            disks.push(shown(&state, record, name.clone()).await);
-        }
-    }
-    Ok(Json(disks))
+    // A disk's image is on record as long as the disk is; one that was read between the two lists is new.
+    let seen = records.into_iter().filter(|record| may_see(&caller, &record.project));
+    let named = seen.filter_map(|record| names.get(&record.image).map(|name| (record, name.clone())));
+    let shown = named.map(async |(record, name)| shown(&state, record, name).await);
+    // How much each has written may be counted on Ceph.
+    Ok(Json(futures_util::stream::iter(shown).buffered(COUNTED_AT_ONCE).collect().await))
 }
 
 /// Deletes the lease's disk and all that its node wrote. Idempotent.
