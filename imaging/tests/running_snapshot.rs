@@ -11,11 +11,11 @@ use assay_service::client::ClientError;
 use assay_service::clock::ManualClock;
 use assay_wire::id::{AdmissionId, ImageKey};
 use rig::site::{kind, until};
+use rig::writer::{Writer, written};
 use rig::*;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
-use tokio::task::{JoinHandle, spawn_blocking};
+use tokio::task::spawn_blocking;
 
 const BLOCK: usize = 4096;
 const BLOCKS: usize = 4096;
@@ -42,6 +42,10 @@ impl Site {
         Self { folder, store, clock, gateway, admission, order }
     }
 
+    async fn writer(&self) -> Writer {
+        Writer::start(self.gateway.portal, &self.order, BLOCK, BLOCKS).await
+    }
+
     async fn turn(&self, which: &str) -> Result<(), ClientError> {
         self.gateway.control.post(&format!("v1/exports/{}/{which}", self.admission), &()).await
     }
@@ -56,12 +60,7 @@ impl Site {
         let device = self.store.open_image(image).unwrap();
         let mut content = vec![0; BLOCKS * BLOCK];
         device.read_at(0, &mut content).unwrap();
-        let count = content.chunks(BLOCK).take_while(|block| block[0] != 0).count();
-        for (number, block) in content.chunks(BLOCK).enumerate() {
-            let expected = if number < count { fill(number) } else { 0 };
-            assert!(block.iter().all(|octet| *octet == expected), "block {number} of {count}");
-        }
-        count
+        written(&content, BLOCK)
     }
 
     /// Takes the export down, and reads what its disk holds.
@@ -74,60 +73,10 @@ impl Site {
     }
 }
 
-fn fill(number: usize) -> u8 {
-    (number % 255) as u8 + 1
-}
-
-/// QEMU's initiator, which writes block after block, each flushed before the next.
-struct Writer {
-    acknowledged: Arc<AtomicUsize>,
-    stop: Arc<AtomicBool>,
-    task: JoinHandle<Duration>,
-}
-
-impl Writer {
-    async fn start(site: &Site) -> Self {
-        let mut held = Held::open(site.gateway.portal, &site.order).await;
-        let (acknowledged, stop) = (Arc::<AtomicUsize>::default(), Arc::<AtomicBool>::default());
-        let (counted, stopped) = (Arc::clone(&acknowledged), Arc::clone(&stop));
-        let task = tokio::spawn(async move {
-            let mut longest = Duration::ZERO;
-            for number in 0..BLOCKS {
-                if stopped.load(Ordering::SeqCst) {
-                    break;
-                }
-                let begun = Instant::now();
-                let said = held.ask(&format!("write -P {} {} {BLOCK}", fill(number), number * BLOCK)).await;
-                assert!(said.contains(&format!("wrote {BLOCK}/{BLOCK}")), "write {number}: {said}");
-                longest = longest.max(begun.elapsed());
-                counted.fetch_add(1, Ordering::SeqCst);
-            }
-            longest
-        });
-        Self { acknowledged, stop, task }
-    }
-
-    fn acknowledged(&self) -> usize {
-        self.acknowledged.load(Ordering::SeqCst)
-    }
-
-    async fn goes_on(&self) {
-        let before = self.acknowledged();
-        until(async || self.acknowledged() > before + 3).await;
-    }
-
-    /// How many blocks it wrote, and how long the slowest took.
-    async fn stop(self) -> (usize, Duration) {
-        self.stop.store(true, Ordering::SeqCst);
-        let longest = self.task.await.unwrap();
-        (self.acknowledged.load(Ordering::SeqCst), longest)
-    }
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn a_writer_sees_a_pause_and_each_snapshot_is_a_prefix() {
     let site = Site::new().await;
-    let writer = Writer::start(&site).await;
+    let writer = site.writer().await;
     let (mut pauses, mut images) = (Vec::new(), Vec::new());
     for _ in 0..SNAPSHOTS {
         writer.goes_on().await;
@@ -175,7 +124,7 @@ async fn a_disk_is_somebodys_at_any_time() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_pause_ends_by_itself() {
     let site = Site::new().await;
-    let writer = Writer::start(&site).await;
+    let writer = site.writer().await;
     for taken in [false, true] {
         writer.goes_on().await;
         site.turn("pause").await.unwrap();
@@ -194,7 +143,7 @@ async fn a_pause_ends_by_itself() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_worker_dies_while_it_is_paused() {
     let site = Site::new().await;
-    let writer = Writer::start(&site).await;
+    let writer = site.writer().await;
     writer.goes_on().await;
     let worker = worker_of(&site.store, &site.order);
     site.turn("pause").await.unwrap();
@@ -213,7 +162,7 @@ async fn a_worker_dies_while_it_is_paused() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_gateway_dies_while_it_has_an_export_paused() {
     let mut site = Site::new().await;
-    let writer = Writer::start(&site).await;
+    let writer = site.writer().await;
     writer.goes_on().await;
     site.turn("pause").await.unwrap();
     let portal = site.gateway.portal;

@@ -2,8 +2,10 @@
 
 #![allow(dead_code, unused_imports, reason = "each test file uses its part")]
 
+pub(crate) mod node;
 pub(crate) mod rbd;
 pub(crate) mod site;
+pub(crate) mod writer;
 
 use assay_imaging::gateway::Limits;
 use assay_imaging::gateway::order::{ExportOrder, GatewayStatus};
