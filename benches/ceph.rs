@@ -198,7 +198,7 @@ fn clones(bench: &Bench, golden: &Golden) {
 fn snapshots(bench: &Bench, golden: &Golden) {
     let ours = || {
         let disk = bench.written(golden, 4 << 20);
-        milliseconds(|| drop(bench.store.snapshot(disk, ImageKey::random()).unwrap()))
+        milliseconds(|| bench.store.snapshot(disk, ImageKey::random()).unwrap())
     };
     let bare = || {
         let name = bench.bare_written(golden, 4 << 20);

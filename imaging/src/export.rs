@@ -300,7 +300,7 @@ impl Exporter {
         for record in &records {
             let served = status.exports.iter().any(|served| served.admission == record.admission);
             match record.phase {
-                Phase::Exported if !served => self.restore(record).await?,
+                Phase::Exported if !served || record.moving => self.restore(record, served).await?,
                 Phase::Exported | Phase::Cloned | Phase::Ending => {}
             }
         }
@@ -335,38 +335,96 @@ impl Exporter {
         }
     }
 
-    /// Does `work` while nobody has the disk of an export open: its node's commands wait meanwhile. Needs the lease's lock.
+    /// Takes a snapshot of an export's disk, which is `work`, while nobody has it open: its node's commands wait meanwhile.
+    /// Needs the lease's lock.
     pub(crate) async fn paused<T>(
         &self,
         export: &ExportRecord,
         work: impl Future<Output = T>,
     ) -> Result<T, ExportError> {
-        let project = &export.project;
+        let (project, admission) = (&export.project, export.admission);
         let gateway = self.db.gateway(project).await?.ok_or_else(|| ExportError::NoGateway(project.clone()))?;
         let failed = |source| ExportError::Gateway { project: project.clone(), source };
-        let begun = Instant::now();
-        let paused = self.gateways.pause(&gateway, export.admission).await.map_err(failed)?;
-        let done = work.await;
-        if paused {
-            // It goes on by itself, too, if this does not reach it.
-            if let Err(error) = self.gateways.resume(&gateway, export.admission).await {
-                let cause = assay_service::error::chain(&error);
-                tracing::warn!(event = "export.not_resumed", admission = %export.admission, cause, "resuming an export");
-            }
-            let elapsed_ms = begun.elapsed().as_secs_f64() * 1000.0;
-            tracing::info!(event = "export.paused", admission = %export.admission, elapsed_ms, "an export paused");
+        let moves = self.store.moves_disks();
+        if moves {
+            // Before its key ends: whatever becomes of us, the gateway is told where the disk is then.
+            self.db.set_moving(admission, true).await?;
         }
-        Ok(done)
+        let begun = Instant::now();
+        let paused = self.gateways.pause(&gateway, admission).await.map_err(failed)?;
+        let done = if moves { self.moved(export, &gateway, work).await } else { Ok(work.await) };
+        if paused && !moves {
+            // It goes on by itself, too, if this does not reach it.
+            if let Err(error) = self.gateways.resume(&gateway, admission).await {
+                let cause = assay_service::error::chain(&error);
+                tracing::warn!(event = "export.not_resumed", %admission, cause, "resuming an export");
+            }
+        }
+        let elapsed_ms = begun.elapsed().as_secs_f64() * 1000.0;
+        tracing::info!(event = "export.paused", %admission, elapsed_ms, "an export paused");
+        done
     }
 
-    /// Puts an export up again on a gateway that lost it, unless it was ended meanwhile.
-    async fn restore(&self, record: &ExportRecord) -> Result<(), ExportError> {
+    /// Does `work`, which gives an export's disk another place, once whoever had it open can open it no more, and has its
+    /// gateway go on with the disk where it is then. What fails of that is done by [`Exporter::reconcile`].
+    async fn moved<T>(
+        &self,
+        export: &ExportRecord,
+        gateway: &Gateway,
+        work: impl Future<Output = T>,
+    ) -> Result<T, ExportError> {
+        fail::fail_point!("imaging::moving::paused", |_| std::process::abort());
+        let (store, disk, admission) = (Arc::clone(&self.store), export.disk, export.admission);
+        let revoked = blocking(move || store.revoke(disk, admission)).await;
+        fail::fail_point!("imaging::moving::revoked", |_| std::process::abort());
+        self.hold(gateway, admission).await;
+        let done = match revoked {
+            Ok(()) => Ok(work.await),
+            Err(error) => Err(error.into()),
+        };
+        fail::fail_point!("imaging::moving::taken", |_| std::process::abort());
+        self.hold(gateway, admission).await;
+        let told = async {
+            if self.db.has_ended(admission).await? {
+                // Whoever ends it waits for us, and no key is made for it any more.
+                return Err(ExportError::Ended(admission));
+            }
+            let order = self.order(export, gateway).await?;
+            fail::fail_point!("imaging::moving::issued", |_| std::process::abort());
+            let put_up = self.gateways.put_up(gateway, admission, &order).await;
+            put_up.map_err(|source| ExportError::Gateway { project: export.project.clone(), source })?;
+            fail::fail_point!("imaging::moving::told", |_| std::process::abort());
+            Ok::<_, ExportError>(self.db.set_moving(admission, false).await?)
+        };
+        if let Err(error) = told.await {
+            let cause = assay_service::error::chain(&error);
+            tracing::warn!(event = "export.not_moved", %admission, cause, "its gateway is told later where a disk is");
+        }
+        done
+    }
+
+    /// Has a pause go on: monitors may take a second for each thing that they decide. One that has ended stays ended.
+    async fn hold(&self, gateway: &Gateway, admission: AdmissionId) {
+        if let Err(error) = self.gateways.pause(gateway, admission).await {
+            let cause = assay_service::error::chain(&error);
+            tracing::debug!(event = "export.not_held", %admission, cause, "a pause may end before a disk has moved");
+        }
+    }
+
+    /// Puts an export up again on a gateway that lost it, or was not told where its disk is now; unless it was ended meanwhile.
+    async fn restore(&self, record: &ExportRecord, served: bool) -> Result<(), ExportError> {
         let _alone = self.lock(record.lease).await;
         let Some(record) = self.db.export(record.admission).await? else { return Ok(()) };
         let Some(gateway) = self.db.gateway(&record.project).await? else { return Ok(()) };
-        if record.phase == Phase::Exported {
-            tracing::info!(event = "export.restored", admission = %record.admission, node = %record.node, "putting an export up again");
-            self.bring_up(Cloned { record, gateway }).await.map(drop)?;
+        // Whoever moved its disk may have come to an end since.
+        if record.phase != Phase::Exported || (served && !record.moving) {
+            return Ok(());
+        }
+        let (admission, node, moving) = (record.admission, record.node.clone(), record.moving);
+        tracing::info!(event = "export.restored", %admission, %node, moving, "putting an export up again");
+        self.bring_up(Cloned { record, gateway }).await?;
+        if moving {
+            self.db.set_moving(admission, false).await?;
         }
         Ok(())
     }
@@ -438,6 +496,7 @@ impl Exporter {
             chap_secret: self.key.seal(admission, &secret),
             sealed_grant,
             phase: Phase::Cloned,
+            moving: false,
             issued_at_ms: claims.iat.saturating_mul(1000),
             expires_at_ms: agreed.expires_at_ms(),
             subject: Some(agreed.subject()),

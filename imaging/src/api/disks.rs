@@ -110,7 +110,7 @@ async fn make(state: &AppState, lease: LeaseId, request: &DiskRequest, image: &I
     (status = 200, description = "The image", body = Image),
     (status = 403, description = "Another project's", body = Problem),
     (status = 404, description = "The lease has no disk", body = Problem),
-    (status = 409, description = "The name is taken, or the disk is being exported or on Ceph and exported", body = Problem),
+    (status = 409, description = "The name is taken, or the disk is just being exported", body = Problem),
     (status = 503, description = "The gateway that exports it does not pause", body = Problem)))]
 pub(super) async fn snapshot_disk(
     State(state): State<Arc<AppState>>,

@@ -11,7 +11,6 @@ mod uploads;
 use crate::catalogue::CatalogueError;
 use crate::db::DbError;
 use crate::export::ExportError;
-use crate::gateway::order::CANNOT_PAUSE;
 use crate::service::AppState;
 use crate::store::StoreError;
 use crate::store::device::DeviceError;
@@ -170,9 +169,6 @@ fn export_failed(error: &ExportError) -> ApiError {
             ApiError::conflict("no-gateway", error).with_hint("register the project's gateway: POST /v1/gateways")
         }
         ExportError::NoAddress(_) => ApiError::unavailable("no-address", error),
-        ExportError::Gateway { source, .. } if source.kind() == Some(CANNOT_PAUSE) => {
-            ApiError::conflict("exported", chain(error)).with_hint("turn the node off and end its admission first")
-        }
         ExportError::Gateway { .. } => ApiError::unavailable("gateway", chain(error)),
         ExportError::Db(cause) => db_failed(cause),
         ExportError::Store(cause) => store_failed(cause),

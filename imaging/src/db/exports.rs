@@ -30,6 +30,8 @@ pub(crate) struct ExportRecord {
     pub(crate) chap_secret: String,
     pub(crate) sealed_grant: SealedGrant,
     pub(crate) phase: Phase,
+    /// Its disk is being given another place, of which its gateway may not have been told yet.
+    pub(crate) moving: bool,
     pub(crate) issued_at_ms: i64,
     pub(crate) expires_at_ms: i64,
     /// What its results were about; none of an export from before renewals.
@@ -157,6 +159,17 @@ impl Db {
         Ok(())
     }
 
+    /// Records that an export's disk is being given another place, or that its gateway was told of it.
+    pub(crate) async fn set_moving(&self, admission: AdmissionId, moving: bool) -> Result<(), DbError> {
+        sqlx::query("UPDATE exports SET moving = $1 WHERE admission = $2")
+            .bind(i64::from(moving))
+            .bind(admission.to_string())
+            .execute(&self.pool)
+            .await
+            .map_err(query("recording that an export's disk moves"))?;
+        Ok(())
+    }
+
     pub(crate) async fn remove_export(&self, admission: AdmissionId) -> Result<(), DbError> {
         sqlx::query("DELETE FROM exports WHERE admission = $1")
             .bind(admission.to_string())
@@ -245,6 +258,7 @@ fn export_of(row: &AnyRow) -> Result<ExportRecord, DbError> {
         chap_secret: text(row, "chap_secret")?,
         sealed_grant: serde_json::from_str(&grant).map_err(|_| value("sealed_grant", "not a sealed grant"))?,
         phase: Phase::from_text(&text(row, "phase")?)?,
+        moving: number(row, "moving")? != 0,
         issued_at_ms: number(row, "issued_at_ms")?,
         expires_at_ms: number(row, "expires_at_ms")?,
         subject: subject.map(|text| serde_json::from_str(&text).map_err(|_| value("subject", text))).transpose()?,

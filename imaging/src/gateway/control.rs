@@ -1,7 +1,7 @@
 //! The control socket: imaging's orders, over HTTP on a Unix socket that only this user (and root) may use.
 
 use super::exports::{Exports, OrderError};
-use super::order::{CANNOT_PAUSE, ExportOrder, GatewayStatus};
+use super::order::{ExportOrder, GatewayStatus};
 use super::supervised::PauseError;
 use assay_service::error::{ApiError, chain};
 use assay_service::{CancellationToken, owner_socket};
@@ -80,7 +80,6 @@ fn failed(error: OrderError) -> ApiError {
         OrderError::NotServed { .. } => ApiError::not_found(error),
         // Nobody has its disk open then: that is what was wanted.
         OrderError::NotPaused { source: PauseError::NoWorker, .. } => ApiError::not_found(chain(&error)),
-        OrderError::NoPause { .. } => ApiError::conflict(CANNOT_PAUSE, error),
         OrderError::NotPaused { .. } => ApiError::unavailable("not-paused", chain(&error)),
     }
 }

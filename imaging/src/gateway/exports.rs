@@ -66,10 +66,20 @@ struct Claimed {
     user: Option<u32>,
 }
 
+/// What is known of an export that an order is about.
+enum Known {
+    Not,
+    /// Nothing changes.
+    AsItIs,
+    /// Its disk is elsewhere now.
+    Moved(Arc<Supervised>),
+}
+
 struct Standing {
-    /// As it was put up: [`Standing::expires_at_ms`] is when it ends.
+    /// As it was put up: [`Standing::expires_at_ms`] is when it ends, [`Standing::location`] where its disk is.
     order: ExportOrder,
     expires_at_ms: Arc<AtomicI64>,
+    location: Arc<Mutex<DiskLocation>>,
     user: Option<u32>,
     worker: Arc<Supervised>,
     task: JoinHandle<()>,
@@ -112,12 +122,6 @@ pub(super) enum OrderError {
         /// Whose.
         admission: AdmissionId,
     },
-    /// A disk on Ceph has no files to give up.
-    #[error("the disk of admission {admission} is on Ceph: its export cannot be paused")]
-    NoPause {
-        /// Whose.
-        admission: AdmissionId,
-    },
     /// Its process does not pause.
     #[error("pausing the export of admission {admission}")]
     NotPaused {
@@ -155,21 +159,28 @@ impl Exports {
         }
     }
 
-    /// Carries out an order. Idempotent.
+    /// Carries out an order. Idempotent. Of an export that is served, the disk may have been moved: it goes on there.
     pub(super) async fn put_up(&self, admission: AdmissionId, order: ExportOrder) -> Result<(), OrderError> {
-        let _alone = self.lock(admission).await;
+        let alone = self.lock(admission).await;
         if order.expires_at_ms <= self.clock.now_ms() {
             return Err(OrderError::Expired { admission });
         }
-        if let Some(standing) = self.standing().get(&admission) {
-            // It may have been renewed since this order was written: that changes when it ends, and nothing else.
-            let same = ExportOrder { expires_at_ms: standing.order.expires_at_ms, ..order } == standing.order;
-            return if same { Ok(()) } else { Err(OrderError::Differs { admission }) };
+        match self.known(admission, &order)? {
+            Known::AsItIs => return Ok(()),
+            Known::Moved(worker) => {
+                // As for a pause: whoever takes the export down takes its worker along.
+                drop(alone);
+                tracing::info!(event = "gateway.disk_moved", %admission, disk = %order.disk, "an export's disk was moved");
+                worker.moved().await;
+                return Ok(());
+            }
+            Known::Not => {}
         }
         let claimed = self.claim(admission, &order)?;
         let user = claimed.user;
         let expires_at_ms = Arc::new(AtomicI64::new(order.expires_at_ms));
-        let recipe = self.recipe(&order, user, Arc::clone(&expires_at_ms));
+        let location = Arc::new(Mutex::new(order.location.clone()));
+        let recipe = self.recipe(&order, user, Arc::clone(&expires_at_ms), Arc::clone(&location));
         let (worker, task) = Supervised::start(admission.to_string(), Arc::clone(&self.launcher), recipe)
             .await
             .map_err(|error| match error {
@@ -181,9 +192,26 @@ impl Exports {
         }
         tracing::info!(event = "gateway.export_up", %admission, target = %order.target, address = %order.address, "export is up");
         self.by_address.write().unwrap_or_else(PoisonError::into_inner).insert(order.address, Arc::clone(&worker));
-        self.standing().insert(admission, Standing { order, expires_at_ms, user, worker, task });
+        self.standing().insert(admission, Standing { order, expires_at_ms, location, user, worker, task });
         self.reserve();
         Ok(())
+    }
+
+    /// What an order changes, which it has changed when this returns but for the worker.
+    fn known(&self, admission: AdmissionId, order: &ExportOrder) -> Result<Known, OrderError> {
+        let standing = self.standing();
+        let Some(standing) = standing.get(&admission) else { return Ok(Known::Not) };
+        // It may have been renewed since the order was written, and its disk moved before: that changes nothing else.
+        let ExportOrder { expires_at_ms, location, .. } = standing.order.clone();
+        if (ExportOrder { expires_at_ms, location, ..order.clone() }) != standing.order {
+            return Err(OrderError::Differs { admission });
+        }
+        let mut location = lock(&standing.location);
+        if *location == order.location {
+            return Ok(Known::AsItIs);
+        }
+        location.clone_from(&order.location);
+        Ok(Known::Moved(Arc::clone(&standing.worker)))
     }
 
     /// Serves exports until later. One that is not served, or has expired by our clock, is not brought back.
@@ -203,23 +231,20 @@ impl Exports {
     /// Has an export's worker give up its disk until it is resumed, or for as long as a pause may last.
     pub(super) async fn pause(&self, admission: AdmissionId) -> Result<(), OrderError> {
         // Not alone: an export that is taken down meanwhile takes its worker along, and nobody waits for a pause.
-        let worker = self.pausable(admission)?;
+        let worker = self.worker(admission)?;
         worker.pause().await.map_err(|source| OrderError::NotPaused { admission, source })
     }
 
     /// Has it go on.
     pub(super) async fn resume(&self, admission: AdmissionId) -> Result<(), OrderError> {
-        self.pausable(admission)?.resume().await;
+        self.worker(admission)?.resume().await;
         Ok(())
     }
 
-    fn pausable(&self, admission: AdmissionId) -> Result<Arc<Supervised>, OrderError> {
+    fn worker(&self, admission: AdmissionId) -> Result<Arc<Supervised>, OrderError> {
         let standing = self.standing();
-        let Standing { order, worker, .. } = standing.get(&admission).ok_or(OrderError::NotServed { admission })?;
-        match order.location.upper {
-            Upper::Files => Ok(Arc::clone(worker)),
-            Upper::Rbd(_) => Err(OrderError::NoPause { admission }),
-        }
+        let standing = standing.get(&admission).ok_or(OrderError::NotServed { admission })?;
+        Ok(Arc::clone(&standing.worker))
     }
 
     /// Severs an export's sessions and forgets it, if there is one: its process is gone when this returns.
@@ -333,12 +358,20 @@ impl Exports {
     }
 
     /// How each of an export's workers gets its order and files.
-    fn recipe(&self, order: &ExportOrder, user: Option<u32>, expires_at_ms: Arc<AtomicI64>) -> Box<Recipe> {
+    fn recipe(
+        &self,
+        order: &ExportOrder,
+        user: Option<u32>,
+        expires_at_ms: Arc<AtomicI64>,
+        location: Arc<Mutex<DiskLocation>>,
+    ) -> Box<Recipe> {
         let (order, portal, limits, clock) = (order.clone(), self.portal, self.limits, Arc::clone(&self.clock));
         let (store, rbd_disks, checkers) =
             (self.store.clone(), self.rbd_disks_socket.clone(), Arc::clone(&self.checkers));
         Box::new(move || {
-            let Disk { order: disk_order, files, companion } = open(&store, rbd_disks.as_deref(), &order, &checkers)?;
+            let location = lock(&location).clone();
+            let Disk { order: disk_order, files, companion } =
+                open(&store, rbd_disks.as_deref(), &checkers, order.disk, location)?;
             let mut naa = [0; 8];
             naa.copy_from_slice(&order.disk.as_bytes()[8..]);
             let order = WorkerOrder {
@@ -374,24 +407,30 @@ struct Disk {
     companion: Option<OwnedFd>,
 }
 
-/// Opens what an order says.
-fn open(store: &Path, rbd_disks: Option<&Path>, order: &ExportOrder, checkers: &Checkers) -> Result<Disk, OpenError> {
-    let ExportOrder { disk, location: DiskLocation { golden, root, upper }, .. } = order;
+/// Opens a disk where an order says that it is.
+fn open(
+    store: &Path,
+    rbd_disks: Option<&Path>,
+    checkers: &Checkers,
+    disk: DiskId,
+    location: DiskLocation,
+) -> Result<Disk, OpenError> {
+    let DiskLocation { golden, root, upper } = location;
     match upper {
         Upper::Files => {
-            let mut files = DiskFiles::open(store, *disk)?;
-            files.check_root(root)?;
+            let mut files = DiskFiles::open(store, disk)?;
+            files.check_root(&root)?;
             checkers.serve(&mut files.golden)?;
             let (order, files) = DiskOrder::of(files);
             Ok(Disk { order, files, companion: None })
         }
         Upper::Rbd(clone) => {
-            let socket = rbd_disks.ok_or(StoreError::NoCeph { disk: *disk })?;
-            let mut golden = GoldenFiles::open_cached(store, *golden, clone.byte_len, *root)?;
+            let socket = rbd_disks.ok_or(StoreError::NoCeph { disk })?;
+            let mut golden = GoldenFiles::open_cached(store, golden, clone.byte_len, root)?;
             checkers.serve(&mut golden)?;
-            let Opened { control, object_bytes, channels } = companion::open(socket, clone)?;
+            let Opened { control, object_bytes, channels } = companion::open(socket, &clone)?;
             let (golden, files) = GoldenOrder::of(golden);
-            let order = DiskOrder::Rbd { golden, clone: companion::path(clone), object_bytes };
+            let order = DiskOrder::Rbd { golden, clone: companion::path(&clone), object_bytes };
             let files = files.into_iter().chain(channels).collect();
             Ok(Disk { order, files, companion: Some(control) })
         }

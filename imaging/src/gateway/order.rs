@@ -1,7 +1,8 @@
 //! What imaging and its gateways say to each other over the control socket.
 //!
 //! ```text
-//! PUT    /v1/exports/{admission}   ExportOrder -> 204     idempotent; 409 if another order stands under that id
+//! PUT    /v1/exports/{admission}   ExportOrder -> 204     idempotent; 409 if another order stands under that id, but that its
+//!                                                         disk may have been moved: it goes on there, paused or not
 //! DELETE /v1/exports/{admission}               -> 204     sessions are severed when it answers; idempotent
 //! GET    /v1/exports                           -> GatewayStatus
 //! POST   /v1/exports/{admission}/pause         -> 204     its disk's files are closed, commands wait; 404 if nobody has them open
@@ -49,9 +50,6 @@ pub struct ExportOrder {
     /// Until then, by the gateway's own clock: milliseconds since the Unix epoch.
     pub expires_at_ms: i64,
 }
-
-/// The problem of an export that cannot be paused at all.
-pub(crate) const CANNOT_PAUSE: &str = "cannot-pause";
 
 fn one_session() -> u8 {
     1

@@ -6,6 +6,7 @@ use super::supervised::Launch;
 use crate::rbd_disk::message::FromRbdDisk;
 use crate::worker::disk::DiskOrder;
 use crate::worker::message::{Confinement, FromWorker, MESSAGE_BYTES, ToWorker, WorkerStatus, receive, send};
+use assay_service::CancellationToken;
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, socketpair};
 use std::io;
 use std::net::SocketAddr;
@@ -18,7 +19,7 @@ use tokio::io::Interest;
 use tokio::net::UnixDatagram;
 use tokio::process::{Child, Command};
 use tokio::runtime::Handle;
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 use tokio::time::timeout;
 
 /// From start to readiness, with a large map to read from a slow disk.
@@ -106,8 +107,7 @@ impl Launcher {
         let child = child.await.map_err(|_| StartError::Ended)?.map_err(failed)?;
         // Packets, as datagrams are; but in order, and with an end.
         let socket = UnixDatagram::from_std(ours.into()).map_err(failed)?;
-        let link = Link { socket, asked: Mutex::default(), turning: Mutex::default() };
-        let companion = companion.map(Companion::new).transpose().map_err(failed)?;
+        let link = Link::new(socket, companion).map_err(failed)?;
         let ready = async {
             let fds: Vec<BorrowedFd<'_>> = files.iter().map(OwnedFd::as_fd).collect();
             link.tell(&ToWorker::Serve(Box::new(order)), &fds).await.map_err(|_| StartError::Ended)?;
@@ -121,7 +121,7 @@ impl Launcher {
             }
         };
         let ready = timeout(START_TIMEOUT, ready).await.unwrap_or(Err(StartError::TimedOut));
-        let mut running = Running { child, link: Arc::new(link), companion, confinement: Confinement::default() };
+        let mut running = Running { child, link: Arc::new(link), confinement: Confinement::default() };
         match ready {
             Ok(confinement) => {
                 running.confinement = confinement;
@@ -139,8 +139,6 @@ impl Launcher {
 pub(super) struct Running {
     child: Child,
     pub(super) link: Arc<Link>,
-    /// Who has its clone, if that is on Ceph.
-    companion: Option<Companion>,
     pub(super) confinement: Confinement,
 }
 
@@ -150,7 +148,8 @@ impl Running {
         loop {
             let heard = tokio::select! {
                 heard = self.link.hear() => heard.ok().flatten(),
-                said = companion_says(self.companion.as_ref()) => said,
+                said = self.link.companion_says() => said,
+                () = self.link.given_up.cancelled() => None,
             };
             let Some(message) = heard else { break };
             match message {
@@ -179,14 +178,14 @@ impl Running {
             self.kill().await;
         }
         // After it: a worker whose companion is gone could only say that its disk has failed.
-        if let Some(companion) = &self.companion {
+        if let Some(companion) = self.link.companion() {
             companion.end(export).await;
         }
     }
 
     /// Waits until its companion is done with what it had asked for. It has ended by itself.
     pub(super) async fn settle(&self, export: &str) {
-        if let Some(companion) = &self.companion {
+        if let Some(companion) = self.link.companion() {
             companion.settle(export).await;
         }
     }
@@ -199,17 +198,6 @@ impl Running {
     }
 }
 
-/// What a companion says, as if its worker did; nothing once it is gone, and with it the worker.
-async fn companion_says(companion: Option<&Companion>) -> Option<FromWorker> {
-    let Some(companion) = companion else { return std::future::pending().await };
-    match companion.hear().await? {
-        FromRbdDisk::Log { level, event, text } => Some(FromWorker::Log { level, event, text }),
-        FromRbdDisk::Ready(_) | FromRbdDisk::Refused { .. } => None,
-        #[cfg(feature = "failpoints")]
-        FromRbdDisk::Attacked(_) => None,
-    }
-}
-
 /// The socket to a worker.
 pub(super) struct Link {
     socket: UnixDatagram,
@@ -217,6 +205,10 @@ pub(super) struct Link {
     asked: Mutex<Vec<oneshot::Sender<WorkerStatus>>>,
     /// Who waits for it to pause, or to go on: one at a time.
     turning: Mutex<Option<(Turn, oneshot::Sender<Option<String>>)>>,
+    /// Who has its clone, if that is on Ceph: while it is paused, nobody.
+    companion: watch::Sender<Option<Arc<Companion>>>,
+    /// It is to end, whatever it does.
+    given_up: CancellationToken,
 }
 
 /// What a worker is asked for.
@@ -235,9 +227,23 @@ pub(super) enum TurnError {
     /// It is gone, or says nothing.
     #[error("the export worker did not answer within {} s", TURN_TIMEOUT.as_secs())]
     Silent,
+    /// Its companion cannot be listened to.
+    #[error("listening to its companion")]
+    Companion(#[source] io::Error),
 }
 
 impl Link {
+    fn new(socket: UnixDatagram, companion: Option<OwnedFd>) -> io::Result<Self> {
+        let companion = companion.map(Companion::new).transpose()?.map(Arc::new);
+        Ok(Self {
+            socket,
+            asked: Mutex::default(),
+            turning: Mutex::default(),
+            companion: watch::Sender::new(companion),
+            given_up: CancellationToken::new(),
+        })
+    }
+
     /// Hands an initiator's connection over.
     ///
     /// # Errors
@@ -265,14 +271,71 @@ impl Link {
         timeout(STATUS_TIMEOUT, asking).await.ok().flatten()
     }
 
-    /// Has the worker hold commands and close its disk, and waits until it has.
-    pub(super) async fn pause(&self) -> Result<(), TurnError> {
-        self.turn(Turn::Pause, &ToWorker::Pause, &[]).await
+    /// Has the worker hold commands and close its disk, and waits until it has, and its companion is gone.
+    pub(super) async fn pause(&self, export: &str) -> Result<(), TurnError> {
+        // Its end is not the worker's from here on.
+        let companion = self.companion.send_replace(None);
+        let turned = self.turn(Turn::Pause, &ToWorker::Pause, &[]).await;
+        let Some(companion) = companion else { return turned };
+        match &turned {
+            Ok(()) => companion.end(export).await,
+            Err(error) => {
+                self.companion.send_replace(Some(companion));
+                if matches!(error, TurnError::Silent) {
+                    // It may pause at any time, and its companion have something under way until then: only after both
+                    // may another one have the clone.
+                    self.given_up.cancel();
+                }
+            }
+        }
+        turned
     }
 
     /// Has the worker go on with a disk, and waits until it does.
-    pub(super) async fn resume(&self, disk: DiskOrder, files: &[OwnedFd]) -> Result<(), TurnError> {
+    pub(super) async fn resume(
+        &self,
+        disk: DiskOrder,
+        files: &[OwnedFd],
+        companion: Option<OwnedFd>,
+    ) -> Result<(), TurnError> {
+        let companion = companion.map(Companion::new).transpose().map_err(TurnError::Companion)?;
+        self.companion.send_replace(companion.map(Arc::new));
         self.turn(Turn::Resume, &ToWorker::Resume(disk), files).await
+    }
+
+    /// Whether it is about to end.
+    pub(super) fn is_given_up(&self) -> bool {
+        self.given_up.is_cancelled()
+    }
+
+    fn companion(&self) -> Option<Arc<Companion>> {
+        self.companion.borrow().clone()
+    }
+
+    /// What its companion says, as if it did itself; nothing once that is gone, and with it the worker.
+    async fn companion_says(&self) -> Option<FromWorker> {
+        let mut current = self.companion.subscribe();
+        loop {
+            let companion = current.borrow_and_update().clone();
+            let said = async {
+                match companion {
+                    Some(companion) => companion.hear().await,
+                    None => std::future::pending().await,
+                }
+            };
+            let said = tokio::select! {
+                biased;
+                // The sender is our own.
+                _ = current.changed() => continue,
+                said = said => said,
+            };
+            return match said? {
+                FromRbdDisk::Log { level, event, text } => Some(FromWorker::Log { level, event, text }),
+                FromRbdDisk::Ready(_) | FromRbdDisk::Refused { .. } => None,
+                #[cfg(feature = "failpoints")]
+                FromRbdDisk::Attacked(_) => None,
+            };
+        }
     }
 
     async fn turn(&self, turn: Turn, message: &ToWorker, files: &[OwnedFd]) -> Result<(), TurnError> {

@@ -11,6 +11,7 @@ use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
+use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep};
 
@@ -51,6 +52,8 @@ pub(super) struct Supervised {
     paused: Mutex<Option<Pause>>,
     /// Held while the worker is paused or resumed, so that the two do not cross.
     turning: tokio::sync::Mutex<()>,
+    /// The recipe may come to more than it did.
+    moved: Notify,
 }
 
 /// A worker that has closed its disk's files. Whoever takes this has it go on.
@@ -98,6 +101,7 @@ impl Supervised {
             sever: CancellationToken::new(),
             paused: Mutex::default(),
             turning: tokio::sync::Mutex::default(),
+            moved: Notify::new(),
         });
         let running = supervised.launch().await?;
         let task = tokio::spawn(Arc::clone(&supervised).supervise(running));
@@ -149,6 +153,16 @@ impl Supervised {
         }
     }
 
+    /// Has the worker, whether it is paused or not, go on with the disk in the place where the recipe finds it from now on. To
+    /// its end, whether or not the caller waits for it. If there is no worker, another one is started at once.
+    pub(super) async fn moved(self: &Arc<Self>) {
+        if let Err(error) = self.pause().await {
+            tracing::info!(event = "worker.not_paused", export = self.label, cause = chain(&error), "a disk was moved");
+        }
+        self.resume().await;
+        self.moved.notify_one();
+    }
+
     async fn shut(self: Arc<Self>) -> Result<(), PauseError> {
         let _alone = self.turning.lock().await;
         let link = self.link().ok_or(PauseError::NoWorker)?;
@@ -159,8 +173,8 @@ impl Supervised {
             before.over.cancel();
             Arc::ptr_eq(&before.link, &link)
         });
-        let turned = if is_paused { Ok(()) } else { link.pause().await };
-        if let Err(TurnError::Problem(_)) = turned {
+        let turned = if is_paused { Ok(()) } else { link.pause(&self.label).await };
+        if matches!(turned, Err(TurnError::Problem(_))) || link.is_given_up() {
             *self.paused() = None;
         } else {
             // One that says nothing may have paused all the same.
@@ -186,8 +200,8 @@ impl Supervised {
         let Some(Pause { link, over }) = self.paused().take() else { return };
         over.cancel();
         let resumed = async {
-            let Launch { order, files, .. } = self.reopen().await.map_err(|error| chain(&error))?;
-            link.resume(order.disk, &files).await.map_err(|error| chain(&error))
+            let Launch { order, files, companion } = self.reopen().await.map_err(|error| chain(&error))?;
+            link.resume(order.disk, &files, companion).await.map_err(|error| chain(&error))
         };
         // A worker that died meanwhile has no part in this: its successor opens the disk by itself.
         let is_current = || self.link().is_some_and(|now| Arc::ptr_eq(&now, &link));
@@ -264,9 +278,9 @@ impl Supervised {
                 tokio::select! {
                     biased;
                     () = self.sever.cancelled() => return,
-                    () = sleep(backoff) => {}
+                    () = self.moved.notified() => backoff = FIRST_BACKOFF,
+                    () = sleep(backoff) => backoff = (backoff * 2).min(LONGEST_BACKOFF),
                 }
-                backoff = (backoff * 2).min(LONGEST_BACKOFF);
                 // Who has a disk on Ceph may take long to answer. What comes of it then is dropped, and so ended.
                 let launched = tokio::select! {
                     biased;

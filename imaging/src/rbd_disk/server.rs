@@ -57,6 +57,8 @@ impl Serving {
                     // What holds for one holds for all.
                     serving.close();
                 }
+                // The last of them closes the clone: nobody who is gone shall be found to have it open.
+                drop(disk);
                 *serving.left() -= 1;
                 serving.ended.notify_all();
             })?;

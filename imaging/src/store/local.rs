@@ -392,6 +392,10 @@ impl ImageStore for LocalStore {
         Overlay::allocated_bytes(&self.top_folder(disk)?)
     }
 
+    fn moves_disks(&self) -> bool {
+        false
+    }
+
     fn location(&self, disk: DiskId, _admission: AdmissionId) -> Result<DiskLocation, StoreError> {
         let golden = self.disk(disk)?.chain.golden;
         match self.image(golden)?.kind {

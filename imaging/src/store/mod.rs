@@ -180,6 +180,10 @@ pub trait ImageStore: fmt::Debug + Send + Sync + 'static {
     /// It is missing.
     fn disk_bytes(&self, disk: DiskId) -> Result<u64, StoreError>;
 
+    /// Whether a snapshot gives its disk another place: what [`ImageStore::location`] gave before is of the image then, and
+    /// must have been revoked.
+    fn moves_disks(&self) -> bool;
+
     /// Where a disk is, for the export of `admission`: with a credential of that admission's own, where a store has such.
     ///
     /// # Errors

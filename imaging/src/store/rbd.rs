@@ -289,6 +289,11 @@ impl ImageStore for RbdImageStore {
         Ok(self.store.disk_bytes(self.disk_there(disk)?)?)
     }
 
+    /// The disk becomes the image, and is a clone of it then.
+    fn moves_disks(&self) -> bool {
+        true
+    }
+
     fn location(&self, disk: DiskId, admission: AdmissionId) -> Result<DiskLocation, StoreError> {
         let name = self.disk_there(disk)?;
         let access = self.store.access(name)?;
