@@ -4,8 +4,9 @@
 
 use super::{BARE, Reads, SECONDS};
 use crate::targets::{Running, free_port, within};
+use rustix::fs::sendfile;
 use std::fs::File;
-use std::io::{Read as _, Seek as _, SeekFrom, Write as _};
+use std::io::{Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
@@ -67,7 +68,7 @@ pub(crate) fn serve(listen: &str, part: &str, disk: &Path) {
     let (mut stream, _) = TcpListener::bind(listen).unwrap().accept().unwrap();
     stream.set_nodelay(true).unwrap();
     let part: usize = part.parse().unwrap();
-    let (mut disk, mut command, mut answer) = (File::open(disk).unwrap(), [0; COMMAND], vec![0; COMMAND + part]);
+    let (disk, mut command, mut answer) = (File::open(disk).unwrap(), [0; COMMAND], vec![0; COMMAND + part]);
     let parts = disk.metadata().unwrap().len() / part as u64;
     let mut number = 0;
     while stream.read_exact(&mut command).is_ok() {
@@ -78,10 +79,12 @@ pub(crate) fn serve(listen: &str, part: &str, disk: &Path) {
             stream.write_all(&answer).unwrap();
         } else {
             number = (number + 1) % parts;
-            disk.seek(SeekFrom::Start(number * part as u64)).unwrap();
+            let (mut at, end) = (number * part as u64, (number + 1) * part as u64);
             stream.write_all(&answer[..COMMAND]).unwrap();
-            // On Linux, `sendfile`.
-            std::io::copy(&mut (&disk).take(part as u64), &mut stream).unwrap();
+            while at < end {
+                let rest = usize::try_from(end - at).unwrap();
+                sendfile(&stream, &disk, Some(&mut at), rest).unwrap();
+            }
         }
     }
 }

@@ -16,7 +16,6 @@ mod rig;
 
 use assay_imaging::config::CephConfig;
 use assay_imaging::store::{ImageStore, LocalStore, RbdImageStore};
-use assay_rbd::name::{CephUser, PoolName};
 use assay_rbd::testing::Ceph;
 use assay_service::client::{ClientError, ServiceClient};
 use assay_service::clock::ManualClock;
@@ -112,26 +111,11 @@ impl Place {
 
     /// For the process that dies.
     fn to_environment(&self) -> Vec<(&'static str, String)> {
-        let Some(ceph) = &self.0 else { return Vec::new() };
-        let key_file = ceph.key_file.display().to_string();
-        vec![
-            ("CRASH_MONITOR", ceph.monitors[0].to_string()),
-            ("CRASH_USER", ceph.user.to_string()),
-            ("CRASH_KEY_FILE", key_file),
-            ("CRASH_POOL", ceph.pool.to_string()),
-        ]
+        self.0.as_ref().map(rig::rbd::to_environment).unwrap_or_default()
     }
 
     fn from_environment() -> Self {
-        let Ok(monitor) = std::env::var("CRASH_MONITOR") else { return Self(None) };
-        let text = |name: &str| std::env::var(name).unwrap();
-        Self(Some(CephConfig {
-            monitors: vec![monitor.parse().unwrap()],
-            user: CephUser::new(&text("CRASH_USER")).unwrap(),
-            key_file: text("CRASH_KEY_FILE").into(),
-            pool: PoolName::new(&text("CRASH_POOL")).unwrap(),
-            rbd_disks_socket: None,
-        }))
+        Self(rig::rbd::from_environment())
     }
 }
 

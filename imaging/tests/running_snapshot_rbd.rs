@@ -17,7 +17,7 @@ use assay_wire::agreement::Agreement;
 use assay_wire::id::{AdmissionId, ImageKey};
 use assay_wire::imaging::{Image, ImageFormat, ImageState, SnapshotRequest};
 use rig::node::{Node, credentials};
-use rig::rbd::{COMPANION, table};
+use rig::rbd::{COMPANION, from_environment, table, to_environment};
 use rig::site::{Service, Site};
 use rig::writer::{Writer, written};
 use serde_json::json;
@@ -97,14 +97,11 @@ impl Running {
     async fn die(&mut self, point: &str, name: &str) {
         self.site.service.shutdown.cancel();
         (&mut self.site.service.task).await.unwrap();
-        let table = &self.table;
         let died = tokio::process::Command::new(std::env::current_exe().unwrap())
             .args(["--exact", "dies", "--ignored", "--nocapture"])
             .env("CRASH_AT", point)
             .env("CRASH_IN", self.site.folder.path())
-            .env("CRASH_MONITOR", table.monitors[0].to_string())
-            .env("CRASH_KEY", &table.key_file)
-            .env("CRASH_POOL", table.pool.as_str())
+            .envs(to_environment(&self.table))
             .env("CRASH_OF", format!("v1/disks/{}/snapshot", self.node.lease))
             .env("CRASH_NAME", name)
             .output()
@@ -168,16 +165,9 @@ async fn a_writer_sees_a_pause_and_each_snapshot_is_a_prefix() {
 #[ignore = "started by whatever_moment_imaging_dies_at_the_export_goes_on"]
 async fn dies() {
     let text = |name: &str| std::env::var(name).unwrap();
-    let table = CephConfig {
-        monitors: vec![text("CRASH_MONITOR").parse().unwrap()],
-        user: CephUser::new("admin").unwrap(),
-        key_file: text("CRASH_KEY").into(),
-        pool: assay_rbd::name::PoolName::new(&text("CRASH_POOL")).unwrap(),
-        rbd_disks_socket: None,
-    };
     fail::cfg(text("CRASH_AT"), "return").unwrap();
     let clock = std::sync::Arc::new(assay_service::clock::ManualClock::new(rig::NOW_MS));
-    let service = Service::start_on(text("CRASH_IN").as_ref(), &clock, Agreement::default(), Some(table)).await;
+    let service = Service::start_on(text("CRASH_IN").as_ref(), &clock, Agreement::default(), from_environment()).await;
     let request = SnapshotRequest { name: text("CRASH_NAME").parse().unwrap() };
     let answer: Result<Image, _> = service.operator.post(&text("CRASH_OF"), &request).await;
     panic!("lived through it: {answer:?}");

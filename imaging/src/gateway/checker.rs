@@ -53,6 +53,7 @@ impl Checkers {
 
     /// Gives whoever will read these files a way to have blocks checked, until it has closed its end.
     pub(super) fn serve(&self, files: &mut GoldenFiles) -> Result<(), StoreError> {
+        files.expect_initiators();
         let checked = self.image(files)?;
         let failed = |source| StoreError::io("preparing to check", &files.name, source);
         let (ours, socket) = pair().map_err(failed)?;

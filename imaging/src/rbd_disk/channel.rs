@@ -315,8 +315,7 @@ mod tests {
         fn nobody_says_more_than_was_asked_about(bytes: [u8; MAPPED_BYTES], near: bool, offset: u64, length in 1_u32..=1 << 30) {
             let mut bytes = bytes;
             if near {
-                let mapped = bytes[0] & 1;
-                bytes[..4].copy_from_slice(&[mapped, 0, 0, 0]);
+                bytes = [bytes[0] & 1, 0, 0, 0, bytes[4], bytes[5], bytes[6], bytes[7]];
             }
             let decoded = Mapped::decode(&bytes, Range { offset, length });
             if let Ok(mapped) = decoded {
@@ -344,7 +343,7 @@ mod tests {
             Request::decode(&bytes)
         };
         assert_eq!(changed(Request::Read(range), 0, 0), Err(MalformedMessage::Operation(0)));
-        assert_eq!(changed(Request::Read(range), 0, 6), Err(MalformedMessage::Operation(6)));
+        assert_eq!(changed(Request::Read(range), 0, 7), Err(MalformedMessage::Operation(7)));
         assert_eq!(changed(Request::Read(range), 2, 1), Err(MalformedMessage::NotZero));
         assert_eq!(changed(Request::Flush, 9, 1), Err(MalformedMessage::NotZero));
         assert_eq!(changed(Request::Flush, 4, 1), Err(MalformedMessage::Length(1)));

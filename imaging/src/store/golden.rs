@@ -64,6 +64,14 @@ impl GoldenFiles {
         Self::open(&cached_folder(store, golden), byte_len, root)
     }
 
+    /// Has the kernel read nothing beside what it is asked for: initiators read ahead by themselves, and say how far. What
+    /// the host would add was read in vain for each boot that does not need it.
+    pub fn expect_initiators(&self) {
+        if let Err(error) = fadvise(&self.disk, 0, None, Advice::Random) {
+            tracing::debug!(event = "image.read_ahead", %error, "the file system reads ahead");
+        }
+    }
+
     /// Opens the files of the image in `folder`, of which `byte_len` and `root` are on record.
     pub(super) fn open(folder: &Path, byte_len: u64, root: Hash) -> Result<Self, StoreError> {
         let open = |name| {

@@ -9,7 +9,6 @@ use crate::store::golden::GoldenFiles;
 use crate::store::merkle::Hash;
 use crate::store::overlay::{DiskFiles, HostBoot, LayerFiles, Overlay, TopFiles};
 use assay_rbd::RbdError;
-use rustix::fs::{Advice, fadvise};
 use serde::{Deserialize, Serialize};
 use std::fs::File;
 use std::os::fd::OwnedFd;
@@ -130,11 +129,7 @@ impl DiskOrder {
         match self {
             Self::Clone { golden, layers, top } => {
                 let golden = golden.open(&mut next)?;
-                // Its initiator reads ahead by itself, and says how far. What the host's kernel would add was read in vain
-                // for each boot that does not need it.
-                if let Err(error) = fadvise(&golden.disk, 0, None, Advice::Random) {
-                    tracing::debug!(event = "worker.reads_ahead", %error, "the file system reads ahead");
-                }
+                golden.expect_initiators();
                 let layer = |name| Ok::<_, DiskError>(LayerFiles { name, data: next()?, map: next()? });
                 let layers = layers.into_iter().map(layer).collect::<Result<_, _>>()?;
                 let top = TopFiles { name: top, data: next()?, map: next()?, live: next()? };
@@ -143,6 +138,7 @@ impl DiskOrder {
             }
             Self::Rbd { golden, clone, object_bytes } => {
                 let golden = golden.open(&mut next)?;
+                golden.expect_initiators();
                 let channels = [next()?].into_iter().chain(files).map(OwnedFd::from).collect();
                 Ok(Arc::new(rbd::open(clone, object_bytes, channels, golden)?))
             }

@@ -5,12 +5,15 @@
 //! traffic costs nothing. It yields the processor between two looks; if anybody took it, processors are scarce, and the
 //! thread sleeps at once for the next thousand times, for twice as many if that goes on, and so on.
 
+use nix::libc::c_long;
+use nix::sys::resource::{UsageWho, getrusage};
 use rustix::thread::sched_yield;
 use std::time::{Duration, Instant};
 
 /// How long a pause between two requests may be, to be looked through.
 const PATIENCE: Duration = Duration::from_micros(50);
-/// Between two looks nobody else has run if they are not farther apart.
+/// Between two looks nobody else has run if they are not farther apart. If they are, the kernel is asked: an interrupt takes
+/// as long.
 const UNDISTURBED: Duration = Duration::from_micros(8);
 /// How often at least and at most the thread sleeps at once after somebody else wanted the processor.
 const LEAST_CROWDED: u32 = 1000;
@@ -27,6 +30,8 @@ pub(super) struct Pace {
     crowded: u32,
     /// How often it had to the last time, less what was found by looking since.
     penalty: u32,
+    /// How often the thread had lost its processor when that was last asked.
+    lost: c_long,
 }
 
 impl Pace {
@@ -47,7 +52,7 @@ impl Pace {
             }
             sched_yield();
             let now = Instant::now();
-            if now.duration_since(last) > UNDISTURBED {
+            if now.duration_since(last) > UNDISTURBED && self.was_disturbed() {
                 self.crowded();
                 return None;
             }
@@ -57,6 +62,13 @@ impl Pace {
             }
             last = now;
         }
+    }
+
+    /// Whether somebody else had the processor since this was last asked.
+    fn was_disturbed(&mut self) -> bool {
+        // It cannot fail for one's own thread.
+        let lost = getrusage(UsageWho::RUSAGE_THREAD).map_or(c_long::MAX, |usage| usage.involuntary_context_switches());
+        lost != std::mem::replace(&mut self.lost, lost)
     }
 
     /// Somebody else wanted the processor.

@@ -46,6 +46,8 @@ const ALLOWED: &[libc::c_long] = &[
     libc::SYS_ppoll,
     libc::SYS_eventfd2,
     libc::SYS_close,
+    // How often a thread has lost its processor: its own numbers are all that it may have.
+    libc::SYS_getrusage,
 ];
 
 /// What any process needs for its threads and its memory, with whatever arguments.

@@ -29,6 +29,28 @@ pub(crate) fn table(ceph: &Ceph, folder: &Path, pool: &str) -> CephConfig {
     CephConfig { monitors, user, key_file, pool, rbd_disks_socket: None }
 }
 
+/// The table, for a process that is to die in place of imaging.
+pub(crate) fn to_environment(table: &CephConfig) -> Vec<(&'static str, String)> {
+    vec![
+        ("CRASH_MONITOR", table.monitors[0].to_string()),
+        ("CRASH_USER", table.user.to_string()),
+        ("CRASH_KEY_FILE", table.key_file.display().to_string()),
+        ("CRASH_POOL", table.pool.to_string()),
+    ]
+}
+
+/// The table that such a process was given, if there is one.
+pub(crate) fn from_environment() -> Option<CephConfig> {
+    let text = |name: &str| std::env::var(name).ok();
+    Some(CephConfig {
+        monitors: vec![text("CRASH_MONITOR")?.parse().unwrap()],
+        user: CephUser::new(&text("CRASH_USER")?).unwrap(),
+        key_file: text("CRASH_KEY_FILE")?.into(),
+        pool: PoolName::new(&text("CRASH_POOL")?).unwrap(),
+        rbd_disks_socket: None,
+    })
+}
+
 /// One project's images on Ceph, and its gateway.
 pub(crate) struct RbdSite {
     pub(crate) folder: tempfile::TempDir,
