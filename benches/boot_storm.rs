@@ -14,6 +14,7 @@ use assay_imaging::store::{ImageStore as _, LocalStore};
 use assay_wire::id::ImageKey;
 use figure::{Better, Figure, in_turns_of, wanted};
 use folder::folder;
+use std::fs::DirEntry;
 use std::ops::ControlFlow;
 use storm::{NODES, Numbered, Site, TGT_NAME, Took, Trace, forget, of_tgt, storm};
 use targets::{Tgt, file_lun};
@@ -63,7 +64,9 @@ fn main() {
 
 /// Octets that processes, by name, id and parent, have had read from disks.
 fn read_by(which: impl Fn(&str, u32, u32) -> bool) -> u64 {
-    let processes = std::fs::read_dir("/proc").unwrap().flatten().map(|entry| entry.path());
+    // `self` is one that has a number, too.
+    let numbered = |entry: &DirEntry| entry.file_name().to_str().is_some_and(|name| name.parse::<u32>().is_ok());
+    let processes = std::fs::read_dir("/proc").unwrap().flatten().filter(numbered).map(|entry| entry.path());
     let theirs = processes.filter(|process| {
         let stat = std::fs::read_to_string(process.join("stat")).unwrap_or_default();
         // `pid (name) state parent …`
