@@ -550,8 +550,19 @@ impl Removed {
     /// # Errors
     /// Ceph does not answer.
     pub fn purge(self) -> Result<usize, RbdError> {
+        self.purge_while(|| true)
+    }
+
+    /// [`Removed::purge`] until `go_on`, asked before each image, says no.
+    ///
+    /// # Errors
+    /// As [`Removed::purge`].
+    pub fn purge_while(self, go_on: impl Fn() -> bool) -> Result<usize, RbdError> {
         let mut purged = 0;
         for (pool, id, name) in self.0 {
+            if !go_on() {
+                break;
+            }
             match pool.remove_from_trash(&id) {
                 Ok(()) => purged += 1,
                 Err(error) if error.is_no_answer() => return Err(error),

@@ -118,7 +118,7 @@ impl Ceph {
         for number in 0..shape.monitors {
             ceph.order("start", Daemon::Monitor(number));
         }
-        let cluster = ceph.admin();
+        let cluster = ceph.admin_patiently();
         for number in 0..shape.osds {
             let (osd, uuid) = (number.to_string(), random_uuid());
             let (conf, output) = (ceph.path("ceph.conf"), ceph.path(&format!("{}-mkfs.out", Daemon::Osd(number))));
@@ -192,6 +192,19 @@ impl Ceph {
     pub fn admin(&self) -> Cluster {
         Cluster::connect(&self.admin_connection())
             .unwrap_or_else(|error| self.give_up("connecting", &format!("{error:?}")))
+    }
+
+    /// [`Ceph::admin`], once the monitors have chosen a leader: on a busy machine that takes several of them longer than
+    /// anybody else is to wait.
+    fn admin_patiently(&self) -> Cluster {
+        let deadline = Instant::now() + START_LIMIT;
+        loop {
+            match Cluster::connect(&self.admin_connection()) {
+                Ok(cluster) => return cluster,
+                Err(error) if Instant::now() > deadline => self.give_up("connecting", &format!("{error:?}")),
+                Err(_) => {}
+            }
+        }
     }
 
     /// How to connect as a user that has what imaging's needs for a store in `pool`, and no more.
@@ -268,7 +281,7 @@ impl Ceph {
             self.order("start", daemon);
             return self.wait_for(daemon, |ceph| ceph.in_quorum(daemon));
         };
-        let cluster = self.admin();
+        let cluster = self.admin_patiently();
         let since = || {
             let map = cluster.mon_query(&json!({"prefix": "osd dump", "format": "json"}))?;
             let osd = map["osds"].as_array().into_iter().flatten().find(|osd| osd["osd"] == number);
