@@ -75,7 +75,8 @@ impl Drop for Reader {
 
 fn sweep(store: &RbdStore, ordered: &Receiver<()>, readers: &AtomicUsize, ending: &AtomicBool) {
     let go_on = || !ending.load(Ordering::Acquire);
-    while ordered.recv().is_ok() && go_on() {
+    // Asked first: the order that came with the end may have been taken for one of many.
+    while go_on() && ordered.recv().is_ok() {
         // Many orders are one.
         while ordered.try_recv().is_ok() {}
         let swept = store.removed().and_then(|removed| {
