@@ -420,8 +420,9 @@ async fn ten_thousand_half_open_connections_are_bounded_and_bother_nobody_else()
     // Standard ones, the clone's three, the golden image's four; and as many as may be half open.
     assert!(open_files(&worker) <= 10 + 8, "{} descriptors in the worker", open_files(&worker));
     // The gateway is this process, like the initiators: what is beyond their sockets is its own.
-    let own = open_files("self").saturating_sub(own_before).saturating_sub(open.len());
-    assert!(own <= 16, "{own} descriptors in the gateway");
+    // So are the gateways of other tests at this moment, whose descriptors go with them.
+    let own = || open_files("self").saturating_sub(own_before).saturating_sub(open.len());
+    rig::site::until(async || own() <= 16).await;
     let resident = pss_kib(&worker);
     eprintln!("worker under 10,000 half-open connections: {resident} KiB");
     assert!(resident < 10 * 1024, "{resident} KiB");
