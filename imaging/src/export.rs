@@ -352,14 +352,17 @@ impl Exporter {
         }
         let begun = Instant::now();
         let paused = self.gateways.pause(&gateway, admission).await.map_err(failed)?;
-        let done = if moves { self.moved(export, &gateway, work).await } else { Ok(work.await) };
-        if paused && !moves {
+        let done = if moves {
+            self.moved(export, &gateway, work).await
+        } else {
+            let done = work.await;
             // It goes on by itself, too, if this does not reach it.
-            if let Err(error) = self.gateways.resume(&gateway, admission).await {
+            if paused && let Err(error) = self.gateways.resume(&gateway, admission).await {
                 let cause = assay_service::error::chain(&error);
                 tracing::warn!(event = "export.not_resumed", %admission, cause, "resuming an export");
             }
-        }
+            Ok(done)
+        };
         let elapsed_ms = begun.elapsed().as_secs_f64() * 1000.0;
         tracing::info!(event = "export.paused", %admission, elapsed_ms, "an export paused");
         done

@@ -4,6 +4,8 @@
 //!
 //! What was found right is believed for [`AGE`] at most by who has not read it yet; then it is looked at again.
 
+use super::process::packets;
+use crate::lock::lock;
 use crate::store::StoreError;
 use crate::store::checker::{Board, CheckerFiles, QUESTION_BYTES, Question, pair};
 use crate::store::golden::{GoldenFiles, GoldenImage};
@@ -11,7 +13,7 @@ use crate::store::merkle::Hash;
 use rustix::fs::fstat;
 use std::collections::HashMap;
 use std::io;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 use tokio::net::UnixDatagram;
 use tokio::runtime::Handle;
@@ -58,10 +60,8 @@ impl Checkers {
         let failed = |source| StoreError::io("preparing to check", &files.name, source);
         let (ours, socket) = pair().map_err(failed)?;
         let board = checked.board.to_read().map_err(failed)?;
-        rustix::io::ioctl_fionbio(&ours, true).map_err(|errno| failed(errno.into()))?;
         let _runtime = self.runtime.enter();
-        // Packets, as datagrams are; but in order, and with an end.
-        let ours = UnixDatagram::from_std(ours.into()).map_err(failed)?;
+        let ours = packets(ours).map_err(failed)?;
         files.checker = Some(CheckerFiles { socket, board });
         self.runtime.spawn(async move {
             if let Err(error) = checked.answer(&ours).await {
@@ -77,7 +77,7 @@ impl Checkers {
         let (at_disk, at_tree) =
             (fstat(disk).map_err(|errno| failed(errno.into()))?, fstat(tree).map_err(|errno| failed(errno.into()))?);
         let identity = Identity { device: at_disk.st_dev, disk: at_disk.st_ino, tree: at_tree.st_ino, root: *root };
-        let mut images = self.images();
+        let mut images = lock(&self.images);
         if let Some(checked) = images.get(&identity).and_then(Weak::upgrade) {
             return Ok(checked);
         }
@@ -95,10 +95,6 @@ impl Checkers {
         images.retain(|_, checked| checked.strong_count() > 0);
         images.insert(identity, Arc::downgrade(&checked));
         Ok(checked)
-    }
-
-    fn images(&self) -> MutexGuard<'_, HashMap<Identity, Weak<Checked>>> {
-        self.images.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -217,7 +213,7 @@ mod tests {
 
         /// What is known of an image that somebody reads.
         fn checked(&self) -> Arc<Checked> {
-            self.checkers.images().values().find_map(Weak::upgrade).unwrap()
+            lock(&self.checkers.images).values().find_map(Weak::upgrade).unwrap()
         }
     }
 

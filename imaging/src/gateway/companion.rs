@@ -1,6 +1,7 @@
 //! A worker's companion, which has its clone on Ceph: asked for at the socket that starts them, and held by the connection.
 //! When that is closed, the companion ends; while it is not, the companion's end is seen on it.
 
+use super::process::packets;
 use crate::rbd_disk::channel::CHANNELS;
 use crate::rbd_disk::message::{FromRbdDisk, Ready};
 use crate::store::{RbdClone, StoreError};
@@ -167,9 +168,7 @@ pub(super) struct Companion {
 impl Companion {
     /// Holds it by the connection.
     pub(super) fn new(control: OwnedFd) -> io::Result<Self> {
-        rustix::io::ioctl_fionbio(&control, true)?;
-        // Packets, as datagrams are; but in order, and with an end.
-        Ok(Self { control: UnixDatagram::from_std(control.into())? })
+        Ok(Self { control: packets(control)? })
     }
 
     /// What it says next; nothing once it is gone, or says what it should not.

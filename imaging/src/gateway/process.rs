@@ -98,16 +98,13 @@ impl Launcher {
         let failed = |source| StartError::Start { program: self.program.clone(), source };
         let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
             .map_err(|errno| failed(errno.into()))?;
-        rustix::io::ioctl_fionbio(&ours, true).map_err(|errno| failed(errno.into()))?;
         let mut command = Command::new(&self.program);
         command.env_clear().env("GLIBC_TUNABLES", MALLOC).kill_on_drop(true).current_dir("/");
         command.stdin(Stdio::from(theirs)).stdout(Stdio::null()).stderr(Stdio::null());
         let (started, child) = oneshot::channel();
         let _answers_by_dropping = self.starts.send(Start { command, started });
         let child = child.await.map_err(|_| StartError::Ended)?.map_err(failed)?;
-        // Packets, as datagrams are; but in order, and with an end.
-        let socket = UnixDatagram::from_std(ours.into()).map_err(failed)?;
-        let link = Link::new(socket, companion).map_err(failed)?;
+        let link = packets(ours).and_then(|socket| Link::new(socket, companion)).map_err(failed)?;
         let ready = async {
             let fds: Vec<BorrowedFd<'_>> = files.iter().map(OwnedFd::as_fd).collect();
             link.tell(&ToWorker::Serve(Box::new(order)), &fds).await.map_err(|_| StartError::Ended)?;
@@ -133,6 +130,12 @@ impl Launcher {
             }
         }
     }
+}
+
+/// A socket whose packets are datagrams, but come in order, and have an end.
+pub(super) fn packets(socket: OwnedFd) -> io::Result<UnixDatagram> {
+    rustix::io::ioctl_fionbio(&socket, true)?;
+    UnixDatagram::from_std(socket.into())
 }
 
 /// A worker that was ready.

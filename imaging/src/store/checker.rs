@@ -11,6 +11,7 @@
 //! not said to be right, and at everything once the checker is silent: it is there to save work, and nothing fails for
 //! want of it.
 
+use crate::lock::lock;
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
 use rustix::io::Errno;
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
@@ -19,7 +20,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::os::unix::fs::FileExt as _;
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 use std::time::Duration;
 
 /// Blocks of one group: one for each bit of a number.
@@ -128,7 +129,7 @@ impl Checker {
 
     /// Which blocks of a group are right, after the wanted ones were looked at. Others may be, too.
     pub(super) fn ask(&self, group: usize, wanted: u64) -> u64 {
-        let mut socket = self.socket.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut socket = lock(&self.socket);
         let Some(open) = &*socket else { return 0 };
         match exchange(open, Question { group: group as u64, wanted }) {
             Ok(right) => right,

@@ -278,7 +278,7 @@ fn fetch_or_read(device: &dyn BlockDevice, start: u64, length: usize, in_place: 
     let end = start + length as u64;
     if in_place
         && device.fetch(start, length as u64)?
-        && matches!(whereabouts(device, start, length as u64), Whereabouts::AtHand)
+        && whereabouts(device, start, length as u64) == Whereabouts::AtHand
     {
         return Ok(IoResult::InPlace(start..end));
     }
